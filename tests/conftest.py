@@ -1,0 +1,185 @@
+"""What every test gets: checked shapes, no internet, fixed seeds, small shared models.
+
+jaxtyping's import hook stands first, so that every shape annotation of the
+package is checked with beartype while the tests run.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn without a screen
+
+import jaxtyping
+
+jaxtyping.install_import_hook("hooked_whisper", "beartype.beartype")
+
+import pytest
+import torch
+from torch import nn
+
+from hooked_whisper.config import HookedWhisperConfig
+
+SWITCHES = {
+    "slow": "takes longer than a test should; turn on with --slow",
+    "gpu": "needs a CUDA device; turn on with --gpu",
+    "network": "needs the internet; turn on with --network",
+}
+"""Markers that are off by default, and the reason that their skip gives."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("hooked_whisper")
+    for marker in SWITCHES:
+        group.addoption(f"--{marker}", action="store_true", help=f"also run tests marked {marker}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--gpu") and not torch.cuda.is_available():
+        raise pytest.UsageError("--gpu: torch sees no CUDA device on this machine.")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
+    if not config.getoption("--network"):
+        _go_offline(config)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker, reason in SWITCHES.items():
+            if item.get_closest_marker(marker) and not config.getoption(f"--{marker}"):
+                item.add_marker(pytest.mark.skip(reason=f"{marker}: {reason}"))
+
+
+def _go_offline(config: pytest.Config) -> None:
+    """Answer every connection that leaves this machine as if there were no network."""
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    real_connect, real_lookup = socket.socket.connect, socket.getaddrinfo
+
+    def is_here(host: Any) -> bool:
+        name = host.decode() if isinstance(host, bytes) else host
+        return name in (None, "", "localhost", "::1") or str(name).startswith("127.")
+
+    def connect(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not is_here(address[0]):
+            raise OSError(f"tests are offline, but something connects to {address[0]}")
+        real_connect(self, address)
+
+    def lookup(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_here(host):
+            raise socket.gaierror(f"tests are offline, but something looks up {host}")
+        return real_lookup(host, *args, **kwargs)
+
+    patch.setattr(socket.socket, "connect", connect)
+    patch.setattr(socket, "getaddrinfo", lookup)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """The same random numbers for a test, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_cfg() -> HookedWhisperConfig:
+    """A Whisper of 0.6 s in which no two sizes that might be mixed up are equal."""
+    return HookedWhisperConfig(
+        n_mels=80,
+        n_audio_ctx=30,
+        n_audio_layers=2,
+        n_audio_heads=2,
+        n_text_ctx=20,
+        n_text_layers=3,
+        n_text_heads=3,
+        d_model=24,
+        d_vocab=101,
+        model_name="tiny-random",
+    )
+
+
+@pytest.fixture(scope="session")
+def _shared_model(tiny_cfg: HookedWhisperConfig) -> nn.Module:
+    return random_model(tiny_cfg)
+
+
+@pytest.fixture
+def tiny_model(_shared_model: nn.Module) -> Iterator[Any]:
+    """A small random HookedWhisper in eval mode, shared: a test must leave it as it was."""
+    before = _state(_shared_model)
+    yield _shared_model
+    for parameter in _shared_model.parameters():
+        parameter.grad = None
+    assert _state(_shared_model) == before, "this test changed the shared tiny_model"
+
+
+@pytest.fixture
+def fresh_model(tiny_cfg: HookedWhisperConfig) -> Any:
+    """The same small model as `tiny_model`, but of this test's own, to be changed at will."""
+    return random_model(tiny_cfg)
+
+
+@pytest.fixture(scope="session")
+def reference_model(_shared_model: nn.Module, tiny_cfg: HookedWhisperConfig) -> Any:
+    """openai-whisper's own model with `tiny_model`'s weights, in eval mode."""
+    return openai_twin(_shared_model, tiny_cfg)
+
+
+@pytest.fixture(scope="session")
+def tiny_mel(tiny_cfg: HookedWhisperConfig) -> torch.Tensor:
+    """A random log-mel of two recordings for `tiny_model`; shared, so clone it to change it."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, tiny_cfg.n_mels, tiny_cfg.n_frames, generator=generator).clamp(-1, 1)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(tiny_cfg: HookedWhisperConfig) -> torch.Tensor:
+    """Random tokens, 7 for each of `tiny_mel`'s recordings; shared, so clone them to change them."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, tiny_cfg.d_vocab, (2, 7), generator=generator)
+
+
+def random_model(cfg: HookedWhisperConfig, seed: int = 0) -> Any:
+    """A HookedWhisper in which every parameter is random, biases and LayerNorms included.
+
+    A fresh model's zeros and ones would hide a bias that is left out.
+    """
+    from hooked_whisper.model.whisper import HookedWhisper
+
+    model = HookedWhisper(cfg).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_gain = ".ln" in name and name.endswith("weight")
+            parameter.copy_(1 + 0.3 * noise if is_gain else 0.3 * noise)
+    return model
+
+
+def openai_twin(model: nn.Module, cfg: HookedWhisperConfig) -> Any:
+    """openai-whisper's own model with the weights of `model`, named independently of the package."""
+    from whisper.model import Whisper
+
+    twin = Whisper(cfg.dims).eval()
+    twin.load_state_dict({_openai_name(k): v for k, v in model.state_dict().items()}, strict=False)
+    return twin
+
+
+def _openai_name(name: str) -> str:
+    stack, _, rest = name.partition(".")
+    rest = rest.replace("mlp.fc_in", "mlp.0").replace("mlp.fc_out", "mlp.2")
+    rest = rest.replace("ln_final", "ln_post" if stack == "encoder" else "ln")
+    rest = rest.replace(".ln1.", ".attn_ln.").replace(".ln3.", ".mlp_ln.")
+    rest = rest.replace(".ln2.", ".mlp_ln." if stack == "encoder" else ".cross_attn_ln.")
+    return f"{stack}.{rest}"
+
+
+def _state(model: nn.Module) -> list[Any]:
+    """What a test could change: weights, mode, hooks and flags."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [
+        [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors],
+        [tensor.requires_grad for _, tensor in tensors],
+        [module.training for module in model.modules()],
+        [len(module._forward_hooks) + len(module._backward_hooks) for module in model.modules()],
+        getattr(model, "cfg", None),
+    ]
