@@ -1,0 +1,26 @@
+"""Audio in, log-mel and tokens: what a Whisper reads and writes.
+
+Nothing here knows a model; sizes come in as numbers or as a configuration.
+"""
+
+from hooked_whisper.speech.audio import load_audio
+from hooked_whisper.speech.mel import Mel, check_mel, to_mel
+from hooked_whisper.speech.tokens import (
+    check_tokens,
+    get_tokenizer,
+    to_str_tokens,
+    to_string,
+    to_tokens,
+)
+
+__all__ = [
+    "Mel",
+    "check_mel",
+    "check_tokens",
+    "get_tokenizer",
+    "load_audio",
+    "to_mel",
+    "to_str_tokens",
+    "to_string",
+    "to_tokens",
+]

@@ -1,0 +1,225 @@
+"""Recordings as Whisper hears them: one channel of float32 at 16 kHz."""
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_whisper.config import SAMPLE_RATE_HZ
+from hooked_whisper.errors import AudioError, AudioFileError, AudioLengthError, AudioRateError
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+MIN_SAMPLES = 400
+"""Samples of one window of Whisper's Fourier transform: 25 ms at 16 kHz."""
+MIN_RATE_HZ = 1_000
+MAX_RATE_HZ = 1_000_000
+MAX_AMPLITUDE = 256.0
+"""Full scale is 1; far above it, the samples are integers that were only cast to float."""
+
+_MISSING_S = 0.1
+"""A decoder may come out a frame or two short of what the header says; more is a cut file."""
+_STREAM_BYTES = 0x7FFF_0000
+"""Programs that write to a pipe put a length at or above this into a WAV header."""
+
+
+def load_audio(source: Any, rate_hz: Any = None) -> Float[Tensor, " sample"]:
+    """One recording as mono float32 samples at 16 kHz, full scale 1.
+
+    Channels are averaged, then the rate is converted by soxr (quality "HQ").
+    Mono at 16 kHz passes unchanged. openai-whisper's own `load_audio` runs
+    the ffmpeg program instead and rounds to 16 bits; this one needs neither.
+
+    Args:
+        source: A path to a file that libsndfile reads (WAV, FLAC, Ogg, MP3,
+            AIFF, ...), or a NumPy array or tensor: `[sample]`, or
+            `[channel, sample]` with one or two channels. Floats have full
+            scale 1; int16 and int32 are divided by theirs. A pair
+            `(samples, rate_hz)` is taken too.
+        rate_hz: Samples per second; arrays and tensors need it. A file knows
+            its own, and any other is an error.
+
+    Returns:
+        Samples on the CPU, detached from any graph.
+
+    Raises:
+        AudioFileError: No such file, a folder, no audio, or cut off.
+        AudioRateError: The rate is missing, impossible, or not the file's.
+        AudioLengthError: Less than 25 ms.
+        AudioError: No samples, NaN or infinity, or an array that is no recording.
+
+    >>> load_audio(np.zeros((2, 8000), np.int16), rate_hz=8000).shape
+    torch.Size([16000])
+    """
+    if isinstance(source, tuple):
+        source, rate_hz = _split_pair(source, rate_hz)
+    if isinstance(source, str | Path):
+        samples, rate = _read_file(Path(source), rate_hz)
+        name = repr(str(source))
+    else:
+        samples, rate = _as_channels(source), _check_rate(rate_hz)
+        name = "audio"
+    return torch.from_numpy(_to_mono_16khz(samples, rate, name))
+
+
+def _split_pair(pair: tuple[Any, ...], rate_hz: Any) -> tuple[Any, Any]:
+    """The samples and the rate of a pair, which no second rate may contradict."""
+    if len(pair) != 2:
+        raise AudioError(
+            f"a tuple of {len(pair)} is no audio; a pair (samples, rate_hz) is. "
+            "For several recordings pass a list: model.to_mel([first, second])."
+        )
+    samples, rate = pair
+    if rate_hz is not None and rate_hz != rate:
+        raise AudioRateError(f"the pair says {rate!r} Hz and rate_hz says {rate_hz!r}; pass one.")
+    return samples, rate
+
+
+def _check_rate(rate_hz: Any) -> float:
+    """The sampling rate as a number, or an error that says what a rate is."""
+    if rate_hz is None:
+        raise AudioRateError(
+            "an array does not know its sampling rate. Pass it: model.to_mel(audio, rate_hz=16000)."
+        )
+    is_number = isinstance(rate_hz, int | float | np.integer | np.floating)
+    if not is_number or isinstance(rate_hz, bool):
+        raise AudioRateError(f"rate_hz is {rate_hz!r}; it must be a number of samples per second.")
+    if not (math.isfinite(rate_hz) and MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ):
+        raise AudioRateError(
+            f"rate_hz is {rate_hz}; sampling rates from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz are "
+            "allowed (not kHz)."
+        )
+    return float(rate_hz)
+
+
+def _as_channels(source: Any) -> np.ndarray:
+    """Samples in memory as floats `[channel sample]`, full scale 1."""
+    if isinstance(source, Tensor):
+        tensor = source.detach().cpu()
+        # NumPy has no bfloat16.
+        samples = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    elif isinstance(source, np.ndarray):
+        samples = source
+    else:
+        raise AudioError(
+            f"{_describe(source)} is no audio; a path, a NumPy array or a tensor is, and a list "
+            "of them is a batch: model.to_mel(samples, rate_hz=16000)."
+        )
+    if samples.ndim not in (1, 2):
+        raise AudioError(
+            f"audio has shape {samples.shape}; it must be [sample] or [channel, sample]. "
+            "For several recordings pass a list: model.to_mel([first, second], rate_hz=...)."
+        )
+    if samples.size == 0:
+        raise AudioError(f"audio is empty: its shape is {samples.shape}.")
+    if samples.ndim == 2 and samples.shape[0] > 2:
+        hint = (
+            "Its axes look like [sample, channel]: pass audio.T."
+            if samples.shape[1] <= 2
+            else "For several recordings pass a list: model.to_mel(list(audio), rate_hz=...)."
+        )
+        raise AudioError(
+            f"audio has shape {samples.shape}; two axes are [channel, sample] with one or two "
+            f"channels. {hint}"
+        )
+    return np.atleast_2d(_scale(samples))
+
+
+def _describe(value: Any) -> str:
+    """A short name of something that was no audio."""
+    return repr(value) if value is None or isinstance(value, int | float) else type(value).__name__
+
+
+def _scale(samples: np.ndarray) -> np.ndarray:
+    """Samples of any accepted dtype as float32 with full scale 1."""
+    if samples.dtype in (np.int16, np.int32):
+        # Exact for int16; int32 is divided before it loses bits to float32.
+        full_scale = -float(np.iinfo(samples.dtype).min)
+        return (samples / full_scale).astype(np.float32)
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise AudioError(
+            f"audio has dtype {samples.dtype}; floats with full scale 1, int16 and int32 are "
+            "allowed. Scale other samples to [-1, 1] first."
+        )
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
+        return samples.astype(np.float32, copy=False)
+
+
+def _read_file(path: Path, rate_hz: Any) -> tuple[np.ndarray, float]:
+    """Samples of a file as floats `[channel sample]`, and its rate."""
+    import soundfile
+
+    path = path.expanduser()
+    if path.is_dir():
+        raise AudioFileError(f"{str(path)!r} is a folder; pass the files in it as a list of paths.")
+    if not path.exists():
+        raise AudioFileError(f"there is no file {str(path)!r} (from {str(Path.cwd())!r}).")
+    try:
+        with soundfile.SoundFile(path) as file:
+            samples = file.read(dtype="float32", always_2d=True)
+            _check_complete(file, len(samples), path)
+            rate = float(file.samplerate)
+    # TypeError: soundfile takes *.raw for headerless samples and wants to be told more.
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        if isinstance(error, AudioFileError):
+            raise
+        raise AudioFileError(
+            f"{str(path)!r} cannot be read as audio ({error}). WAV, FLAC, Ogg, MP3 and AIFF can; "
+            "convert other files first: ffmpeg -i in.m4a out.wav."
+        ) from error
+    if rate_hz is not None and _check_rate(rate_hz) != rate:
+        raise AudioRateError(
+            f"{str(path)!r} says {rate:g} Hz and rate_hz says {rate_hz}. Leave rate_hz out: the "
+            "file's own rate is used."
+        )
+    return samples.T, _check_rate(rate)
+
+
+def _check_complete(file: "SoundFile", n_read: int, path: Path) -> None:
+    """Refuse a file that holds less sound than its header says."""
+    # libsndfile believes a cut WAV or AIFF file's size over its header, and says so in its log.
+    chunk = re.search(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.M)
+    is_cut = chunk is not None and int(chunk[2]) < int(chunk[1]) < _STREAM_BYTES
+    if is_cut or file.frames - n_read > _MISSING_S * file.samplerate:
+        raise AudioFileError(
+            f"{str(path)!r} is cut off or damaged: {n_read / file.samplerate:.2f} s can be read, "
+            "less than its header says. Copy it again, or convert what is there with ffmpeg."
+        )
+
+
+def _to_mono_16khz(samples: np.ndarray, rate_hz: float, name: str) -> np.ndarray:
+    """Checked `[channel sample]` floats as one channel at 16 kHz."""
+    if samples.size == 0:
+        raise AudioError(f"{name} is empty: it has no samples.")
+    finite = np.isfinite(samples)
+    if not finite.all():
+        channel, sample = np.argwhere(~finite)[0]
+        raise AudioError(
+            f"{name} has {int((~finite).sum())} samples that are NaN or infinite, the first at "
+            f"{sample / rate_hz:.3f} s ({samples[channel, sample]}). Every sample must be finite."
+        )
+    peak = float(np.abs(samples).max())
+    if peak > MAX_AMPLITUDE:
+        raise AudioError(
+            f"{name} reaches {peak:g}; full scale of float samples is 1. If these were 16-bit "
+            "integers, divide them by 32768."
+        )
+    mono = samples[0] if len(samples) == 1 else samples.mean(axis=0, dtype=np.float32)
+    mono = np.ascontiguousarray(mono)
+    if rate_hz != SAMPLE_RATE_HZ:
+        import soxr
+
+        mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ)
+    if len(mono) < MIN_SAMPLES:
+        raise AudioLengthError(
+            f"{name} is {samples.shape[1] / rate_hz * 1000:.4g} ms long; at least "
+            f"{MIN_SAMPLES / SAMPLE_RATE_HZ * 1000:g} ms are needed. Is its rate of {rate_hz:g} Hz "
+            "right?"
+        )
+    return mono
