@@ -1,0 +1,304 @@
+"""Tensors in files, read piece by piece so that loading needs little more than the weights.
+
+A mapped file's pages count as this process's memory for as long as the
+mapping lives. Tensors are therefore copied out in pieces, and the mapping is
+made anew after a few megabytes: a Whisper loads at about 1.1 times its size,
+whatever the dtype of the file and of the model.
+"""
+
+import itertools
+import json
+import math
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hooked_whisper.errors import CheckpointError
+
+PIECE_BYTES = 8 * 2**20
+"""Most bytes that are copied at once, and least bytes before a file is mapped anew."""
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@runtime_checkable
+class StoredTensor(Protocol):
+    """A tensor that is not in the model yet."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its dtype where it is stored."""
+
+    def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Its values, in memory that belongs to the caller alone."""
+
+
+@dataclass(frozen=True)
+class MemoryTensor:
+    """A tensor that is in memory already.
+
+    `owned` says that nobody else will use it: then it is handed over instead
+    of copied, where device and dtype allow.
+    """
+
+    value: Tensor
+    owned: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
+    def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        whole = self.value.untyped_storage().nbytes() == self.value.nbytes
+        hand_over = self.owned and whole and self.value.is_contiguous()
+        taken = self.value.detach().to(device=device, dtype=dtype, copy=not hand_over)
+        return taken.contiguous()
+
+
+@dataclass(frozen=True)
+class RowsTensor:
+    """An embedding of which only some rows are stored; all others share one row."""
+
+    rows: StoredTensor
+    row_ids: StoredTensor
+    n_rows: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.n_rows, *self.rows.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        rows = self.rows.take(device, dtype)
+        row_ids = self.row_ids.take(device, torch.int64)
+        whole = rows[-1].repeat(self.n_rows, 1)
+        whole[row_ids] = rows[:-1]
+        return whole
+
+
+class TensorFile(ABC):
+    """A file of named tensors, mapped into memory for a few megabytes at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._budget_bytes = max(PIECE_BYTES, path.stat().st_size // 32)
+        self._n_read_bytes = 0
+        self._handle: Any = None
+
+    @abstractmethod
+    def _open(self) -> Any:
+        """Map the file."""
+
+    @abstractmethod
+    def _slice(self, handle: Any, key: str, start: int, stop: int) -> Tensor:
+        """Some rows, as a view of the mapping."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Every tensor of the file by its name there."""
+
+    def rows(self, key: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of one tensor, to be copied before more are read."""
+        if self._handle is None:
+            self._handle = self._open()
+        piece = self._slice(self._handle, key, start, stop)
+        self._n_read_bytes += piece.nbytes
+        if self._n_read_bytes >= self._budget_bytes:
+            self._n_read_bytes, self._handle = 0, None
+        return piece
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor of a `TensorFile`."""
+
+    file: TensorFile
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        out = torch.empty(self.shape, device=device, dtype=dtype)
+        start = 0
+        for piece in self.pieces():
+            out[start : start + len(piece)].copy_(piece)
+            start += len(piece)
+        return out
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Its rows in order, a few megabytes at a time, each to be used before the next."""
+        n_rows = self.shape[0] if self.shape else 0
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        step = max(1, PIECE_BYTES // max(1, row_bytes))
+        for start in range(0, n_rows, step):
+            yield self.file.rows(self.key, start, min(n_rows, start + step))
+
+
+def equal_tensors(first: StoredTensor, second: StoredTensor) -> bool:
+    """Whether two stored tensors agree in shape, dtype and every value."""
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if isinstance(first, FileTensor) and isinstance(second, FileTensor):
+        pairs = zip(first.pieces(), second.pieces(), strict=True)
+        return all(torch.equal(one, other) for one, other in pairs)
+    cpu = torch.device("cpu")
+    return torch.equal(first.take(cpu, first.dtype), second.take(cpu, second.dtype))
+
+
+class SafetensorsFile(TensorFile):
+    """A safetensors file."""
+
+    _DTYPES: Mapping[str, torch.dtype] = {
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F32": torch.float32,
+        "F64": torch.float64,
+        "I32": torch.int32,
+        "I64": torch.int64,
+    }
+
+    def _open(self) -> Any:
+        try:
+            return safe_open(str(self.path), framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{self.path} cannot be read as safetensors ({error}): it was cut short or is "
+                "another kind of file. Download or save it again."
+            ) from error
+
+    def _slice(self, handle: Any, key: str, start: int, stop: int) -> Tensor:
+        piece: Tensor = handle.get_slice(key)[start:stop]
+        return piece
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        handle = self._open()
+        found: dict[str, StoredTensor] = {}
+        for key in handle.keys():
+            stored = handle.get_slice(key)
+            dtype = self._DTYPES.get(stored.get_dtype())
+            if dtype is None:
+                raise CheckpointError(
+                    f"{key!r} in {self.path} holds {stored.get_dtype()} values; weights are F16, "
+                    "BF16, F32 or F64. Save the model unquantised."
+                )
+            found[key] = FileTensor(self, key, tuple(stored.get_shape()), dtype)
+        return found
+
+
+class TorchFile(TensorFile):
+    """A file that `torch.save` wrote; only plain tensors and containers are ever unpickled."""
+
+    def __init__(self, path: Path, where: str) -> None:
+        super().__init__(path)
+        self.where = where
+        """The key of the dictionary of tensors in the file."""
+
+    def _open(self) -> Any:
+        return read_torch(self.path, mapped=True)[self.where]
+
+    def _slice(self, handle: Any, key: str, start: int, stop: int) -> Tensor:
+        piece: Tensor = handle[key][start:stop]
+        return piece
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        values = self._open()
+        return {
+            key: FileTensor(self, key, tuple(value.shape), value.dtype)
+            for key, value in values.items()
+        }
+
+
+def read_torch(path: Path, *, mapped: bool) -> Any:
+    """What `torch.save` wrote, refusing every pickled object that is no plain tensor.
+
+    Raises:
+        CheckpointError: The file was cut short, is another kind of file, or
+            holds pickled objects. None of them is executed.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a broken or hostile pickle can raise anything at all
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        if "weights only" in first_line.lower():
+            raise CheckpointError(
+                f"{path} holds pickled objects that are no plain tensors "
+                f"({_refused_object(str(error))}); nothing of it was executed. Loading such a file "
+                "could run any code: ask its author for safetensors or for plain tensors."
+            ) from error
+        raise CheckpointError(
+            f"{path} cannot be read as a torch checkpoint ({first_line}): it was cut short or is "
+            "another kind of file. Download or save it again."
+        ) from error
+
+
+def is_mappable(path: Path) -> bool:
+    """Whether a torch file has the zip layout (torch 1.6 and later), which can be mapped."""
+    return zipfile.is_zipfile(path)
+
+
+def check_plain(tensors: Mapping[Any, Any], path: object) -> None:
+    """Refuse a dictionary that holds anything but dense floating-point tensors by name.
+
+    Raises:
+        CheckpointError: Names the entry and what it is.
+    """
+    for key, value in tensors.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{key!r} in {path} is a {type(value).__name__}; weights are tensors by name."
+            )
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = "meta" if value.is_meta else "quantised or sparse"
+            raise CheckpointError(
+                f"{key!r} in {path} is a {kind} tensor; weights are plain dense tensors."
+            )
+        if value.dtype not in FLOAT_DTYPES:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
+            raise CheckpointError(
+                f"{key!r} in {path} holds {str(value.dtype).removeprefix('torch.')} values; "
+                f"weights are one of {allowed}. Save the model unquantised."
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds one object.
+
+    Raises:
+        CheckpointError: The file cannot be read, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as JSON ({error}). Download or save it again."
+        ) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}; it must be an object.")
+    return values
+
+
+def _refused_object(message: str) -> str:
+    """The name of the object in a torch message such as 'Unsupported global: GLOBAL x.y ...'."""
+    words = message.split()
+    for word, following in itertools.pairwise(words):
+        if word == "GLOBAL":
+            return following.rstrip(".,")
+    return "see the cause above"

@@ -1,0 +1,214 @@
+"""transformers' Whisper: local folders with safetensors, and models in memory.
+
+Only safetensors are read: the older `pytorch_model.bin` is a pickle.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hooked_whisper.config import HookedWhisperConfig
+from hooked_whisper.errors import (
+    ArchitectureError,
+    CheckpointError,
+    ConfigError,
+    SourceError,
+    WeightNameError,
+)
+from hooked_whisper.weights.files import (
+    FLOAT_DTYPES,
+    MemoryTensor,
+    SafetensorsFile,
+    StoredTensor,
+    check_plain,
+    equal_tensors,
+    read_json,
+)
+from hooked_whisper.weights.loaded import LoadedWeights
+from hooked_whisper.weights.native import CONFIG_FILE, WEIGHTS_FILE, heads_mask
+from hooked_whisper.weights.rename import huggingface_name, match_tensors
+
+INDEX_FILE = "model.safetensors.index.json"
+GENERATION_FILE = "generation_config.json"
+
+_SIZES = {
+    "num_mel_bins": "n_mels",
+    "max_source_positions": "n_audio_ctx",
+    "encoder_layers": "n_audio_layers",
+    "encoder_attention_heads": "n_audio_heads",
+    "max_target_positions": "n_text_ctx",
+    "decoder_layers": "n_text_layers",
+    "decoder_attention_heads": "n_text_heads",
+    "d_model": "d_model",
+    "vocab_size": "d_vocab",
+}
+"""transformers' name of each size, and ours."""
+
+
+def read_huggingface_folder(folder: Path, model_name: str | None = None) -> LoadedWeights:
+    """Weights that `save_pretrained` of a transformers Whisper wrote, in one file or in shards.
+
+    Raises:
+        SourceError: The folder has no safetensors.
+        CheckpointError: A file is broken, or a shard is missing.
+        ArchitectureError: The model is no Whisper, or one that computes something else.
+        WeightNameError: Tensors are missing or unexpected.
+        WeightShapeError: A tensor has another shape than the config gives.
+    """
+    path = folder / CONFIG_FILE
+    cfg = config_from_huggingface(read_json(path), model_name or folder.resolve().name, str(path))
+    generation = folder / GENERATION_FILE
+    pairs = read_json(generation).get("alignment_heads") if generation.is_file() else None
+    heads = heads_mask(pairs, cfg, generation)
+    stored = _read_tensors(folder)
+    return LoadedWeights(
+        cfg=cfg,
+        tensors=_match(stored, cfg, str(folder)),
+        source=str(folder),
+        alignment_heads=heads,
+    )
+
+
+def from_hf_state(model: Any) -> LoadedWeights:
+    """Weights of a transformers Whisper in memory; assigning them copies.
+
+    Args:
+        model: A `WhisperForConditionalGeneration` or `WhisperModel`.
+
+    Raises:
+        ArchitectureError: It is another model.
+        WeightNameError: Its state dict is none of a plain Whisper's.
+    """
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "to_dict"):
+        raise ArchitectureError(
+            f"from_hf takes a transformers Whisper, and got a {kind}. For an openai-whisper model "
+            "call from_openai, for names and paths from_pretrained."
+        )
+    values: dict[str, Any] = model.config.to_dict()  # type: ignore[union-attr, operator]
+    cfg = config_from_huggingface(values, "custom", f"this {kind}")
+    state_dict = model.state_dict()
+    check_plain(state_dict, f"this {kind}")
+    pairs = getattr(getattr(model, "generation_config", None), "alignment_heads", None)
+    heads = heads_mask(None if pairs is None else [list(pair) for pair in pairs], cfg, kind)
+    stored: dict[str, StoredTensor] = {
+        key: MemoryTensor(value) for key, value in state_dict.items()
+    }
+    return LoadedWeights(
+        cfg=cfg,
+        tensors=_match(stored, cfg, f"this {kind}"),
+        source=f"this {kind}",
+        alignment_heads=heads,
+    )
+
+
+def config_from_huggingface(
+    values: dict[str, Any], model_name: str, source: str
+) -> HookedWhisperConfig:
+    """The config for a transformers `WhisperConfig`, given as a dictionary.
+
+    Raises:
+        ArchitectureError: Another model's config, or a Whisper that computes
+            something else: another activation, MLP width or embedding scale.
+    """
+    if values.get("model_type") != "whisper":
+        raise ArchitectureError(
+            f"{source} is of a {values.get('model_type')!r} model {values.get('architectures')}; "
+            "only transformers models with model_type 'whisper' can be loaded."
+        )
+    needed = [*_SIZES, "encoder_ffn_dim", "decoder_ffn_dim"]
+    if missing := [key for key in needed if key not in values]:
+        raise ArchitectureError(f"{source} lacks {missing}; save the model with its whole config.")
+    try:
+        cfg = HookedWhisperConfig(
+            **{ours: values[theirs] for theirs, ours in _SIZES.items()}, model_name=model_name
+        )
+    except ConfigError as error:
+        raise ArchitectureError(f"{source} is none of a Whisper: {error}") from error
+    fixed = {
+        "activation_function": "gelu",
+        "scale_embedding": False,
+        "tie_word_embeddings": True,
+        "encoder_ffn_dim": cfg.d_mlp,
+        "decoder_ffn_dim": cfg.d_mlp,
+    }
+    for key, value in fixed.items():
+        if values.get(key, value) != value:
+            raise ArchitectureError(
+                f"{key} in {source} is {values[key]!r}; every Whisper of OpenAI has {value!r}, and "
+                "only that is computed here."
+            )
+    return cfg
+
+
+def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the folder's safetensors; one file goes before shards, as in transformers."""
+    if (folder / WEIGHTS_FILE).is_file():
+        stored = SafetensorsFile(folder / WEIGHTS_FILE).tensors()
+    elif (folder / INDEX_FILE).is_file():
+        stored = _read_shards(folder)
+    else:
+        held = sorted(path.name for path in folder.iterdir())[:12]
+        raise SourceError(
+            f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}; it holds {held}. Pickled "
+            "weights are not read: save the model with save_pretrained, which writes safetensors."
+        )
+    for key, tensor in stored.items():
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(f"{key!r} in {folder} holds {tensor.dtype} values, not weights.")
+    return stored
+
+
+def _read_shards(folder: Path) -> dict[str, StoredTensor]:
+    index = folder / INDEX_FILE
+    stored: dict[str, StoredTensor] = {}
+    weight_map = read_weight_map(index)
+    for file_name in sorted(set(weight_map.values())):
+        path = folder / file_name
+        if not path.is_file():
+            raise CheckpointError(f"{index} names the shard {file_name}, which is not in {folder}.")
+        shard = SafetensorsFile(path).tensors()
+        listed = {key for key, name in weight_map.items() if name == file_name}
+        if listed != set(shard):
+            raise WeightNameError(
+                f"{path} and {index.name} differ in {sorted(listed ^ set(shard))}. Download or "
+                "save all files again."
+            )
+        stored |= shard
+    return stored
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Which file of a sharded checkpoint holds each tensor.
+
+    Raises:
+        CheckpointError: The index names files in other folders, or is broken.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no 'weight_map' of tensors to files.")
+    for file_name in weight_map.values():
+        plain = isinstance(file_name, str) and Path(file_name).name == file_name
+        if not plain or not file_name.endswith(".safetensors") or "\\" in file_name:
+            raise CheckpointError(
+                f"{index} names the shard {file_name!r}; shards are safetensors files beside it."
+            )
+    return weight_map
+
+
+def _match(
+    stored: dict[str, StoredTensor], cfg: HookedWhisperConfig, source: str
+) -> dict[str, StoredTensor]:
+    """By our names, once names and shapes are right and the unembedding is the embedding."""
+    prefix = "model." if any(key.startswith("model.") for key in stored) else ""
+    rest = dict(stored)
+    unembedding = rest.pop("proj_out.weight", None)
+    tensors = match_tensors(rest, cfg, lambda name: prefix + huggingface_name(name), source)
+    embedding = tensors["decoder.token_embedding.weight"]
+    if unembedding is not None and not equal_tensors(unembedding, embedding):
+        raise ArchitectureError(
+            f"'proj_out.weight' in {source} differs from '{prefix}decoder.embed_tokens.weight'; "
+            "Whisper's unembedding is its embedding. Tie them before saving the model."
+        )
+    return tensors

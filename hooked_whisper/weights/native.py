@@ -1,0 +1,200 @@
+"""This package's own folders: `config.json` and `model.safetensors`.
+
+`config.json` holds `format`, `version`, the `config` of HookedWhisperConfig,
+the `alignment_heads` as pairs of layer and head, and the names that are
+`omitted` from the weights. `model.safetensors` holds the tensors by the names
+of the model's state dict. An embedding of which few rows are used may be
+stored as `{name}.rows` with `{name}.row_ids`: the last of the rows stands for
+every id that is not listed.
+"""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hooked_whisper.config import HookedWhisperConfig
+from hooked_whisper.errors import (
+    ArchitectureError,
+    CheckpointError,
+    ConfigError,
+    SourceError,
+    WeightShapeError,
+)
+from hooked_whisper.weights.files import (
+    FLOAT_DTYPES,
+    RowsTensor,
+    SafetensorsFile,
+    StoredTensor,
+    check_plain,
+    read_json,
+)
+from hooked_whisper.weights.loaded import LoadedWeights
+from hooked_whisper.weights.rename import check_names, expected_shapes, match_tensors
+
+FORMAT = "hooked_whisper"
+VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+_MAY_BE_OMITTED = ("encoder.positional_embedding",)
+
+
+def save_weights(
+    folder: Any,
+    cfg: HookedWhisperConfig,
+    state_dict: Mapping[str, Tensor],
+    alignment_heads: Bool[Tensor, "layer head"] | None = None,
+) -> None:
+    """Write a model's weights and config into a folder, from which they load again.
+
+    Both files are written beside their places and then moved there, so that
+    an interruption leaves no half-written file under either name.
+
+    Args:
+        folder: Made where it is missing. What an earlier save left is replaced.
+        state_dict: Exactly the tensors that the config asks for.
+
+    Raises:
+        SourceError: The folder is a file, or holds another package's model.
+        WeightNameError: Tensors are missing or unexpected.
+        CheckpointError: A tensor is not plain floating point.
+    """
+    target = Path(folder).expanduser()
+    check_plain(state_dict, "the model")
+    check_names(set(expected_shapes(cfg)), set(state_dict), "the model")
+    _check_target(target)
+    values = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": cfg.to_dict(),
+        "alignment_heads": None if alignment_heads is None else alignment_heads.nonzero().tolist(),
+        "omitted": [],
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
+    target.mkdir(parents=True, exist_ok=True)
+    mark = f".{uuid.uuid4().hex}.part"
+    weights, config = target / (WEIGHTS_FILE + mark), target / (CONFIG_FILE + mark)
+    try:
+        save_file(tensors, weights, metadata={"format": "pt"})
+        config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(weights, target / WEIGHTS_FILE)
+        os.replace(config, target / CONFIG_FILE)
+    finally:
+        for part in (weights, config):
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def read_native_folder(folder: Path) -> LoadedWeights:
+    """Weights that `save_weights` wrote, or the shipped model in the same format.
+
+    Raises:
+        CheckpointError: A file is missing, broken, or of a later version.
+        ArchitectureError: The config is none of a Whisper.
+        WeightNameError: Tensors are missing or unexpected.
+        WeightShapeError: A tensor has another shape than the config gives.
+    """
+    path = folder / CONFIG_FILE
+    values = read_json(path)
+    if values.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has version {values.get('version')!r} of this package's format; this release "
+            f"reads version {VERSION}. Upgrade hooked_whisper."
+        )
+    try:
+        cfg = HookedWhisperConfig.from_dict(values["config"])
+    except (ConfigError, KeyError, TypeError) as error:
+        raise ArchitectureError(f"{path} holds no config of a Whisper: {error}") from error
+    omitted = values.get("omitted") or []
+    if not isinstance(omitted, list) or any(name not in _MAY_BE_OMITTED for name in omitted):
+        raise CheckpointError(
+            f"{path} omits {omitted!r}; only {list(_MAY_BE_OMITTED)} can be computed anew."
+        )
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise CheckpointError(f"{folder} has no {WEIGHTS_FILE} beside its config.json.")
+    stored = _unfold_rows(SafetensorsFile(weights).tensors(), cfg, weights)
+    return LoadedWeights(
+        cfg=cfg,
+        tensors=match_tensors(stored, cfg, lambda name: name, str(weights), omitted),
+        source=str(weights),
+        alignment_heads=heads_mask(values.get("alignment_heads"), cfg, path),
+        omitted=tuple(omitted),
+    )
+
+
+def heads_mask(
+    pairs: Any, cfg: HookedWhisperConfig, path: object
+) -> Bool[Tensor, "layer head"] | None:
+    """Alignment heads as a mask, from `[[layer, head], ...]`; None stays None.
+
+    Raises:
+        CheckpointError: A pair is no head of this config's decoder.
+    """
+    if pairs is None:
+        return None
+    mask = torch.zeros(cfg.n_text_layers, cfg.n_text_heads, dtype=torch.bool)
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        if not (
+            isinstance(pair, (list, tuple))
+            and len(pair) == 2
+            and all(type(number) is int for number in pair)
+            and 0 <= pair[0] < cfg.n_text_layers
+            and 0 <= pair[1] < cfg.n_text_heads
+        ):
+            raise CheckpointError(
+                f"{path} names {pair!r} as an alignment head; a head is [layer, head] with layers "
+                f"0 to {cfg.n_text_layers - 1} and heads 0 to {cfg.n_text_heads - 1}."
+            )
+        mask[pair[0], pair[1]] = True
+    return mask
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise SourceError(f"{target} is a file; save_pretrained writes a folder. Name another one.")
+    config = target / CONFIG_FILE
+    if config.exists() and read_json(config).get("format") != FORMAT:
+        raise SourceError(
+            f"{config} belongs to another package's model and would be overwritten. Name a new or "
+            "empty folder."
+        )
+
+
+def _unfold_rows(
+    stored: dict[str, StoredTensor], cfg: HookedWhisperConfig, path: Path
+) -> dict[str, StoredTensor]:
+    """The token embedding as a whole, where only its used rows are stored."""
+    name = "decoder.token_embedding.weight"
+    rows = stored.pop("decoder.token_embedding.rows", None)
+    row_ids = stored.pop("decoder.token_embedding.row_ids", None)
+    for key, tensor in stored.items():
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(f"{key!r} in {path} holds {tensor.dtype} values, not weights.")
+    if rows is None or row_ids is None:
+        return stored
+    if row_ids.shape != (max(rows.shape[0] - 1, 0),):
+        raise WeightShapeError(
+            f"row_ids of the token embedding in {path} is {row_ids.shape}; {rows.shape} rows need "
+            f"({rows.shape[0] - 1},) ids, because the last row stands for all others."
+        )
+    ids = row_ids.take(torch.device("cpu"), torch.int64)
+    if (
+        row_ids.dtype in FLOAT_DTYPES
+        or len(ids.unique()) < len(ids)
+        or (len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < cfg.d_vocab)
+    ):
+        raise CheckpointError(
+            f"row_ids of the token embedding in {path} must be different integers from 0 to "
+            f"{cfg.d_vocab - 1}."
+        )
+    return {**stored, name: RowsTensor(rows, row_ids, cfg.d_vocab)}
