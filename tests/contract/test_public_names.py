@@ -1,0 +1,86 @@
+"""The public names: one added, renamed or lost here is a change that users see.
+
+A change of these lists belongs into the documentation and the changelog too.
+"""
+
+import types
+
+import hooked_whisper
+from hooked_whisper import errors
+
+PUBLIC = {
+    "HookedEncoderDecoder",
+    "HookedWhisper",
+    "HookedWhisperConfig",
+    "HookPoint",
+    "Mel",
+    "WhisperCache",
+    "errors",
+}
+
+ERRORS = {
+    "HookedWhisperError": ("Exception",),
+    "ConfigError": ("HookedWhisperError", "ValueError"),
+    "HookError": ("HookedWhisperError",),
+    "HookNameError": ("HookError", "KeyError"),
+    "HookDisabledError": ("HookNameError",),
+    "HookResultError": ("HookError", "ValueError"),
+    "CacheError": ("HookedWhisperError", "ValueError"),
+    "InputError": ("HookedWhisperError", "ValueError"),
+    "AudioError": ("InputError",),
+    "AudioFileError": ("AudioError", "OSError"),
+    "AudioRateError": ("AudioError",),
+    "AudioLengthError": ("AudioError",),
+    "MelError": ("InputError",),
+    "TokenError": ("InputError",),
+    "WeightsError": ("HookedWhisperError",),
+    "SourceError": ("WeightsError", "ValueError"),
+    "DownloadError": ("WeightsError", "OSError"),
+    "CheckpointError": ("WeightsError", "ValueError"),
+    "ArchitectureError": ("WeightsError", "ValueError"),
+    "WeightNameError": ("WeightsError", "KeyError"),
+    "WeightShapeError": ("WeightsError", "ValueError"),
+}
+"""Every error with what it derives from: code that catches the built-in one counts on it."""
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(hooked_whisper.__all__) == PUBLIC
+
+
+def test_every_public_name_is_there() -> None:
+    assert [name for name in hooked_whisper.__all__ if not hasattr(hooked_whisper, name)] == []
+
+
+def test_the_package_shows_nothing_else() -> None:
+    shown = {
+        name
+        for name, value in vars(hooked_whisper).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert shown <= PUBLIC
+
+
+def test_a_star_import_brings_the_public_names() -> None:
+    namespace: dict[str, object] = {}
+    exec("from hooked_whisper import *", namespace)
+    assert set(namespace) - {"__builtins__"} == PUBLIC
+
+
+def test_the_errors_are_these() -> None:
+    defined = {
+        name: tuple(base.__name__ for base in value.__bases__)
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and value.__module__ == errors.__name__
+    }
+    assert defined == ERRORS
+
+
+def test_the_tree_in_the_docstring_names_every_error() -> None:
+    drawn = {word for word in (errors.__doc__ or "").split() if word.endswith("Error")}
+    assert set(ERRORS) <= drawn
+
+
+def test_an_error_reads_as_its_sentence() -> None:
+    """A KeyError would show the quoted repr of its message."""
+    assert str(errors.HookNameError("no hook 'a'.")) == "no hook 'a'."
