@@ -6,7 +6,7 @@ package is checked with beartype while the tests run.
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn without a screen
@@ -119,21 +119,33 @@ def fresh_model(tiny_cfg: HookedWhisperConfig) -> Any:
 
 
 @pytest.fixture(scope="session")
-def reference_model(_shared_model: nn.Module, tiny_cfg: HookedWhisperConfig) -> Any:
-    """openai-whisper's own model with `tiny_model`'s weights, in eval mode."""
-    return openai_twin(_shared_model, tiny_cfg)
+def reference_model(_shared_model: nn.Module) -> Any:
+    """openai-whisper's own model with the weights of `tiny_model`, in eval mode; shared."""
+    return openai_twin(_shared_model)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Any]:
+    """`random_model(cfg, seed=0)`, for a test that needs other sizes or a model of its own."""
+    return random_model
+
+
+@pytest.fixture(scope="session")
+def make_reference() -> Callable[..., Any]:
+    """`openai_twin(model)`: openai-whisper's own model with the weights of a HookedWhisper."""
+    return openai_twin
 
 
 @pytest.fixture(scope="session")
 def tiny_mel(tiny_cfg: HookedWhisperConfig) -> torch.Tensor:
-    """A random log-mel of two recordings for `tiny_model`; shared, so clone it to change it."""
+    """A random log-mel of two recordings for `tiny_model`; shared, so clone to change it."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, tiny_cfg.n_mels, tiny_cfg.n_frames, generator=generator).clamp(-1, 1)
 
 
 @pytest.fixture(scope="session")
 def tiny_tokens(tiny_cfg: HookedWhisperConfig) -> torch.Tensor:
-    """Random tokens, 7 for each of `tiny_mel`'s recordings; shared, so clone them to change them."""
+    """Random tokens, 7 for each recording of `tiny_mel`; shared, so clone to change them."""
     generator = torch.Generator().manual_seed(2)
     return torch.randint(0, tiny_cfg.d_vocab, (2, 7), generator=generator)
 
@@ -155,12 +167,18 @@ def random_model(cfg: HookedWhisperConfig, seed: int = 0) -> Any:
     return model
 
 
-def openai_twin(model: nn.Module, cfg: HookedWhisperConfig) -> Any:
-    """openai-whisper's own model with the weights of `model`, named independently of the package."""
+def openai_twin(model: Any) -> Any:
+    """openai-whisper's own model with the weights of `model`.
+
+    The renaming is written out here, so that a slip in the package's own shows.
+    """
     from whisper.model import Whisper
 
-    twin = Whisper(cfg.dims).eval()
-    twin.load_state_dict({_openai_name(k): v for k, v in model.state_dict().items()}, strict=False)
+    twin = Whisper(model.cfg.dims).eval()
+    weights = {_openai_name(name): value for name, value in model.state_dict().items()}
+    missing, extra = twin.load_state_dict(weights, strict=False)
+    # openai-whisper's causal mask and alignment heads are no weights, and not saved by it.
+    assert set(missing) | set(extra) <= {"decoder.mask", "alignment_heads"}, (missing, extra)
     return twin
 
 
