@@ -1,0 +1,258 @@
+"""The configuration of a hooked Whisper, and the glossary of its axes.
+
+Axis names, used in every shape annotation and in every cache:
+
+    batch     recordings side by side
+    mel       mel frequency bands (80, or 128 in large-v3 and turbo)
+    frame     mel frames, 10 ms each (3000 in Whisper's 30 s window)
+    pos       positions of a stack: encoder positions of 20 ms, or decoder tokens
+    query     the positions that attend
+    key       the positions attended to
+    head      attention heads
+    d_head    width of one head
+    d_model   width of the residual stream
+    d_mlp     width of an MLP's hidden layer
+    vocab     tokens
+    layer     blocks of a stack
+    latent    latents of a sparse autoencoder
+"""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from hooked_whisper.errors import ConfigError
+
+if TYPE_CHECKING:
+    from whisper.model import ModelDimensions
+
+Stack = Literal["encoder", "decoder"]
+
+SAMPLE_RATE_HZ = 16_000
+HOP_LENGTH = 160
+"""Samples from one mel frame to the next: 10 ms."""
+FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_LENGTH
+FRAMES_PER_POSITION = 2
+"""The second convolution has stride 2: an encoder position is 20 ms."""
+
+FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
+"""Switches for hook points that cost memory; off by default, as in TransformerLens."""
+
+
+@dataclass(frozen=True)
+class HookedWhisperConfig:
+    """Sizes and switches of one Whisper; sizes carry OpenAI's meaning.
+
+    The prefix says the stack: `n_audio_*` is the encoder's, `n_text_*` the
+    decoder's. Both stacks share one width, as in every released Whisper.
+
+    Raises:
+        ConfigError: A size that is no positive integer, heads that do not
+            divide the width, or a width that has no sinusoids.
+
+    Source: Radford et al. 2022, table 1; `ModelDimensions` in openai-whisper.
+    """
+
+    n_mels: int
+    n_audio_ctx: int
+    n_audio_layers: int
+    n_audio_heads: int
+    n_text_ctx: int
+    n_text_layers: int
+    n_text_heads: int
+    d_model: int
+    d_vocab: int
+    model_name: str = "custom"
+    ln_eps: float = 1e-5
+    use_attn_result: bool = False
+    use_split_qkv_input: bool = False
+    use_attn_in: bool = False
+    use_hook_mlp_in: bool = False
+    tie_unembedding: bool = True
+    key_bias: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ConfigError(f"{field.name} is {value!r}; it must be an integer.")
+            if field.type is int and value < 1:
+                raise ConfigError(f"{field.name} is {value}; it must be at least 1.")
+            if field.type is bool and not isinstance(value, bool):
+                raise ConfigError(f"{field.name} is {value!r}; it must be True or False.")
+        if not self.ln_eps > 0:
+            raise ConfigError(f"ln_eps is {self.ln_eps!r}; it must be above 0.")
+        if self.d_model % 2 or self.d_model < 4:
+            raise ConfigError(
+                f"d_model is {self.d_model}; sinusoidal audio positions need an even width of at "
+                "least 4."
+            )
+        for name in ("n_audio_heads", "n_text_heads"):
+            if self.d_model % getattr(self, name):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, which does not divide d_model {self.d_model}."
+                )
+
+    @property
+    def d_mlp(self) -> int:
+        """Width of an MLP's hidden layer: four times the residual stream's."""
+        return 4 * self.d_model
+
+    @property
+    def n_frames(self) -> int:
+        """Mel frames that the encoder takes: two for each of its positions."""
+        return FRAMES_PER_POSITION * self.n_audio_ctx
+
+    @property
+    def n_samples(self) -> int:
+        """Audio samples at 16 kHz that fill the encoder's window."""
+        return self.n_frames * HOP_LENGTH
+
+    @property
+    def window_s(self) -> float:
+        """Length of the encoder's window, in seconds (30 for every release)."""
+        return self.n_frames / FRAMES_PER_SECOND
+
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether the vocabulary has language tokens (OpenAI's rule: 51,865 or more)."""
+        return self.d_vocab >= 51865
+
+    @property
+    def n_languages(self) -> int:
+        """Languages in the vocabulary (99, or 100 from large-v3 on; OpenAI's rule)."""
+        return self.d_vocab - 51765 - int(self.is_multilingual)
+
+    @property
+    def dims(self) -> "ModelDimensions":
+        """The same sizes as openai-whisper's `ModelDimensions`."""
+        from whisper.model import ModelDimensions
+
+        return ModelDimensions(
+            n_mels=self.n_mels,
+            n_audio_ctx=self.n_audio_ctx,
+            n_audio_state=self.d_model,
+            n_audio_head=self.n_audio_heads,
+            n_audio_layer=self.n_audio_layers,
+            n_vocab=self.d_vocab,
+            n_text_ctx=self.n_text_ctx,
+            n_text_state=self.d_model,
+            n_text_head=self.n_text_heads,
+            n_text_layer=self.n_text_layers,
+        )
+
+    def n_layers(self, stack: Stack) -> int:
+        """Blocks of one stack."""
+        return self.n_audio_layers if stack == "encoder" else self.n_text_layers
+
+    def n_heads(self, stack: Stack) -> int:
+        """Attention heads of one stack; cross-attention has the decoder's."""
+        return self.n_audio_heads if stack == "encoder" else self.n_text_heads
+
+    def d_head(self, stack: Stack) -> int:
+        """Width of one head of a stack."""
+        return self.d_model // self.n_heads(stack)
+
+    @classmethod
+    def for_release(cls, name: str, **changes: Any) -> "HookedWhisperConfig":
+        """The configuration of an OpenAI release, by its name in openai-whisper.
+
+        Args:
+            name: `"tiny"`, `"tiny.en"`, ... `"large-v3"`, `"turbo"`.
+            changes: Fields to set otherwise, for smaller relatives of a release.
+
+        Raises:
+            ConfigError: No release has this name.
+
+        >>> HookedWhisperConfig.for_release("tiny.en").d_vocab
+        51864
+        """
+        size, _, language = name.partition(".")
+        if size not in _SIZES or language not in ("", "en") or (language and size in _NO_ENGLISH):
+            raise ConfigError(
+                f"no Whisper release is called {name!r}. Releases: {', '.join(release_names())}."
+            )
+        d_model, n_heads, n_audio_layers, n_text_layers = _SIZES[size]
+        third = size in _THIRD_GENERATION
+        base = cls(
+            n_mels=128 if third else 80,
+            n_audio_ctx=1500,
+            n_audio_layers=n_audio_layers,
+            n_audio_heads=n_heads,
+            n_text_ctx=448,
+            n_text_layers=n_text_layers,
+            n_text_heads=n_heads,
+            d_model=d_model,
+            d_vocab=51866 if third else 51864 if language else 51865,
+            model_name=name,
+        )
+        return replace(base, **changes)
+
+    @classmethod
+    def from_dims(cls, dims: Any, model_name: str = "custom") -> "HookedWhisperConfig":
+        """The configuration for openai-whisper's `ModelDimensions`.
+
+        Raises:
+            ConfigError: The two stacks differ in width, which cross-attention does not allow.
+        """
+        if dims.n_audio_state != dims.n_text_state:
+            raise ConfigError(
+                f"n_audio_state is {dims.n_audio_state} and n_text_state is {dims.n_text_state}; "
+                "both stacks of a Whisper have one width."
+            )
+        return cls(
+            n_mels=dims.n_mels,
+            n_audio_ctx=dims.n_audio_ctx,
+            n_audio_layers=dims.n_audio_layer,
+            n_audio_heads=dims.n_audio_head,
+            n_text_ctx=dims.n_text_ctx,
+            n_text_layers=dims.n_text_layer,
+            n_text_heads=dims.n_text_head,
+            d_model=dims.n_audio_state,
+            d_vocab=dims.n_vocab,
+            model_name=model_name,
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "HookedWhisperConfig":
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ConfigError: A field is missing or unknown.
+        """
+        known = {field.name for field in fields(cls)}
+        needed = {field.name for field in fields(cls) if field.type is int}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"unknown fields {unknown}; a config has {sorted(known)}.")
+        if missing := sorted(needed - set(values)):
+            raise ConfigError(f"missing fields {missing}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name, ready for JSON."""
+        return asdict(self)
+
+
+# name: (width, heads, encoder layers, decoder layers)
+_SIZES: dict[str, tuple[int, int, int, int]] = {
+    "tiny": (384, 6, 4, 4),
+    "base": (512, 8, 6, 6),
+    "small": (768, 12, 12, 12),
+    "medium": (1024, 16, 24, 24),
+    "large-v1": (1280, 20, 32, 32),
+    "large-v2": (1280, 20, 32, 32),
+    "large-v3": (1280, 20, 32, 32),
+    "large": (1280, 20, 32, 32),
+    "large-v3-turbo": (1280, 20, 32, 4),
+    "turbo": (1280, 20, 32, 4),
+}
+_THIRD_GENERATION = {"large-v3", "large", "large-v3-turbo", "turbo"}
+_NO_ENGLISH = {size for size in _SIZES if size.startswith("large") or size == "turbo"}
+
+
+def release_names() -> list[str]:
+    """The names of OpenAI's releases, as openai-whisper spells them."""
+    return [
+        name
+        for size in _SIZES
+        for name in ([size] if size in _NO_ENGLISH else [size + ".en", size])
+    ]

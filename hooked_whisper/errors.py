@@ -1,0 +1,115 @@
+"""Every exception that hooked_whisper raises on purpose.
+
+    HookedWhisperError
+    ├── ConfigError              (ValueError)  a configuration that no Whisper can have
+    ├── HookError
+    │   ├── HookNameError        (KeyError)    no such hook, or a glob that matches nothing
+    │   │   └── HookDisabledError              a hook behind a flag that is off
+    │   └── HookResultError      (ValueError)  a hook returned another shape, dtype or device
+    ├── CacheError               (ValueError)  a question that this cache cannot answer
+    ├── InputError               (ValueError)
+    │   ├── AudioError                         audio with no usable samples, NaN or infinity
+    │   │   ├── AudioFileError   (OSError)     no such file, or a file that is no audio
+    │   │   ├── AudioRateError                 an unknown or impossible sampling rate
+    │   │   └── AudioLengthError               too short, too long, wrong number of frames
+    │   ├── MelError                           a mel with the wrong bands, axes, dtype or values
+    │   └── TokenError                         tokens out of the vocabulary, too many, not integers
+    └── WeightsError
+        ├── SourceError          (ValueError)  a name or path that leads to no weights
+        ├── DownloadError        (OSError)     no network, wrong hash, broken off, refused
+        ├── CheckpointError      (ValueError)  a file that cannot be read as plain tensors
+        ├── ArchitectureError    (ValueError)  weights of something that is not a Whisper
+        ├── WeightNameError      (KeyError)    missing or unexpected tensors
+        └── WeightShapeError     (ValueError)  a tensor of another shape than the config needs
+
+Each also derives from the built-in exception named beside it, so that code
+which catches the built-in one goes on working.
+"""
+
+
+class HookedWhisperError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+    def __str__(self) -> str:
+        # KeyError would show the repr of its message; users read sentences.
+        return " ".join(str(part) for part in self.args)
+
+
+class ConfigError(HookedWhisperError, ValueError):
+    """A configuration that no Whisper can have."""
+
+
+class HookError(HookedWhisperError):
+    """Base of the errors about hooks."""
+
+
+class HookNameError(HookError, KeyError):
+    """A hook name that the model does not have, or a filter that matches nothing."""
+
+
+class HookDisabledError(HookNameError):
+    """A hook that exists behind a flag which is off, so that it would never fire."""
+
+
+class HookResultError(HookError, ValueError):
+    """A hook function returned something that cannot take the activation's place."""
+
+
+class CacheError(HookedWhisperError, ValueError):
+    """A question that this cache cannot answer with what it holds."""
+
+
+class InputError(HookedWhisperError, ValueError):
+    """Base of the errors about what a model is given to run on."""
+
+
+class AudioError(InputError):
+    """Audio that cannot be used: empty, NaN or infinite samples, wrong axes."""
+
+
+class AudioFileError(AudioError, OSError):
+    """A path that leads to no file, or to a file that is no audio."""
+
+
+class AudioRateError(AudioError):
+    """A sampling rate that is missing or impossible."""
+
+
+class AudioLengthError(AudioError):
+    """Audio or a mel that is too short, too long, or not the model's window."""
+
+
+class MelError(InputError):
+    """A mel spectrogram with the wrong bands, axes, dtype or values."""
+
+
+class TokenError(InputError):
+    """Tokens that are out of the vocabulary, too many, or not integers."""
+
+
+class WeightsError(HookedWhisperError):
+    """Base of the errors about finding and reading weights."""
+
+
+class SourceError(WeightsError, ValueError):
+    """A name or path that leads to no weights."""
+
+
+class DownloadError(WeightsError, OSError):
+    """A download that failed: no network, wrong hash, broken off, refused."""
+
+
+class CheckpointError(WeightsError, ValueError):
+    """A file that cannot be read as plain tensors: cut short, pickled objects, another format."""
+
+
+class ArchitectureError(WeightsError, ValueError):
+    """Weights or a config of something that is not a Whisper."""
+
+
+class WeightNameError(WeightsError, KeyError):
+    """A checkpoint with missing or unexpected tensors."""
+
+
+class WeightShapeError(WeightsError, ValueError):
+    """A tensor of another shape than the configuration needs."""

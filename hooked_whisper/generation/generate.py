@@ -1,0 +1,109 @@
+"""Hooked decoding with a KV cache, on openai-whisper's own loop and token rules."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hooked_whisper.errors import InputError
+from hooked_whisper.generation.collector import StepCollector
+from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.hooks.names import NamesFilter
+
+_DEFAULTS = {"language": "en", "without_timestamps": True, "suppress_blank": False}
+_OF_SEARCH = ("beam_size", "best_of", "patience", "length_penalty")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What decoding gave, one row for each recording.
+
+    Args:
+        tokens: Prompt, decoded tokens, and end-of-text to the end of the longest row.
+        n_prompt: Tokens of the prompt.
+        texts: Transcripts, without special tokens.
+        avg_logprob: Mean log-probability of the decoded tokens, in nats.
+        no_speech_prob: Probability of `<|nospeech|>` at the start; NaN where
+            the vocabulary has none.
+        languages: Language codes.
+        cache: Activations of all steps over `tokens[:, :-1]`, if asked for.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    n_prompt: int
+    texts: list[str]
+    avg_logprob: Float[Tensor, " batch"]
+    no_speech_prob: Float[Tensor, " batch"]
+    languages: list[str]
+    cache: WhisperCache | None = None
+
+    def __repr__(self) -> str:
+        return f"Generation(texts={self.texts!r}, cache={self.cache!r})"
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    mel: Float[Tensor, "batch mel frame"],
+    max_new_tokens: int | None = None,
+    *,
+    return_cache: bool = False,
+    names_filter: NamesFilter = None,
+    **options: Any,
+) -> Generation:
+    """Decode recordings greedily or by sampling; see `HookedWhisper.generate`.
+
+    Source: `whisper.decoding.DecodingTask`, whose loop, token filters and
+    choice of tokens run here.
+    """
+    from whisper.decoding import DecodingTask
+
+    task = DecodingTask(model, _decoding_options(model, max_new_tokens, options))
+    task.decoder.reset()
+    collector = StepCollector() if return_cache else None
+    names = model.hook_names(names_filter) if return_cache else []
+
+    def collecting() -> Any:
+        return model.hooks([(names, collector)]) if collector else nullcontext()
+
+    with collecting():
+        encoder_output = model.encoder(mel)
+    prompt = torch.tensor([task.initial_tokens], device=mel.device).repeat(len(mel), 1)
+    languages, _ = task._detect_language(encoder_output, prompt)
+    with collecting():
+        tokens, sum_logprobs, no_speech = task._main_loop(encoder_output, prompt)
+
+    n_prompt, eot = prompt.shape[1], task.tokenizer.eot
+    written = [[token for token in row if token < eot] for row in tokens[:, n_prompt:].tolist()]
+    n_decoded = (tokens[:, n_prompt:] != eot).sum(dim=1) + 1
+    return Generation(
+        tokens=tokens,
+        n_prompt=n_prompt,
+        texts=[task.tokenizer.decode(row).strip() for row in written],
+        avg_logprob=sum_logprobs / n_decoded,
+        no_speech_prob=torch.tensor(no_speech, device=mel.device),
+        languages=languages,
+        cache=collector.join(list(model.hook_dict)) if collector else None,
+    )
+
+
+def _decoding_options(model: Any, max_new_tokens: int | None, options: dict[str, Any]) -> Any:
+    """openai-whisper's options, with this package's defaults."""
+    from whisper.decoding import DecodingOptions
+
+    known = {field.name for field in fields(DecodingOptions)} - {*_OF_SEARCH, "fp16", "sample_len"}
+    for name in options:
+        if name in _OF_SEARCH:
+            raise InputError(f"generate decodes one hypothesis; {name} is an option of model.decode.")
+        if name not in known:
+            raise InputError(f"generate has no option {name!r}; it has {sorted(known)}.")
+    if max_new_tokens is not None and not 1 <= max_new_tokens <= model.cfg.n_text_ctx:
+        raise InputError(
+            f"max_new_tokens is {max_new_tokens}; it can be 1 to {model.cfg.n_text_ctx}."
+        )
+    if not model.is_multilingual:
+        options = {"language": "en", **options}
+    return DecodingOptions(**{**_DEFAULTS, **options}, fp16=False, sample_len=max_new_tokens)

@@ -1,0 +1,168 @@
+"""The activations of a run, by name: a mapping of tensors with named axes."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hooked_whisper.errors import CacheError, HookNameError
+from hooked_whisper.hooks.names import (
+    NamesFilter,
+    expand_shorthand,
+    explain_miss,
+    is_shorthand,
+    match_names,
+)
+from hooked_whisper.hooks.residual import ResidualAnalysis
+
+_FORMAT = "hooked_whisper.cache/1"
+
+
+class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
+    """Activations by hook name. Holds no model, and nothing changes it but its user.
+
+    Read one by its name, or by shorthand:
+
+        cache["encoder.blocks.0.attn.hook_pattern"]
+        cache["encoder", 0, "pattern"]
+        cache["decoder", 1, "pattern", "cross_attn"]
+        cache["decoder", "logits"]
+
+    Args:
+        tensors: The activations.
+        axes: The names of each one's axes, in order.
+        n_frames: Mel frames of each recording that hold sound, where known;
+            the rest of the window is padding.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        axes: Mapping[str, tuple[str, ...]],
+        n_frames: Tensor | None = None,
+    ) -> None:
+        self._tensors = dict(tensors)
+        self._axes = {name: tuple(axes[name]) for name in self._tensors}
+        self.n_frames = n_frames
+        for name, value in self._tensors.items():
+            if value.ndim != len(self._axes[name]):
+                raise CacheError(
+                    f"{name!r} has shape {tuple(value.shape)}, which does not fit its axes "
+                    f"{self._axes[name]}."
+                )
+
+    def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
+        return self._tensors[self.full_name(key)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            return self.full_name(key) in self._tensors  # type: ignore[arg-type]
+        except KeyError:
+            return False
+
+    def __repr__(self) -> str:
+        return f"WhisperCache({len(self)} activations, {self.nbytes / 2**20:.1f} MiB)"
+
+    def full_name(self, key: str | tuple[Any, ...]) -> str:
+        """The hook name that a name or shorthand stands for.
+
+        Raises:
+            HookNameError: The cache does not hold it; the message has the nearest names.
+        """
+        if isinstance(key, str) and key in self._tensors:
+            return key
+        if is_shorthand(key):
+            return expand_shorthand(key, self._tensors)  # type: ignore[arg-type]
+        raise HookNameError(f"the cache: {explain_miss(str(key), self._tensors)}")
+
+    def axes(self, key: str | tuple[Any, ...]) -> tuple[str, ...]:
+        """The names of an activation's axes, in order; the config module has their glossary."""
+        return self._axes[self.full_name(key)]
+
+    @property
+    def has_batch_dim(self) -> bool:
+        """Whether the activations have a batch axis."""
+        return all("batch" in axes for axes in self._axes.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the activations take."""
+        return sum(value.nbytes for value in self._tensors.values())
+
+    def subset(self, names_filter: NamesFilter) -> "WhisperCache":
+        """A cache of some of the activations, which it shares with this one.
+
+        Raises:
+            HookNameError: A name that the cache does not hold.
+        """
+        names = match_names(names_filter, self._tensors)
+        return self._with({name: self._tensors[name] for name in names})
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "WhisperCache":
+        """A cache on another device or in another floating-point dtype; this one stays."""
+        return self._with(
+            {
+                name: value.to(
+                    device or value.device,
+                    dtype if dtype and value.is_floating_point() else value.dtype,
+                )
+                for name, value in self._tensors.items()
+            }
+        )
+
+    def _with(self, tensors: dict[str, Tensor]) -> "WhisperCache":
+        return WhisperCache(tensors, {name: self._axes[name] for name in tensors}, self.n_frames)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the activations, their axes and the recordings' lengths as safetensors."""
+        header = {
+            "format": _FORMAT,
+            "axes": json.dumps(self._axes),
+            "n_frames": json.dumps(None if self.n_frames is None else self.n_frames.tolist()),
+        }
+        tensors = {name: value.contiguous().cpu() for name, value in self._tensors.items()}
+        path = Path(path)
+        aside = path.with_name(path.name + ".part")
+        save_file(tensors, aside, metadata=header)
+        os.replace(aside, path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], device: torch.device | str = "cpu"
+    ) -> "WhisperCache":
+        """Read what `save` wrote.
+
+        Raises:
+            CacheError: No such file, or another kind of file.
+        """
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                header = file.metadata() or {}
+                if header.get("format") != _FORMAT:
+                    raise CacheError(
+                        f"{path} is no activation cache: its format is {header.get('format')!r}, "
+                        f"not {_FORMAT!r}. Write one with cache.save(path)."
+                    )
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CacheError(f"{path} cannot be read as an activation cache: {error}.") from error
+        axes = {name: tuple(each) for name, each in json.loads(header["axes"]).items()}
+        lengths = json.loads(header["n_frames"])
+        # safetensors sorts by name; the axes were written in the model's order.
+        ordered = {name: tensors[name] for name in axes}
+        return cls(ordered, axes, None if lengths is None else torch.tensor(lengths))
+

@@ -1,0 +1,135 @@
+"""Storing activations while the model runs, so that nothing changes them afterwards."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooked_whisper.config import FRAMES_PER_POSITION
+from hooked_whisper.errors import CacheError
+from hooked_whisper.hooks.points import HookPoint
+
+Index = int | slice | list[int] | Tensor
+"""Which positions to keep: one (its axis goes), a range, or a choice of them."""
+
+GRADIENT_SUFFIX = "_grad"
+
+
+class Collector:
+    """The forward hook that fills a cache.
+
+    Activations are detached, and copied where a later in-place operation
+    could reach their memory: when several names share it, when another hook
+    may write to it, or when only a part of it is kept.
+
+    Args:
+        copy: Copy everything, because other hooks could write in place.
+        with_gradients: Also store each activation's gradient, as `name_grad`.
+        device: Where to keep the tensors; None keeps them where they are.
+        dtype: What to keep floating-point tensors in; None leaves them.
+        remove_batch_dim: Drop the batch axis, which must be 1.
+        pos_slice: Decoder positions to keep; None keeps all.
+        frame_slice: Encoder positions (20 ms each) to keep; None keeps all.
+            Mel frames and the first convolution's run at twice the rate and
+            keep the two frames of every position.
+    """
+
+    def __init__(
+        self,
+        *,
+        copy: bool = False,
+        with_gradients: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        remove_batch_dim: bool = False,
+        pos_slice: Index | None = None,
+        frame_slice: Index | None = None,
+    ) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.axes: dict[str, tuple[str, ...]] = {}
+        self.copy = copy
+        self.with_gradients = with_gradients
+        self.device = device
+        self.dtype = dtype
+        self.remove_batch_dim = remove_batch_dim
+        self.slices = {"decoder": pos_slice, "encoder": frame_slice}
+        self._memory: set[int] = set()
+
+    def __call__(self, value: Tensor, *, hook: Any) -> Tensor | None:
+        """Store an activation; with gradients, pass on an alias that reports its own."""
+        self.store(hook.name, value, hook)
+        if not self.with_gradients:
+            return None
+        watched = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+        watched.register_hook(
+            lambda gradient: self.store(hook.name + GRADIENT_SUFFIX, gradient, hook)
+        )
+        return watched
+
+    def store(self, name: str, value: Tensor, point: HookPoint) -> None:
+        """Keep a tensor under a name, without its history and with memory of its own."""
+        kept = value.detach()
+        axes = point.axes
+        index = self.slices[name.split(".")[0]]
+        if index is not None:
+            kept, axes = take(kept, axes, index, name)
+        if self.remove_batch_dim:
+            if kept.shape[0] != 1:
+                raise CacheError(
+                    f"remove_batch_dim needs a batch of 1; {name!r} has a batch of {kept.shape[0]}."
+                )
+            kept, axes = kept[0], axes[1:]
+        dtype = self.dtype if kept.is_floating_point() and self.dtype else kept.dtype
+        kept = kept.to(self.device or kept.device, dtype)
+        if self.copy or self.shares_memory(kept):
+            kept = kept.clone()
+        self._memory.add(kept.untyped_storage().data_ptr())
+        self.tensors[name] = kept
+        self.axes[name] = axes
+
+    def shares_memory(self, value: Tensor) -> bool:
+        """Whether a tensor lies in memory that the collection already holds."""
+        return value.untyped_storage().data_ptr() in self._memory
+
+
+def take(
+    value: Tensor, axes: tuple[str, ...], index: Index, name: str
+) -> tuple[Tensor, tuple[str, ...]]:
+    """The chosen positions of an activation, in new memory, and the axes that are left.
+
+    Raises:
+        CacheError: Positions that do not exist.
+    """
+    for axis in ("pos", "query", "frame"):
+        if axis not in axes:
+            continue
+        dim = axes.index(axis)
+        per_position = FRAMES_PER_POSITION if axis == "frame" else 1
+        positions = _positions(index, value.shape[dim] // per_position, name)
+        if axis == "frame":
+            steps = torch.arange(FRAMES_PER_POSITION)
+            frames = (FRAMES_PER_POSITION * positions[:, None] + steps).flatten()
+            return value.index_select(dim, frames.to(value.device)), axes
+        kept = value.index_select(dim, positions.to(value.device))
+        if isinstance(index, int):
+            return kept.squeeze(dim), axes[:dim] + axes[dim + 1 :]
+        return kept, axes
+    return value, axes
+
+
+def _positions(index: Index, n: int, name: str) -> Tensor:
+    everything = torch.arange(n)
+    if isinstance(index, slice):
+        return everything[index]
+    wanted = torch.as_tensor(index).flatten()
+    if wanted.dtype == torch.bool or wanted.is_floating_point():
+        raise CacheError(f"{index!r} chooses no positions. Pass an integer, a slice or a list.")
+    if ((wanted < -n) | (wanted >= n)).any():
+        raise CacheError(f"{index!r} is out of range: {name!r} has {n} positions.")
+    return everything[wanted]
+
+
+def any_hooked(points: Iterable[HookPoint]) -> bool:
+    """Whether any of the points has a hook."""
+    return any(point.is_hooked for point in points)

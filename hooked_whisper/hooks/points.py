@@ -1,0 +1,119 @@
+"""The hook point: an identity module with a name, declared axes, and checked hooks."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from transformer_lens import hook_points as lens
+
+from hooked_whisper.errors import HookDisabledError, HookResultError
+
+Direction = Literal["fwd", "bwd"]
+
+
+class HookFunction(Protocol):
+    """What a user hooks in: reads an activation, returns what replaces it, or None."""
+
+    def __call__(self, value: Tensor, /, *, hook: "HookPoint") -> Tensor | None: ...
+
+
+class HookPoint(lens.HookPoint):
+    """A named place in the model where an activation can be read and replaced.
+
+    TransformerLens's `HookPoint` that also knows its axes, refuses results
+    which cannot take the activation's place, and refuses hooks while the flag
+    that would make it fire is off.
+
+    Args:
+        axes: Names of the activation's axes, in order, separated by spaces.
+        flag: The configuration switch that the point fires under, if any.
+    """
+
+    def __init__(self, axes: str, flag: str | None = None) -> None:
+        super().__init__()
+        self.axes = tuple(axes.split())
+        self.flag = flag
+        self.enabled = flag is None
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether anything would see the activation: a hook of ours or a bare torch one."""
+        return bool(self._forward_hooks or self._backward_hooks or self._forward_pre_hooks)
+
+    def own(self, value: Tensor) -> Tensor:
+        """The value itself, or a copy of it where hooks could keep or edit it in place.
+
+        For values that somebody else holds too: a user's input, a parameter,
+        another activation, what the model is about to return.
+        """
+        return value.clone() if self.is_hooked else value
+
+    def add_hook(  # type: ignore[override]
+        self,
+        hook: Callable[..., Any],
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+        **kwargs: Any,
+    ) -> lens.LensHandle:
+        """Attach a function of `(value, hook)` whose result, unless None, replaces the value.
+
+        A backward hook sees the gradient of the activation, also where nothing
+        before the activation needs a gradient, and replaces it likewise.
+
+        Raises:
+            HookDisabledError: The point's flag is off, so that it would never fire.
+        """
+        if not self.enabled:
+            raise HookDisabledError(
+                f"{self.name!r} fires only while {self.flag} is on; it is off. "
+                f"Turn it on with model.set_{self.flag}(True)."
+            )
+        handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
+        if dir == "fwd":
+            run = functools.partial(_run_checked, hook)
+            super().add_hook(run, "fwd", is_permanent, level, prepend, **kwargs)
+        else:
+            torch_handle = self.register_forward_hook(
+                functools.partial(_watch_gradient, hook), prepend=prepend
+            )
+            handle = lens.LensHandle(torch_handle, is_permanent, level)
+            handles.insert(0 if prepend else len(handles), handle)
+        handle = handles[0 if prepend else -1]
+        handle.user_hook = hook
+        return handle
+
+
+def _run_checked(function: HookFunction, value: Tensor, hook: HookPoint) -> Tensor | None:
+    """The function's result, if it can take the value's place."""
+    result = function(value, hook=hook)
+    if result is None:
+        return None
+    where = f"the function hooked at {hook.name!r}"
+    if not isinstance(result, Tensor):
+        raise HookResultError(
+            f"{where} returned a {type(result).__name__}; it must return a tensor to replace the "
+            "activation, or None to leave it."
+        )
+    for what in ("shape", "dtype", "device"):
+        got, needed = getattr(result, what), getattr(value, what)
+        if got != needed:
+            if what == "shape":
+                got, needed = tuple(got), f"{tuple(needed)} = [{' '.join(hook.axes)}]"
+            raise HookResultError(
+                f"{where} returned a tensor of {what} {got}; the activation has {what} {needed}."
+            )
+    return result
+
+
+def _watch_gradient(function: HookFunction, point: HookPoint, _: Any, value: Tensor) -> Any:
+    """Let a function see and replace the gradient of a value, from a forward hook."""
+    if not torch.is_grad_enabled():
+        return None
+    # An alias of its own, so that the gradient is this point's and no other's.
+    watched = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+    watched.register_hook(lambda gradient: _run_checked(function, gradient, point))
+    return watched

@@ -1,0 +1,220 @@
+"""What any hooked encoder-decoder has: hook names, temporary and lasting hooks, caching."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens import HookedRootModule
+
+from hooked_whisper.errors import CacheError, HookError
+from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.hooks.collector import Collector, Index, any_hooked
+from hooked_whisper.hooks.names import NamesFilter, match_names
+from hooked_whisper.hooks.points import Direction, HookPoint
+
+Hook = tuple[NamesFilter, Callable[..., Any]]
+"""Where to hook, and the function of `(value, hook)`."""
+
+
+class HookedEncoderDecoder(HookedRootModule):
+    """A model of an encoder and a decoder whose activations can be read and edited by name.
+
+    A subclass builds its modules with `HookPoint`s in them and calls `setup()`
+    at the end of its constructor. Names are then the tree's own paths.
+    """
+
+    hook_dict: dict[str, HookPoint]  # type: ignore[assignment]
+
+    @property
+    def _disabled(self) -> dict[str, str]:
+        """Hook points that never fire, by name, each with the flag that it waits for."""
+        return {
+            name: point.flag or "" for name, point in self.hook_dict.items() if not point.enabled
+        }
+
+    def hook_names(self, names_filter: NamesFilter = None) -> list[str]:
+        """The names of the hooks that fire, in the model's order, or those that a filter matches.
+
+        Raises:
+            HookNameError: Nothing has that name, or matches.
+            HookDisabledError: What matches is behind a flag that is off.
+        """
+        enabled = [name for name, point in self.hook_dict.items() if point.enabled]
+        return match_names(names_filter, enabled, self._disabled)
+
+    def add_hook(  # type: ignore[override]
+        self,
+        name: NamesFilter,
+        hook: Callable[..., Any],
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
+        """Attach a function to every hook that a name or filter chooses, until hooks are reset.
+
+        Raises:
+            HookNameError: Nothing has that name, or matches; nothing was attached.
+        """
+        for each in self.hook_names(name):
+            self.hook_dict[each].add_hook(hook, dir, is_permanent, level, prepend)
+
+    def add_perma_hook(  # type: ignore[override]
+        self, name: NamesFilter, hook: Callable[..., Any], dir: Direction = "fwd"
+    ) -> None:
+        """Attach a function that `reset_hooks()` leaves, unless told otherwise."""
+        self.add_hook(name, hook, dir, is_permanent=True)
+
+    @contextmanager
+    def hooks(  # type: ignore[override]
+        self,
+        fwd_hooks: Iterable[Hook] = (),
+        bwd_hooks: Iterable[Hook] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator["HookedEncoderDecoder"]:
+        """Have functions attached for the length of a `with` block, however it ends.
+
+        Args:
+            fwd_hooks: Pairs of a name, glob, list or function of names, and a
+                function of `(value, hook)` whose result replaces the value.
+            bwd_hooks: The same, on gradients.
+            reset_hooks_end: Take them away at the end.
+            clear_contexts: Empty the hooks' contexts at the end too.
+
+        Raises:
+            HookNameError: A name that matches nothing; nothing was attached.
+        """
+        forward, backward = self._resolve(fwd_hooks), self._resolve(bwd_hooks)
+        with super().hooks(forward, backward, reset_hooks_end, clear_contexts):
+            yield self
+
+    def run_with_hooks(  # type: ignore[override]
+        self,
+        *args: Any,
+        fwd_hooks: Iterable[Hook] = (),
+        bwd_hooks: Iterable[Hook] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the model once with functions attached; see `hooks` and the model's own call.
+
+        Backward hooks act on the backward pass of what this returns, also
+        when they have been taken from the model by then.
+        """
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            return self(*args, **kwargs)
+
+    def run_with_cache(  # type: ignore[override]
+        self,
+        *args: Any,
+        names_filter: NamesFilter = None,
+        fwd_hooks: Iterable[Hook] = (),
+        bwd_hooks: Iterable[Hook] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        pos_slice: Index | None = None,
+        frame_slice: Index | None = None,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, WhisperCache]:
+        """Run the model once and keep its activations, as they are after all hooks.
+
+        Args:
+            args: What the model is called with.
+            names_filter: Which activations; None keeps all. Attention scores,
+                patterns and LayerNorm scales cost time in the layers in which
+                they are asked for.
+            fwd_hooks: Functions to attach for this run.
+            bwd_hooks: The same, on gradients.
+            device: Where to keep the activations; None keeps them where they are.
+            dtype: What to keep them in, to save memory; None leaves them.
+            remove_batch_dim: Drop the batch axis, which must be 1.
+            incl_bwd: Run the backward pass of the output, which must be one
+                number (`return_type="loss"`), and keep each activation's
+                gradient as `name_grad`. Parameters get no gradients.
+            pos_slice: Decoder positions to keep.
+            frame_slice: Encoder positions (20 ms each) to keep.
+            reset_hooks_end: Take the attached functions away at the end.
+            clear_contexts: Empty the hooks' contexts at the end too.
+            kwargs: What the model is called with.
+
+        Returns:
+            What the model returned, and the cache.
+
+        Raises:
+            HookNameError: A name that matches nothing.
+            CacheError: A batch axis that is not 1, positions that do not
+                exist, or gradients of an output that is not one number.
+        """
+        names = self.hook_names(names_filter)
+        fwd_hooks, bwd_hooks = list(fwd_hooks), list(bwd_hooks)
+        collector = Collector(
+            copy=bool(fwd_hooks or bwd_hooks) or any_hooked(self.hook_dict.values()),
+            with_gradients=incl_bwd,
+            device=device,
+            dtype=dtype,
+            remove_batch_dim=remove_batch_dim,
+            pos_slice=pos_slice,
+            frame_slice=frame_slice,
+        )
+        caching = [(names, collector)] if names else []
+        with self.hooks([*fwd_hooks, *caching], bwd_hooks, reset_hooks_end, clear_contexts):
+            if incl_bwd:
+                output = self._run_backward(*args, **kwargs)
+            else:
+                output = self(*args, **kwargs)
+        if isinstance(output, Tensor) and collector.shares_memory(output):
+            output = output.clone()
+        return output, self._make_cache(collector, *args, **kwargs)
+
+    def _make_cache(self, collector: Collector, *args: Any, **kwargs: Any) -> WhisperCache:
+        """The cache of what was collected; for subclasses that know more of their input."""
+        in_order = {name: None for name in self.hook_dict}
+        found = collector.tensors
+        names = [name for name in in_order if name in found]
+        names += [name for name in found if name not in in_order]
+        return WhisperCache({name: found[name] for name in names}, collector.axes)
+
+    def _run_backward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run forward and backward without leaving gradients on the parameters."""
+        needed = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        with torch.enable_grad(), _frozen(needed):
+            output = self(*args, **kwargs)
+            if not isinstance(output, Tensor) or output.numel() != 1:
+                shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise CacheError(
+                    f"incl_bwd needs one number to start from; the model returned {shape}. "
+                    'Pass return_type="loss".'
+                )
+            output.backward()
+        return output.detach()
+
+    def _resolve(self, hooks: Iterable[Hook]) -> list[tuple[str, Callable[..., Any]]]:
+        """Each function with every single name that it goes to, all checked before any is used."""
+        resolved = []
+        for pair in hooks:
+            if not isinstance(pair, Sequence) or len(pair) != 2 or not callable(pair[1]):
+                raise HookError(
+                    f"{pair!r} is no hook. Pass pairs of a name and a function of (value, hook)."
+                )
+            resolved += [(name, pair[1]) for name in self.hook_names(pair[0])]
+        return resolved
+
+
+@contextmanager
+def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Parameters that need no gradients for the length of a `with` block."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -1,0 +1,137 @@
+"""A block of either stack: attention, in the decoder cross-attention too, and an MLP.
+
+Every sublayer reads the residual stream through a LayerNorm and adds to it:
+
+    resid_mid       = resid_pre + attn_out
+    resid_mid_cross = resid_mid + cross_attn_out        (decoder)
+    resid_post      = resid_mid(_cross) + mlp_out
+"""
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hooked_whisper.config import HookedWhisperConfig, Stack
+from hooked_whisper.generation.kv_cache import KVCache
+from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.model.attention import Attention
+from hooked_whisper.model.layers import LayerNorm
+from hooked_whisper.model.mlp import MLP
+
+Residual = Float[Tensor, "batch pos d_model"]
+
+_PER_HEAD = "batch pos head d_model"
+
+
+class Block(nn.Module):
+    """What the blocks of both stacks share: self-attention first, an MLP last."""
+
+    def __init__(self, cfg: HookedWhisperConfig, stack: Stack) -> None:
+        super().__init__()
+        self.n_heads = cfg.n_heads(stack)
+        self.ln1 = LayerNorm(cfg)
+        self.attn = Attention(cfg, stack)
+        self.mlp = MLP(cfg)
+        self.hook_resid_pre = HookPoint("batch pos d_model")
+        self.hook_attn_in = HookPoint(_PER_HEAD, flag="use_attn_in")
+        self.hook_q_input = HookPoint(_PER_HEAD, flag="use_split_qkv_input")
+        self.hook_k_input = HookPoint(_PER_HEAD, flag="use_split_qkv_input")
+        self.hook_v_input = HookPoint(_PER_HEAD, flag="use_split_qkv_input")
+        self.hook_attn_out = HookPoint("batch pos d_model")
+        self.hook_resid_mid = HookPoint("batch pos d_model")
+        self.hook_mlp_in = HookPoint("batch pos d_model", flag="use_hook_mlp_in")
+        self.hook_mlp_out = HookPoint("batch pos d_model")
+        self.hook_resid_post = HookPoint("batch pos d_model")
+
+    def declare_axes(self) -> None:
+        """Bring the axes that LayerNorms declare in line with the flags."""
+        self.ln1.set_per_head(self.hook_attn_in.enabled or self.hook_q_input.enabled)
+
+    def _self_attention(self, resid: Residual, kv_cache: KVCache | None) -> Residual:
+        """What self-attention writes, from the residual stream before the block."""
+        x: Tensor = resid
+        if self.hook_attn_in.enabled:
+            x = self.hook_attn_in(self._for_each_head(x))
+        if self.hook_q_input.enabled:
+            # Three inputs to a head, but one LayerNorm: they pass it side by side.
+            x = x if x.ndim == 4 else self._for_each_head(x)
+            inputs = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
+            joined = torch.cat([point(x.clone()) for point in inputs], dim=2)
+            q, k, v = self.ln1(joined).chunk(3, dim=2)
+        else:
+            q = k = v = self.ln1(x)
+        return self.hook_attn_out(self.attn(q, k, v, kv_cache)[0])
+
+    def _mlp(self, resid: Residual, norm: LayerNorm) -> Residual:
+        """What the MLP writes, from the residual stream after attention."""
+        if self.hook_mlp_in.enabled:
+            resid = self.hook_mlp_in(self.hook_mlp_in.own(resid))
+        return self.hook_mlp_out(self.mlp(norm(resid)))
+
+    def _for_each_head(self, x: Residual) -> Float[Tensor, "batch pos head d_model"]:
+        # Real copies: an edit to one head's input must not reach another's.
+        return repeat(x, "b pos m -> b pos head m", head=self.n_heads).contiguous()
+
+
+class EncoderBlock(Block):
+    """A block of the encoder: every position attends to every other."""
+
+    def __init__(self, cfg: HookedWhisperConfig) -> None:
+        super().__init__(cfg, "encoder")
+        self.ln2 = LayerNorm(cfg)
+
+    def forward(self, resid: Residual) -> Residual:
+        resid = self.hook_resid_pre(resid)
+        resid = self.hook_resid_mid(resid + self._self_attention(resid, None))
+        return self.hook_resid_post(resid + self._mlp(resid, self.ln2))
+
+
+class DecoderBlock(Block):
+    """A block of the decoder: causal self-attention, then attention to the encoder's output."""
+
+    def __init__(self, cfg: HookedWhisperConfig) -> None:
+        super().__init__(cfg, "decoder")
+        self.ln2 = LayerNorm(cfg)
+        self.cross_attn = Attention(cfg, "decoder", cross=True)
+        self.ln3 = LayerNorm(cfg)
+        self.hook_cross_attn_in = HookPoint(_PER_HEAD, flag="use_attn_in")
+        self.hook_cross_q_input = HookPoint(_PER_HEAD, flag="use_split_qkv_input")
+        self.hook_cross_k_input = HookPoint("batch key head d_model", flag="use_split_qkv_input")
+        self.hook_cross_v_input = HookPoint("batch key head d_model", flag="use_split_qkv_input")
+        self.hook_cross_attn_out = HookPoint("batch pos d_model")
+        self.hook_resid_mid_cross = HookPoint("batch pos d_model")
+
+    def declare_axes(self) -> None:
+        super().declare_axes()
+        self.ln2.set_per_head(self.hook_cross_attn_in.enabled or self.hook_cross_q_input.enabled)
+
+    def forward(
+        self,
+        resid: Residual,
+        encoder_output: Float[Tensor, "audio_batch key d_model"],
+        kv_cache: KVCache | None = None,
+    ) -> Residual:
+        resid = self.hook_resid_pre(resid)
+        resid = self.hook_resid_mid(resid + self._self_attention(resid, kv_cache))
+        cross_attn_out = self._cross_attention(resid, encoder_output, kv_cache)
+        resid = self.hook_resid_mid_cross(resid + cross_attn_out)
+        return self.hook_resid_post(resid + self._mlp(resid, self.ln3))
+
+    def _cross_attention(
+        self, resid: Residual, encoder_output: Tensor, kv_cache: KVCache | None
+    ) -> Residual:
+        """What cross-attention writes, from the residual stream after self-attention."""
+        x: Tensor = resid
+        if self.hook_cross_attn_in.enabled:
+            x = self.hook_cross_attn_in(self._for_each_head(x))
+        if self.hook_cross_q_input.enabled:
+            x = self.hook_cross_q_input(x.clone() if x.ndim == 4 else self._for_each_head(x))
+        if kv_cache is not None and self.cross_attn.key in kv_cache:
+            k = v = None
+        elif self.hook_cross_k_input.enabled:
+            k = self.hook_cross_k_input(self._for_each_head(encoder_output))
+            v = self.hook_cross_v_input(self._for_each_head(encoder_output))
+        else:
+            k = v = encoder_output
+        return self.hook_cross_attn_out(self.cross_attn(self.ln2(x), k, v, kv_cache)[0])

@@ -1,0 +1,79 @@
+"""Whisper's encoder: two convolutions, sinusoidal positions, pre-LayerNorm blocks."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hooked_whisper.config import FRAMES_PER_POSITION, HookedWhisperConfig
+from hooked_whisper.errors import MelError
+from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.model.blocks import EncoderBlock, Residual
+from hooked_whisper.model.layers import Conv1d, LayerNorm, gelu, sinusoids
+from hooked_whisper.model.stack import TransformerStack
+from hooked_whisper.speech.mel import check_mel
+
+
+class Encoder(TransformerStack):
+    """From a log-mel spectrogram to what the decoder reads, 20 ms a position."""
+
+    def __init__(self, cfg: HookedWhisperConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.conv1 = Conv1d(cfg.n_mels, cfg.d_model, kernel_size=3, padding=1)
+        self.conv2 = Conv1d(
+            cfg.d_model, cfg.d_model, kernel_size=3, stride=FRAMES_PER_POSITION, padding=1
+        )
+        self.register_buffer("positional_embedding", sinusoids(cfg.n_audio_ctx, cfg.d_model))
+        self.positional_embedding: Tensor
+        self.blocks = nn.ModuleList(EncoderBlock(cfg) for _ in range(cfg.n_audio_layers))
+        self.ln_final = LayerNorm(cfg)
+
+        self.hook_mel = HookPoint("batch mel frame")
+        self.hook_conv1 = HookPoint("batch d_model frame")
+        self.hook_conv2 = HookPoint("batch d_model pos")
+        self.hook_embed = HookPoint("batch pos d_model")
+        self.hook_pos_embed = HookPoint("batch pos d_model")
+
+    @property
+    def W_pos(self) -> Float[Tensor, "pos d_model"]:
+        """The audio positions' sinusoids, which are not trained."""
+        return self.positional_embedding
+
+    def reset_positions(self) -> None:
+        """Compute the sinusoids anew, for weights that are stored without them."""
+        positions = sinusoids(self.cfg.n_audio_ctx, self.cfg.d_model)
+        self.register_buffer("positional_embedding", positions)
+
+    def embed(self, mel: Float[Tensor, "batch mel frame"]) -> Residual:
+        """The residual stream before the first block.
+
+        Raises:
+            MelError: Wrong bands, axes, dtype, device or values.
+            AudioLengthError: Not the number of frames that the model takes.
+        """
+        check_mel(mel, self.cfg.n_mels, self.cfg.n_frames)
+        if mel.device != self.conv1.weight.device:
+            raise MelError(
+                f"the mel is on {mel.device} and the model on {self.conv1.weight.device}. "
+                "Move it with mel.to(model.device)."
+            )
+        x = self.hook_mel(self.hook_mel.own(mel))
+        x = self.hook_conv1(gelu(self.conv1(x), overwrite=True))
+        x = self.hook_conv2(gelu(self.conv2(x), overwrite=True))
+        x = self.hook_embed(x.permute(0, 2, 1))
+        pos = self.positional_embedding
+        if self.hook_pos_embed.is_hooked:
+            pos = self.hook_pos_embed(pos.expand(len(x), -1, -1).clone())
+        return (x + pos).to(x.dtype)
+
+    def finish(self, resid: Residual) -> Residual:
+        """The encoder's output, from the residual stream after the last block."""
+        return self.ln_final.hook_normalized.own(self.ln_final(resid))
+
+    def forward(
+        self, mel: Float[Tensor, "batch mel frame"], stop_at_layer: int | None = None
+    ) -> Residual:
+        """The encoder's output, or the residual stream before block `stop_at_layer`."""
+        resid = self.embed(mel)
+        if stop_at_layer is not None:
+            return self.run_blocks(resid, stop=stop_at_layer)
+        return self.finish(self.run_blocks(resid))

@@ -1,0 +1,93 @@
+"""The plain parts: linear maps, convolution, LayerNorm and GELU, as openai-whisper computes them.
+
+Activations keep the dtype they arrive in, weights are cast to it where they
+are used, and LayerNorm works in float32. With the same weights this gives the
+same bits as openai-whisper.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hooked_whisper.config import HookedWhisperConfig
+from hooked_whisper.hooks.points import HookPoint
+
+
+class Linear(nn.Linear):
+    """A linear map in the dtype of what it is given."""
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class Conv1d(nn.Conv1d):
+    """A convolution over time in the dtype of what it is given."""
+
+    def forward(self, x: Float[Tensor, "batch d_in frame"]) -> Float[Tensor, "batch d_out frame_out"]:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._conv_forward(x, self.weight.to(x.dtype), bias)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with hooks on the scale it divides by and on its result.
+
+    Fused, unless `hook_scale` is hooked. `hook_scale` is the standard
+    deviation over `d_model`, `sqrt(var + eps)`, in float32;
+    `hook_normalized` is what the next layer reads, after weight and bias.
+
+    Source: Ba et al. 2016; hook names of TransformerLens.
+    """
+
+    def __init__(self, cfg: HookedWhisperConfig) -> None:
+        super().__init__()
+        self.eps = cfg.ln_eps
+        self.weight = nn.Parameter(torch.ones(cfg.d_model))
+        self.bias = nn.Parameter(torch.zeros(cfg.d_model))
+        self.hook_scale = HookPoint("batch pos d_model")
+        self.hook_normalized = HookPoint("batch pos d_model")
+
+    def set_per_head(self, per_head: bool) -> None:
+        """Declare whether each head brings its own copy of the residual stream."""
+        axes = ("batch", "pos", "head", "d_model") if per_head else ("batch", "pos", "d_model")
+        self.hook_scale.axes = self.hook_normalized.axes = axes
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        weight, bias = self.weight.float(), self.bias.float()
+        if self.hook_scale.is_hooked:
+            wide = x.float()
+            centred = wide - wide.mean(dim=-1, keepdim=True)
+            variance = centred.pow(2).mean(dim=-1, keepdim=True)
+            scale = self.hook_scale((variance + self.eps).sqrt())
+            normalized = centred / scale * weight + bias
+        else:
+            normalized = F.layer_norm(x.float(), weight.shape, weight, bias, self.eps)
+        return self.hook_normalized(normalized.to(x.dtype))
+
+
+def gelu(x: Float[Tensor, "*shape"], overwrite: bool) -> Float[Tensor, "*shape"]:
+    """The exact GELU; writes over `x` if it may, which saves the pages of a new tensor.
+
+    Args:
+        x: Anything.
+        overwrite: Whether nobody else holds `x`. It is left alone all the
+            same where autograd needs it.
+    """
+    if overwrite and not x.requires_grad:
+        return torch.ops.aten.gelu_(x)
+    return F.gelu(x)
+
+
+def sinusoids(length: int, channels: int, max_timescale: float = 10_000) -> Tensor:
+    """Whisper's fixed audio positions: sines, then cosines, of falling frequency.
+
+    Source: Vaswani et al. 2017, section 3.5, in the layout of openai-whisper
+    (all sines first), in its own order of operations so that the bits agree.
+    """
+    step = math.log(max_timescale) / (channels // 2 - 1)
+    rates = torch.exp(-step * torch.arange(channels // 2))
+    angles = torch.arange(length)[:, None] * rates[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,0 +1,108 @@
+"""Weight processing with TransformerLens's meaning: the same function from other weights."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hooked_whisper.config import HookedWhisperConfig
+from hooked_whisper.errors import ConfigError
+from hooked_whisper.model.layers import LayerNorm, Linear
+
+
+@torch.no_grad()
+def process_weights(
+    model: Any,
+    *,
+    fold_ln: bool,
+    center_writing_weights: bool,
+    center_unembed: bool,
+) -> HookedWhisperConfig:
+    """Rewrite a model's weights in place; see `HookedWhisper.process_weights_`.
+
+    Returns:
+        The configuration with the parameters that the model now has.
+
+    Raises:
+        ConfigError: Weights in less than float32, which would lose digits.
+    """
+    if model.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"the weights are {model.dtype}; processing them needs float32. Load with "
+            "dtype=torch.float32, process, then call model.to(dtype)."
+        )
+    _untie(model)
+    if fold_ln:
+        _fold_layer_norms(model)
+    if center_writing_weights:
+        _center_writing_weights(model)
+    if center_unembed:
+        unembedding = model.decoder.unembedding
+        assert unembedding is not None
+        unembedding.weight -= unembedding.weight.mean(dim=0, keepdim=True)
+        unembedding.bias -= unembedding.bias.mean()
+    return replace(model.cfg, tie_unembedding=False, key_bias=True)
+
+
+def _untie(model: Any) -> None:
+    """Give the unembedding and every key map parameters of their own."""
+    weight = model.decoder.W_E
+    if model.decoder.unembedding is None:
+        unembedding = Linear(1, 1)
+        unembedding.in_features, unembedding.out_features = weight.shape[1], weight.shape[0]
+        unembedding.weight = nn.Parameter(weight.detach().clone())
+        unembedding.bias = nn.Parameter(torch.zeros_like(weight[:, 0]))
+        model.decoder.unembedding = unembedding
+        unembedding.name = "decoder.unembedding"
+        model.mod_dict["decoder.unembedding"] = unembedding
+    for block in [*model.encoder.blocks, *model.decoder.blocks]:
+        for attention in _attentions(block):
+            if attention.key.bias is None:
+                attention.key.bias = nn.Parameter(torch.zeros_like(attention.query.bias))
+
+
+def _attentions(block: nn.Module) -> list[nn.Module]:
+    return [block.attn, block.cross_attn] if hasattr(block, "cross_attn") else [block.attn]
+
+
+def _fold_layer_norms(model: Any) -> None:
+    """Move LayerNorm weights and biases into the linear maps that read them.
+
+    The encoder's last LayerNorm keeps its own: its output is the encoder's.
+    """
+    for block in [*model.encoder.blocks, *model.decoder.blocks]:
+        attention = block.attn
+        _fold(block.ln1, [attention.query, attention.key, attention.value])
+        if hasattr(block, "cross_attn"):
+            _fold(block.ln2, [block.cross_attn.query])
+            _fold(block.ln3, [block.mlp.fc_in])
+        else:
+            _fold(block.ln2, [block.mlp.fc_in])
+    assert model.decoder.unembedding is not None
+    _fold(model.decoder.ln_final, [model.decoder.unembedding])
+
+
+def _fold(norm: LayerNorm, readers: list[Linear]) -> None:
+    for reader in readers:
+        reader.bias += reader.weight @ norm.bias
+        reader.weight *= norm.weight
+        # What a LayerNorm gives has no mean: a reader's own mean over d_model reads nothing.
+        reader.weight -= reader.weight.mean(dim=1, keepdim=True)
+    norm.weight.fill_(1)
+    norm.bias.zero_()
+
+
+def _center_writing_weights(model: Any) -> None:
+    """Take the mean over d_model out of what is added to either residual stream."""
+    _center(model.decoder.token_embedding.weight)
+    for stack in (model.encoder, model.decoder):
+        _center(stack.positional_embedding)
+        for block in stack.blocks:
+            for writer in [*(attention.out for attention in _attentions(block)), block.mlp.fc_out]:
+                _center(writer.weight.T)
+                _center(writer.bias)
+
+
+def _center(weight: Tensor) -> None:
+    weight -= weight.mean(dim=-1, keepdim=True)

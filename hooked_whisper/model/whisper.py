@@ -1,0 +1,388 @@
+"""HookedWhisper: OpenAI's Whisper with a name for every activation."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hooked_whisper.config import FLAGS, HookedWhisperConfig, Stack
+from hooked_whisper.errors import ConfigError, InputError, TokenError
+from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.hooks.collector import Collector
+from hooked_whisper.hooks.root import HookedEncoderDecoder
+from hooked_whisper.model.decoder import Decoder
+from hooked_whisper.model.encoder import Encoder
+from hooked_whisper.model.openai import OpenAIInterface
+from hooked_whisper.model.processing import process_weights
+from hooked_whisper.speech import tokens as speech_tokens
+from hooked_whisper.speech.mel import Mel, to_mel
+from hooked_whisper.weights import loaded as weights
+from hooked_whisper.weights.loaded import LoadedWeights
+
+ReturnType = Literal["logits", "loss", "both"] | None
+StopAt = tuple[Stack, int] | None
+
+
+class Output(NamedTuple):
+    """What `return_type="both"` gives."""
+
+    logits: Float[Tensor, "batch pos vocab"]
+    loss: Float[Tensor, "*batch_pos"]
+
+
+class HookedWhisper(OpenAIInterface, HookedEncoderDecoder):
+    """Whisper, computed as openai-whisper computes it, with hooks throughout.
+
+    `HookedWhisper(cfg)` has random weights, drawn from torch's generator; see
+    `from_pretrained` for real ones. Activations run in the mel's dtype;
+    `model.to_mel` gives the model's own.
+
+    Args:
+        cfg: Sizes and switches.
+    """
+
+    def __init__(self, cfg: HookedWhisperConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.encoder = Encoder(cfg)
+        self.decoder = Decoder(cfg)
+        self._init_alignment_heads()
+        self._init_weights()
+        self.setup()
+        for flag in FLAGS:
+            self._set_flag(flag, getattr(cfg, flag))
+
+    def _init_weights(self) -> None:
+        """Embeddings as in GPT-2; the rest keeps PyTorch's defaults."""
+        nn.init.normal_(self.decoder.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.decoder.positional_embedding, std=0.01)
+
+    # Loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        download_root: str | os.PathLike[str] | None = None,
+        fold_ln: bool = False,
+        center_writing_weights: bool = False,
+        center_unembed: bool = False,
+    ) -> "HookedWhisper":
+        """A Whisper with trained weights, in eval mode.
+
+        Args:
+            source: An OpenAI release (`"tiny"`, `"tiny.en"`, ... `"turbo"`),
+                `"digits"` (the small model that comes with the package), the
+                path of an OpenAI `.pt` checkpoint, a Hugging Face folder or
+                hub id (`"openai/whisper-tiny"`), or a folder that
+                `save_pretrained` wrote.
+            device: Where the weights go; None is CUDA where there is one.
+            dtype: What the weights are kept in.
+            download_root: Where OpenAI's releases are kept; None is openai-whisper's own folder.
+            fold_ln: See `process_weights_`.
+            center_writing_weights: See `process_weights_`.
+            center_unembed: See `process_weights_`.
+
+        Raises:
+            SourceError: The source leads to no weights.
+            DownloadError: The download failed.
+            CheckpointError: The file cannot be read as plain tensors.
+            ArchitectureError: The weights of something else.
+            WeightNameError: Missing or unexpected tensors.
+            WeightShapeError: A tensor of the wrong shape.
+        """
+        from hooked_whisper.weights.registry import load_weights
+
+        model = cls._from_loaded(load_weights(source, download_root=download_root), device, dtype)
+        if fold_ln or center_writing_weights or center_unembed:
+            model.process_weights_(fold_ln, center_writing_weights, center_unembed)
+        return model
+
+    @classmethod
+    def from_openai(
+        cls,
+        model: nn.Module,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "HookedWhisper":
+        """A copy of an openai-whisper model in memory, where and in what that is unless told."""
+        from hooked_whisper.weights.openai import from_openai_state
+
+        first = next(model.parameters())
+        return cls._from_loaded(from_openai_state(model), device or first.device, dtype or first.dtype)
+
+    @classmethod
+    def from_hf(
+        cls,
+        model: nn.Module,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "HookedWhisper":
+        """A copy of a transformers Whisper in memory, where and in what that is unless told."""
+        from hooked_whisper.weights.huggingface import from_hf_state
+
+        first = next(model.parameters())
+        return cls._from_loaded(from_hf_state(model), device or first.device, dtype or first.dtype)
+
+    @classmethod
+    def _from_loaded(
+        cls, loaded: LoadedWeights, device: torch.device | str | None, dtype: torch.dtype
+    ) -> "HookedWhisper":
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        with torch.device("meta"):
+            model = cls(loaded.cfg)
+        if loaded.omitted:
+            model.encoder.reset_positions()
+        weights.assign_weights(model, loaded, device=device, dtype=dtype)
+        if loaded.alignment_heads is not None:
+            model._init_alignment_heads(loaded.alignment_heads)
+        model.alignment_heads = model.alignment_heads.to(device)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the weights as safetensors, with the configuration and the alignment heads."""
+        from hooked_whisper.weights.native import save_weights
+
+        heads = self.alignment_heads.to_dense().cpu()
+        save_weights(folder, self.cfg, self.state_dict(), heads)
+
+    def process_weights_(
+        self,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = False,
+    ) -> None:
+        """Rewrite the weights in place as TransformerLens does; the logits stay as they are.
+
+        The unembedding and the keys' biases become parameters of their own.
+        The encoder's last LayerNorm stays as it is, so that its output
+        remains Whisper's.
+
+        Args:
+            fold_ln: Move each LayerNorm's weight and bias into what reads it.
+            center_writing_weights: Take the mean over `d_model` out of
+                everything that writes to the residual stream behind the
+                embeddings of the convolutions; every LayerNorm removes it anyway.
+            center_unembed: Take the mean over `vocab` out of the unembedding.
+                This shifts all logits of a position alike: probabilities stay.
+
+        Source: `ProcessWeights` of TransformerLens.
+        """
+        self.cfg = process_weights(
+            self,
+            fold_ln=fold_ln,
+            center_writing_weights=center_writing_weights,
+            center_unembed=center_unembed,
+        )
+
+    # Running
+
+    def forward(
+        self,
+        mel: Mel | Float[Tensor, "batch mel frame"] | None = None,
+        tokens: Int[Tensor, "batch pos"] | None = None,
+        return_type: ReturnType = "logits",
+        *,
+        encoder_output: Float[Tensor, "audio_batch pos d_model"] | None = None,
+        stop_at_layer: StopAt = None,
+        loss_per_token: bool = False,
+    ) -> Any:
+        """Logits or loss of tokens given a recording; the encoder's output without tokens.
+
+        Args:
+            mel: A log-mel of the model's full window: `model.to_mel(audio)`.
+            tokens: Token ids, the start sequence included: `model.to_tokens(text)`.
+            return_type: `"logits"`; `"loss"`, the mean cross-entropy of every
+                token but the first, in nats; `"both"`; or None for nothing.
+            encoder_output: Used instead of running the encoder on a mel.
+            stop_at_layer: `("encoder", l)` or `("decoder", l)`: run up to just
+                before that block, and return the residual stream there.
+                Negative layers count from the end.
+            loss_per_token: Keep the loss of each token apart.
+
+        Raises:
+            InputError: Neither or both of mel and encoder output, or a bad one.
+            TokenError: Bad tokens, or a loss of fewer than two.
+        """
+        self._check_call(mel, tokens, return_type, encoder_output)
+        stop = self._check_stop(stop_at_layer, tokens)
+        if encoder_output is None:
+            encoder_output = self.encoder(_values(mel), stop.get("encoder"))
+        if tokens is None or "encoder" in stop:
+            return encoder_output
+        logits = self.decoder(tokens, encoder_output, stop_at_layer=stop.get("decoder"))
+        if return_type == "logits" or "decoder" in stop:
+            return logits
+        if return_type is None:
+            return None
+        loss = self.loss(logits, tokens, per_token=loss_per_token)
+        return loss if return_type == "loss" else Output(logits, loss)
+
+    def loss(
+        self,
+        logits: Float[Tensor, "batch pos vocab"],
+        tokens: Int[Tensor, "batch pos"],
+        per_token: bool = False,
+    ) -> Float[Tensor, "*batch_pos"]:
+        """Cross-entropy of each token given those before it, in nats.
+
+        Raises:
+            TokenError: Fewer than two tokens.
+        """
+        if tokens.shape[1] < 2:
+            raise TokenError("the loss of 1 token is asked for; a first token has none before it.")
+        return F.cross_entropy(
+            logits[:, :-1].transpose(1, 2), tokens[:, 1:].long(), reduction="none" if per_token else "mean"
+        )
+
+    def _check_call(
+        self, mel: Any, tokens: Any, return_type: Any, encoder_output: Tensor | None
+    ) -> None:
+        if return_type not in ("logits", "loss", "both", None):
+            raise InputError(
+                f'return_type is {return_type!r}; it can be "logits", "loss", "both" or None.'
+            )
+        if (mel is None) == (encoder_output is None):
+            what = "neither" if mel is None else "both"
+            raise InputError(f"{what} of mel and encoder_output given; pass one of them.")
+        if tokens is None and return_type in ("loss", "both"):
+            raise InputError(f"return_type {return_type!r} needs tokens: model.to_tokens(text).")
+        if tokens is not None:
+            speech_tokens.check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_text_ctx)
+            if mel is not None and len(mel) != len(tokens):
+                raise InputError(
+                    f"{len(mel)} recordings and {len(tokens)} rows of tokens do not match. "
+                    "Pass one row of tokens for each recording."
+                )
+
+    def _check_stop(self, stop_at_layer: Any, tokens: Tensor | None) -> dict[str, int]:
+        """Where to stop, by stack, with the layer counted from the start."""
+        if stop_at_layer is None:
+            return {}
+        pair = stop_at_layer if isinstance(stop_at_layer, Sequence) else ()
+        if len(pair) != 2 or pair[0] not in ("encoder", "decoder") or not isinstance(pair[1], int):
+            raise InputError(
+                f"stop_at_layer is {stop_at_layer!r}; it can be (stack, layer), "
+                'for instance ("encoder", 2).'
+            )
+        stack, layer = cast(tuple[Stack, int], pair)
+        n_layers = self.cfg.n_layers(stack)
+        if not -n_layers <= layer <= n_layers:
+            raise InputError(
+                f"stop_at_layer is {stop_at_layer!r}; the {stack} has {n_layers} layers, so that "
+                f"it can stop before layer {-n_layers} to {n_layers}."
+            )
+        if stack == "decoder" and tokens is None:
+            raise InputError(f"stop_at_layer {stop_at_layer!r} needs tokens for the decoder.")
+        return {stack: layer + n_layers if layer < 0 else layer}
+
+    def _make_cache(self, collector: Collector, *args: Any, **kwargs: Any) -> WhisperCache:
+        cache = super()._make_cache(collector, *args, **kwargs)
+        mel = args[0] if args else kwargs.get("mel")
+        cache.n_frames = mel.n_frames if isinstance(mel, Mel) else None
+        return cache
+
+    # Speech in, text out
+
+    def to_mel(self, audio: Any, *, rate_hz: float | None = None, cut: bool = False) -> Mel:
+        """The log-mel of recordings, padded to the model's window, with their lengths.
+
+        Args:
+            audio: A path, an array or tensor `[sample]` or `[channel sample]`
+                with its rate, or a list of any of these (arrays as pairs with their rates).
+            rate_hz: Sampling rate of arrays; files have their own.
+            cut: Cut what is longer than the window instead of refusing it.
+
+        Raises:
+            AudioError: No usable audio; its subclasses say why.
+        """
+        return to_mel(
+            audio,
+            n_mels=self.cfg.n_mels,
+            n_frames=self.cfg.n_frames,
+            rate_hz=rate_hz,
+            cut=cut,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def to_tokens(self, text: Any, **options: Any) -> Int[Tensor, "batch pos"]:
+        """Tokens of a text or a list of them, start sequence first; see `speech.to_tokens`."""
+        return speech_tokens.to_tokens(text, self.cfg, **options).to(self.device)
+
+    def to_string(self, tokens: Any, *, skip_special: bool = True) -> Any:
+        """The text of tokens; a list of texts where there is a batch axis."""
+        return speech_tokens.to_string(tokens, self.cfg, skip_special=skip_special)
+
+    def to_str_tokens(self, tokens: Any, **options: Any) -> list[str]:
+        """One readable string for each token of a text."""
+        return speech_tokens.to_str_tokens(tokens, self.cfg, **options)
+
+    # Weights by TransformerLens's names
+
+    @property
+    def W_E(self) -> Float[Tensor, "vocab d_model"]:
+        """The token embedding."""
+        return self.decoder.W_E
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model vocab"]:
+        """The unembedding; a view of the token embedding unless weights were processed."""
+        return self.decoder.W_U
+
+    @property
+    def b_U(self) -> Float[Tensor, " vocab"]:
+        """The unembedding's bias; zeros unless weights were processed."""
+        return self.decoder.b_U
+
+    @property
+    def W_pos(self) -> Float[Tensor, "pos d_model"]:
+        """The decoder's learned positions; the encoder's are `model.encoder.W_pos`."""
+        return self.decoder.W_pos
+
+    # Flags
+
+    def set_use_attn_result(self, use: bool) -> None:
+        """Make `hook_result` fire: what each head writes, `[batch pos head d_model]`."""
+        self._set_flag("use_attn_result", use)
+
+    def set_use_split_qkv_input(self, use: bool) -> None:
+        """Make `hook_{q,k,v}_input` fire: the stream that each head's q, k and v read."""
+        self._set_flag("use_split_qkv_input", use)
+
+    def set_use_attn_in(self, use: bool) -> None:
+        """Make `hook_attn_in` fire: the stream that each head reads."""
+        self._set_flag("use_attn_in", use)
+
+    def set_use_hook_mlp_in(self, use: bool) -> None:
+        """Make `hook_mlp_in` fire: the stream that the MLP reads."""
+        self._set_flag("use_hook_mlp_in", use)
+
+    def _set_flag(self, flag: str, use: bool) -> None:
+        points = [point for point in self.hook_dict.values() if point.flag == flag]
+        if not use and (hooked := [point.name for point in points if point.is_hooked]):
+            raise ConfigError(
+                f"{flag} cannot go off while {hooked[0]!r} has hooks, which would never fire. "
+                "Call model.reset_hooks() first."
+            )
+        self.cfg = replace(self.cfg, **{flag: use})
+        for point in points:
+            point.enabled = use
+        for block in [*self.encoder.blocks, *self.decoder.blocks]:
+            block.declare_axes()
+
+
+def _values(mel: Mel | Tensor | None) -> Tensor:
+    assert mel is not None
+    return mel.values if isinstance(mel, Mel) else mel
