@@ -29,7 +29,7 @@ _STREAM_BYTES = 0x7FFF_0000
 """Programs that write to a pipe put a length at or above this into a WAV header."""
 
 
-def load_audio(source: Any, rate_hz: Any = None) -> Float[Tensor, " sample"]:
+def load_audio(source: Any, rate_hz: Any = None) -> Float[Tensor, "sample"]:
     """One recording as mono float32 samples at 16 kHz, full scale 1.
 
     Channels are averaged, then the rate is converted by soxr (quality "HQ").
@@ -101,9 +101,7 @@ def _check_rate(rate_hz: Any) -> float:
 def _as_channels(source: Any) -> np.ndarray:
     """Samples in memory as floats `[channel sample]`, full scale 1."""
     if isinstance(source, Tensor):
-        tensor = source.detach().cpu()
-        # NumPy has no bfloat16.
-        samples = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+        samples = _to_numpy(source)
     elif isinstance(source, np.ndarray):
         samples = source
     else:
@@ -131,6 +129,19 @@ def _as_channels(source: Any) -> np.ndarray:
     return np.atleast_2d(_scale(samples))
 
 
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor's values on the CPU, as an array."""
+    if tensor.dtype is torch.bfloat16:  # which NumPy lacks
+        tensor = tensor.float()
+    try:
+        return tensor.numpy(force=True)
+    except (RuntimeError, TypeError) as error:  # meta, sparse, quantized, ...
+        raise AudioError(
+            f"audio is a tensor of {tensor.dtype} on {tensor.device} ({tensor.layout}) whose "
+            "values cannot be read; pass a dense float tensor."
+        ) from error
+
+
 def _describe(value: Any) -> str:
     """A short name of something that was no audio."""
     return repr(value) if value is None or isinstance(value, int | float) else type(value).__name__
@@ -138,8 +149,8 @@ def _describe(value: Any) -> str:
 
 def _scale(samples: np.ndarray) -> np.ndarray:
     """Samples of any accepted dtype as float32 with full scale 1."""
-    if samples.dtype in (np.int16, np.int32):
-        # Exact for int16; int32 is divided before it loses bits to float32.
+    if samples.dtype.kind == "i" and samples.dtype.itemsize in (2, 4):
+        # In float64: exact for int16, and rounded once for int32.
         full_scale = -float(np.iinfo(samples.dtype).min)
         return (samples / full_scale).astype(np.float32)
     if not np.issubdtype(samples.dtype, np.floating):
@@ -211,7 +222,7 @@ def _to_mono_16khz(samples: np.ndarray, rate_hz: float, name: str) -> np.ndarray
             "integers, divide them by 32768."
         )
     mono = samples[0] if len(samples) == 1 else samples.mean(axis=0, dtype=np.float32)
-    mono = np.ascontiguousarray(mono)
+    mono = np.array(mono, order="C")  # a copy: the result shares no memory with the caller's
     if rate_hz != SAMPLE_RATE_HZ:
         import soxr
 

@@ -34,7 +34,7 @@ class Mel:
     """
 
     values: Float[Tensor, "batch mel frame"]
-    n_frames: Int[Tensor, " batch"]
+    n_frames: Int[Tensor, "batch"]
 
     def __post_init__(self) -> None:
         _check_axes(self.values)
@@ -46,7 +46,7 @@ class Mel:
             )
         if counts.dtype not in (torch.int32, torch.int64):
             raise MelError(f"n_frames has dtype {counts.dtype}; it must be torch.int64.")
-        if bool(((counts < 0) | (counts > window)).any()):
+        if not counts.is_meta and bool(((counts < 0) | (counts > window)).any()):
             raise MelError(f"n_frames is {counts.tolist()}; 0 to {window} frames fit this window.")
 
     def __len__(self) -> int:
@@ -93,12 +93,12 @@ class Mel:
         return self.values.device
 
     @property
-    def seconds(self) -> Float[Tensor, " batch"]:
+    def seconds(self) -> Float[Tensor, "batch"]:
         """How much of each window holds sound, in seconds."""
         return self.n_frames / FRAMES_PER_SECOND
 
     @property
-    def n_positions(self) -> Int[Tensor, " batch"]:
+    def n_positions(self) -> Int[Tensor, "batch"]:
         """Encoder positions that hold sound, of 20 ms each, rounded up."""
         return (self.n_frames + FRAMES_PER_POSITION - 1) // FRAMES_PER_POSITION
 
@@ -189,7 +189,7 @@ def to_mel(
 
 def _load_item(
     index: int, audio: Any, rate_hz: Any, n_frames: int, *, cut: bool
-) -> Float[Tensor, " sample"]:
+) -> Float[Tensor, "sample"]:
     """One recording of a list; an error says which."""
     try:
         return _load_window(audio, rate_hz, n_frames, cut=cut)
@@ -197,7 +197,7 @@ def _load_item(
         raise type(error)(f"recording {index} of the list: {error}") from error
 
 
-def _load_window(audio: Any, rate_hz: Any, n_frames: int, *, cut: bool) -> Float[Tensor, " sample"]:
+def _load_window(audio: Any, rate_hz: Any, n_frames: int, *, cut: bool) -> Float[Tensor, "sample"]:
     """One recording that is no longer than the window."""
     waveform = load_audio(audio, rate_hz)
     n_samples = n_frames * HOP_LENGTH
@@ -212,7 +212,7 @@ def _load_window(audio: Any, rate_hz: Any, n_frames: int, *, cut: bool) -> Float
 
 
 def _log_mel(
-    waveform: Float[Tensor, " sample"], n_mels: int, n_frames: int
+    waveform: Float[Tensor, "sample"], n_mels: int, n_frames: int
 ) -> Float[Tensor, "mel frame"]:
     """openai-whisper's log-mel of one window."""
     from whisper.audio import log_mel_spectrogram, pad_or_trim

@@ -79,6 +79,7 @@ def _check_language(cfg: HookedWhisperConfig, language: Any) -> str:
     if code not in allowed:
         names = [name for name, c in TO_LANGUAGE_CODE.items() if c in allowed]
         near = difflib.get_close_matches(name, [*allowed, *names], n=3)
+        near = near or [part for part in name.split("-") if part in allowed]  # "en-us"
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise TokenError(
             f"language is {language!r}; this model has {len(allowed)} languages, by code "
@@ -190,21 +191,33 @@ def to_str_tokens(tokens: Any, cfg: HookedWhisperConfig, *, prepend_sot: bool = 
 
 def _rows(tokens: Any, d_vocab: int) -> tuple[list[list[int]], bool]:
     """Rows of checked token ids, and whether there was a batch axis."""
-    values = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    values = _plain(tokens)
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise TokenError(
             f"{_describe(tokens)} holds no tokens; an integer tensor [pos] or [batch, pos] does, "
             "or a list of ids."
         )
-    is_batch = bool(values) and all(isinstance(row, Sequence) for row in values)
-    rows = [list(row) for row in values] if is_batch else [list(values)]
-    for row in rows:
-        for pos, token in enumerate(row):
-            if isinstance(token, bool) or not hasattr(token, "__index__"):
-                raise TokenError(f"token {pos} is {token!r}; tokens are integers.")
-            if not 0 <= token < d_vocab:
-                raise TokenError(_out_of_vocabulary(token, f"position {pos}", d_vocab))
+    values = [_plain(value) for value in values]
+    is_batch = bool(values) and all(isinstance(row, list | tuple) for row in values)
+    rows = [_row(row, d_vocab) for row in (values if is_batch else [values])]
     return rows, is_batch
+
+
+def _plain(value: Any) -> Any:
+    """A tensor or array as Python's lists and numbers; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _row(values: Sequence[Any], d_vocab: int) -> list[int]:
+    """Checked token ids of one text."""
+    row = []
+    for pos, value in enumerate(map(_plain, values)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TokenError(f"token {pos} is {value!r}; tokens are integers.")
+        if not 0 <= value < d_vocab:
+            raise TokenError(_out_of_vocabulary(value, f"position {pos}", d_vocab))
+        row.append(value)
+    return row
 
 
 def check_tokens(tokens: Any, d_vocab: int, n_text_ctx: int, offset: int = 0) -> None:
