@@ -98,18 +98,22 @@ def tiny_cfg() -> HookedWhisperConfig:
 
 
 @pytest.fixture(scope="session")
-def _shared_model(tiny_cfg: HookedWhisperConfig) -> nn.Module:
-    return random_model(tiny_cfg)
+def _shared() -> dict[str, Any]:
+    """Where the shared model lives until a test changes it."""
+    return {}
 
 
 @pytest.fixture
-def tiny_model(_shared_model: nn.Module) -> Iterator[Any]:
+def tiny_model(_shared: dict[str, Any], tiny_cfg: HookedWhisperConfig) -> Iterator[Any]:
     """A small random HookedWhisper in eval mode, shared: a test must leave it as it was."""
-    before = _state(_shared_model)
-    yield _shared_model
-    for parameter in _shared_model.parameters():
+    model = _shared.setdefault("model", None) or random_model(tiny_cfg)
+    before = _state(model)
+    _shared["model"] = None  # a changed model is not handed on
+    yield model
+    for parameter in model.parameters():
         parameter.grad = None
-    assert _state(_shared_model) == before, "this test changed the shared tiny_model"
+    assert _state(model) == before, "this test changed the shared tiny_model: take fresh_model"
+    _shared["model"] = model
 
 
 @pytest.fixture
@@ -119,9 +123,9 @@ def fresh_model(tiny_cfg: HookedWhisperConfig) -> Any:
 
 
 @pytest.fixture(scope="session")
-def reference_model(_shared_model: nn.Module) -> Any:
+def reference_model(tiny_cfg: HookedWhisperConfig) -> Any:
     """openai-whisper's own model with the weights of `tiny_model`, in eval mode; shared."""
-    return openai_twin(_shared_model)
+    return openai_twin(random_model(tiny_cfg))
 
 
 @pytest.fixture(scope="session")
@@ -191,13 +195,14 @@ def _openai_name(name: str) -> str:
     return f"{stack}.{rest}"
 
 
-def _state(model: nn.Module) -> list[Any]:
-    """What a test could change: weights, mode, hooks and flags."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return [
-        [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors],
-        [tensor.requires_grad for _, tensor in tensors],
-        [module.training for module in model.modules()],
-        [len(module._forward_hooks) + len(module._backward_hooks) for module in model.modules()],
-        getattr(model, "cfg", None),
-    ]
+def _state(model: nn.Module) -> dict[str, Any]:
+    """What a test could change: weights, mode, hooks and switches."""
+    state: dict[str, Any] = {"cfg": getattr(model, "cfg", None)}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        # The sum sees an edit through `.data`, which leaves the version as it is.
+        total = tensor.detach().to_dense().sum().item()
+        state[name] = (id(tensor), tensor._version, total, tensor.requires_grad)
+    for name, module in model.named_modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        state[f"module {name}"] = (module.training, [len(each) for each in hooks])
+    return state

@@ -9,13 +9,14 @@ import hooked_whisper
 from hooked_whisper import errors
 
 PUBLIC = {
+    "Generation",
+    "HookPoint",
     "HookedEncoderDecoder",
     "HookedWhisper",
     "HookedWhisperConfig",
-    "HookPoint",
     "Mel",
     "WhisperCache",
-    "errors",
+    "load_audio",
 }
 
 ERRORS = {

@@ -32,7 +32,7 @@ def test_the_package_builds_on_its_hook_point_and_root_module() -> None:
     from transformer_lens import HookedRootModule
     from transformer_lens.hook_points import HookPoint
 
-    from hooked_whisper import hooks
+    import hooked_whisper
 
-    assert issubclass(hooks.HookPoint, HookPoint)
-    assert issubclass(hooks.HookedEncoderDecoder, HookedRootModule)
+    assert issubclass(hooked_whisper.HookPoint, HookPoint)
+    assert issubclass(hooked_whisper.HookedEncoderDecoder, HookedRootModule)
