@@ -87,9 +87,10 @@ class HookedWhisperConfig:
                 "least 4."
             )
         for name in ("n_audio_heads", "n_text_heads"):
-            if self.d_model % getattr(self, name):
+            n_heads = getattr(self, name)
+            if self.d_model % n_heads:
                 raise ConfigError(
-                    f"{name} is {getattr(self, name)}, which does not divide d_model {self.d_model}."
+                    f"{name} is {n_heads}, which does not divide d_model {self.d_model}."
                 )
 
     @property

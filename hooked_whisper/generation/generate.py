@@ -97,7 +97,9 @@ def _decoding_options(model: Any, max_new_tokens: int | None, options: dict[str,
     known = {field.name for field in fields(DecodingOptions)} - {*_OF_SEARCH, "fp16", "sample_len"}
     for name in options:
         if name in _OF_SEARCH:
-            raise InputError(f"generate decodes one hypothesis; {name} is an option of model.decode.")
+            raise InputError(
+                f"generate decodes one hypothesis; {name} is an option of model.decode."
+            )
         if name not in known:
             raise InputError(f"generate has no option {name!r}; it has {sorted(known)}.")
     if max_new_tokens is not None and not 1 <= max_new_tokens <= model.cfg.n_text_ctx:

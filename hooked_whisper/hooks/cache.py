@@ -157,7 +157,7 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
                         f"{path} is no activation cache: its format is {header.get('format')!r}, "
                         f"not {_FORMAT!r}. Write one with cache.save(path)."
                     )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (OSError, SafetensorError) as error:
             raise CacheError(f"{path} cannot be read as an activation cache: {error}.") from error
         axes = {name: tuple(each) for name, each in json.loads(header["axes"]).items()}
@@ -165,4 +165,3 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
         # safetensors sorts by name; the axes were written in the model's order.
         ordered = {name: tensors[name] for name in axes}
         return cls(ordered, axes, None if lengths is None else torch.tensor(lengths))
-

@@ -157,7 +157,9 @@ def _refuse_disabled(name: str, disabled: Mapping[str, str]) -> None:
 
 
 def _count_layers(stack: str, names: Iterable[str]) -> int:
-    layers = [int(found[2]) for name in names if (found := _BLOCK.match(name)) and found[1] == stack]
+    layers = [
+        int(found[2]) for name in names if (found := _BLOCK.match(name)) and found[1] == stack
+    ]
     return max(layers, default=-1) + 1
 
 

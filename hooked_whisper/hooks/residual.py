@@ -83,7 +83,9 @@ class ResidualAnalysis:
                 labels += [f"{each}_{mid}" for mid in chosen]
                 keys += [(stack, each, f"resid_{mid}") for mid in chosen]
         parts = [self._read(key, pos_slice) for key in keys]
-        return self._finish(parts, labels, stack, layer, mlp_input, apply_ln, pos_slice, return_labels)
+        return self._finish(
+            parts, labels, stack, layer, mlp_input, apply_ln, pos_slice, return_labels
+        )
 
     def decompose_resid(
         self,
@@ -127,7 +129,9 @@ class ResidualAnalysis:
         if not keys:
             raise CacheError("there is no component before layer 0 without the embeddings.")
         parts = [self._read(key, pos_slice) for key in keys]
-        return self._finish(parts, labels, stack, layer, mlp_input, apply_ln, pos_slice, return_labels)
+        return self._finish(
+            parts, labels, stack, layer, mlp_input, apply_ln, pos_slice, return_labels
+        )
 
     def stack_head_results(
         self,

@@ -44,7 +44,7 @@ class HookedEncoderDecoder(HookedRootModule):
         enabled = [name for name, point in self.hook_dict.items() if point.enabled]
         return match_names(names_filter, enabled, self._disabled)
 
-    def add_hook(  # type: ignore[override]
+    def add_hook(
         self,
         name: NamesFilter,
         hook: Callable[..., Any],
@@ -61,14 +61,14 @@ class HookedEncoderDecoder(HookedRootModule):
         for each in self.hook_names(name):
             self.hook_dict[each].add_hook(hook, dir, is_permanent, level, prepend)
 
-    def add_perma_hook(  # type: ignore[override]
+    def add_perma_hook(
         self, name: NamesFilter, hook: Callable[..., Any], dir: Direction = "fwd"
     ) -> None:
         """Attach a function that `reset_hooks()` leaves, unless told otherwise."""
         self.add_hook(name, hook, dir, is_permanent=True)
 
     @contextmanager
-    def hooks(  # type: ignore[override]
+    def hooks(
         self,
         fwd_hooks: Iterable[Hook] = (),
         bwd_hooks: Iterable[Hook] = (),
@@ -91,7 +91,7 @@ class HookedEncoderDecoder(HookedRootModule):
         with super().hooks(forward, backward, reset_hooks_end, clear_contexts):
             yield self
 
-    def run_with_hooks(  # type: ignore[override]
+    def run_with_hooks(
         self,
         *args: Any,
         fwd_hooks: Iterable[Hook] = (),
@@ -108,7 +108,7 @@ class HookedEncoderDecoder(HookedRootModule):
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self(*args, **kwargs)
 
-    def run_with_cache(  # type: ignore[override]
+    def run_with_cache(  # type: ignore[override]  # more kinds of filter
         self,
         *args: Any,
         names_filter: NamesFilter = None,
@@ -196,7 +196,7 @@ class HookedEncoderDecoder(HookedRootModule):
             output.backward()
         return output.detach()
 
-    def _resolve(self, hooks: Iterable[Hook]) -> list[tuple[str, Callable[..., Any]]]:
+    def _resolve(self, hooks: Iterable[Hook]) -> list[Any]:
         """Each function with every single name that it goes to, all checked before any is used."""
         resolved = []
         for pair in hooks:

@@ -100,7 +100,7 @@ class Attention(nn.Module):
         # One residual stream for each head: every head reads its own.
         weight = rearrange(linear.weight, "(head d) m -> head m d", head=self.n_heads)
         projected = einsum(x, weight.to(x.dtype), "b pos head m, head m d -> b pos head d")
-        if linear.bias is not None:
+        if linear.has_bias:
             projected = projected + linear.bias.to(x.dtype).view(self.n_heads, -1)
         return projected
 
@@ -167,7 +167,7 @@ class Attention(nn.Module):
     @property
     def b_K(self) -> Float[Tensor, "head d_head"]:
         """What is added to each head's keys: zeros, as Whisper's keys have no bias."""
-        if self.key.bias is None:
+        if not self.key.has_bias:
             return torch.zeros_like(self.b_Q)
         return self.key.bias.view(self.n_heads, -1)
 

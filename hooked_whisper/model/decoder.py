@@ -117,9 +117,8 @@ class Decoder(TransformerStack):
             check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_text_ctx)
             self._check_encoder_output(encoder_output, tokens)
         elif start + tokens.shape[1] > self.cfg.n_text_ctx:
-            raise TokenError(
-                f"{start + tokens.shape[1]} tokens; the decoder has {self.cfg.n_text_ctx} positions."
-            )
+            n_pos = start + tokens.shape[1]
+            raise TokenError(f"{n_pos} tokens; the decoder has {self.cfg.n_text_ctx} positions.")
         resid = self.embed(tokens, encoder_output.dtype, start)
         resid = self.run_blocks(resid, encoder_output, kv_cache, stop=stop_at_layer)
         if kv_cache is not None:
@@ -140,6 +139,6 @@ class Decoder(TransformerStack):
             )
         if encoder_output.device != tokens.device or tokens.device != self.W_E.device:
             raise InputError(
-                f"tokens are on {tokens.device}, the encoder output on {encoder_output.device}, the "
-                f"model on {self.W_E.device}. Move them with .to(model.device)."
+                f"tokens are on {tokens.device}, the encoder output on {encoder_output.device}, "
+                f"the model on {self.W_E.device}. Move them with .to(model.device)."
             )

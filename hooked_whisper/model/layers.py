@@ -19,15 +19,22 @@ from hooked_whisper.hooks.points import HookPoint
 class Linear(nn.Linear):
     """A linear map in the dtype of what it is given."""
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether it adds anything."""
+        return self._parameters["bias"] is not None
+
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        bias = self.bias.to(x.dtype) if self.has_bias else None
         return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 class Conv1d(nn.Conv1d):
     """A convolution over time in the dtype of what it is given."""
 
-    def forward(self, x: Float[Tensor, "batch d_in frame"]) -> Float[Tensor, "batch d_out frame_out"]:
+    def forward(
+        self, x: Float[Tensor, "batch d_in frame"]
+    ) -> Float[Tensor, "batch d_out frame_out"]:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return self._conv_forward(x, self.weight.to(x.dtype), bias)
 

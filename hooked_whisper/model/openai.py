@@ -29,8 +29,8 @@ class OpenAIInterface(nn.Module):
     """The attributes and methods of openai-whisper's `Whisper`."""
 
     cfg: HookedWhisperConfig
-    encoder: nn.Module
-    decoder: nn.Module
+    encoder: Any
+    decoder: Any
     alignment_heads: Tensor
 
     @property
@@ -120,7 +120,9 @@ class OpenAIInterface(nn.Module):
             options = DecodingOptions(fp16=self.device.type != "cpu")
         return decode(self, mel.values if isinstance(mel, Mel) else mel, options, **kwargs)
 
-    def transcribe(self, audio: Any, *, rate_hz: float | None = None, **kwargs: Any) -> dict[str, Any]:
+    def transcribe(
+        self, audio: Any, *, rate_hz: float | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Transcribe a recording of any length with openai-whisper.
 
         Args:

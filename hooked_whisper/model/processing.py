@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import ConfigError
+from hooked_whisper.model.attention import Attention
 from hooked_whisper.model.layers import LayerNorm, Linear
 
 
@@ -49,20 +50,19 @@ def _untie(model: Any) -> None:
     """Give the unembedding and every key map parameters of their own."""
     weight = model.decoder.W_E
     if model.decoder.unembedding is None:
-        unembedding = Linear(1, 1)
-        unembedding.in_features, unembedding.out_features = weight.shape[1], weight.shape[0]
+        with torch.device("meta"):
+            unembedding = Linear(weight.shape[1], weight.shape[0])
         unembedding.weight = nn.Parameter(weight.detach().clone())
         unembedding.bias = nn.Parameter(torch.zeros_like(weight[:, 0]))
         model.decoder.unembedding = unembedding
-        unembedding.name = "decoder.unembedding"
         model.mod_dict["decoder.unembedding"] = unembedding
     for block in [*model.encoder.blocks, *model.decoder.blocks]:
         for attention in _attentions(block):
-            if attention.key.bias is None:
+            if not attention.key.has_bias:
                 attention.key.bias = nn.Parameter(torch.zeros_like(attention.query.bias))
 
 
-def _attentions(block: nn.Module) -> list[nn.Module]:
+def _attentions(block: Any) -> list[Attention]:
     return [block.attn, block.cross_attn] if hasattr(block, "cross_attn") else [block.attn]
 
 
@@ -85,10 +85,10 @@ def _fold_layer_norms(model: Any) -> None:
 
 def _fold(norm: LayerNorm, readers: list[Linear]) -> None:
     for reader in readers:
-        reader.bias += reader.weight @ norm.bias
-        reader.weight *= norm.weight
+        reader.bias.add_(reader.weight @ norm.bias)
+        reader.weight.mul_(norm.weight)
         # What a LayerNorm gives has no mean: a reader's own mean over d_model reads nothing.
-        reader.weight -= reader.weight.mean(dim=1, keepdim=True)
+        _center(reader.weight)
     norm.weight.fill_(1)
     norm.bias.zero_()
 

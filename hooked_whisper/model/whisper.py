@@ -1,11 +1,9 @@
 """HookedWhisper: OpenAI's Whisper with a name for every activation."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, cast
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -17,12 +15,9 @@ from hooked_whisper.hooks.collector import Collector
 from hooked_whisper.hooks.root import HookedEncoderDecoder
 from hooked_whisper.model.decoder import Decoder
 from hooked_whisper.model.encoder import Encoder
-from hooked_whisper.model.openai import OpenAIInterface
-from hooked_whisper.model.processing import process_weights
+from hooked_whisper.model.pretrained import Pretrained
 from hooked_whisper.speech import tokens as speech_tokens
 from hooked_whisper.speech.mel import Mel, to_mel
-from hooked_whisper.weights import loaded as weights
-from hooked_whisper.weights.loaded import LoadedWeights
 
 ReturnType = Literal["logits", "loss", "both"] | None
 StopAt = tuple[Stack, int] | None
@@ -35,7 +30,7 @@ class Output(NamedTuple):
     loss: Float[Tensor, "*batch_pos"]
 
 
-class HookedWhisper(OpenAIInterface, HookedEncoderDecoder):
+class HookedWhisper(Pretrained, HookedEncoderDecoder):
     """Whisper, computed as openai-whisper computes it, with hooks throughout.
 
     `HookedWhisper(cfg)` has random weights, drawn from torch's generator; see
@@ -45,6 +40,9 @@ class HookedWhisper(OpenAIInterface, HookedEncoderDecoder):
     Args:
         cfg: Sizes and switches.
     """
+
+    encoder: Encoder
+    decoder: Decoder
 
     def __init__(self, cfg: HookedWhisperConfig) -> None:
         super().__init__()
@@ -61,130 +59,6 @@ class HookedWhisper(OpenAIInterface, HookedEncoderDecoder):
         """Embeddings as in GPT-2; the rest keeps PyTorch's defaults."""
         nn.init.normal_(self.decoder.token_embedding.weight, std=0.02)
         nn.init.normal_(self.decoder.positional_embedding, std=0.01)
-
-    # Loading and saving
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | os.PathLike[str],
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-        download_root: str | os.PathLike[str] | None = None,
-        fold_ln: bool = False,
-        center_writing_weights: bool = False,
-        center_unembed: bool = False,
-    ) -> "HookedWhisper":
-        """A Whisper with trained weights, in eval mode.
-
-        Args:
-            source: An OpenAI release (`"tiny"`, `"tiny.en"`, ... `"turbo"`),
-                `"digits"` (the small model that comes with the package), the
-                path of an OpenAI `.pt` checkpoint, a Hugging Face folder or
-                hub id (`"openai/whisper-tiny"`), or a folder that
-                `save_pretrained` wrote.
-            device: Where the weights go; None is CUDA where there is one.
-            dtype: What the weights are kept in.
-            download_root: Where OpenAI's releases are kept; None is openai-whisper's own folder.
-            fold_ln: See `process_weights_`.
-            center_writing_weights: See `process_weights_`.
-            center_unembed: See `process_weights_`.
-
-        Raises:
-            SourceError: The source leads to no weights.
-            DownloadError: The download failed.
-            CheckpointError: The file cannot be read as plain tensors.
-            ArchitectureError: The weights of something else.
-            WeightNameError: Missing or unexpected tensors.
-            WeightShapeError: A tensor of the wrong shape.
-        """
-        from hooked_whisper.weights.registry import load_weights
-
-        model = cls._from_loaded(load_weights(source, download_root=download_root), device, dtype)
-        if fold_ln or center_writing_weights or center_unembed:
-            model.process_weights_(fold_ln, center_writing_weights, center_unembed)
-        return model
-
-    @classmethod
-    def from_openai(
-        cls,
-        model: nn.Module,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> "HookedWhisper":
-        """A copy of an openai-whisper model in memory, where and in what that is unless told."""
-        from hooked_whisper.weights.openai import from_openai_state
-
-        first = next(model.parameters())
-        return cls._from_loaded(from_openai_state(model), device or first.device, dtype or first.dtype)
-
-    @classmethod
-    def from_hf(
-        cls,
-        model: nn.Module,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> "HookedWhisper":
-        """A copy of a transformers Whisper in memory, where and in what that is unless told."""
-        from hooked_whisper.weights.huggingface import from_hf_state
-
-        first = next(model.parameters())
-        return cls._from_loaded(from_hf_state(model), device or first.device, dtype or first.dtype)
-
-    @classmethod
-    def _from_loaded(
-        cls, loaded: LoadedWeights, device: torch.device | str | None, dtype: torch.dtype
-    ) -> "HookedWhisper":
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        with torch.device("meta"):
-            model = cls(loaded.cfg)
-        if loaded.omitted:
-            model.encoder.reset_positions()
-        weights.assign_weights(model, loaded, device=device, dtype=dtype)
-        if loaded.alignment_heads is not None:
-            model._init_alignment_heads(loaded.alignment_heads)
-        model.alignment_heads = model.alignment_heads.to(device)
-        return model.eval()
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the weights as safetensors, with the configuration and the alignment heads."""
-        from hooked_whisper.weights.native import save_weights
-
-        heads = self.alignment_heads.to_dense().cpu()
-        save_weights(folder, self.cfg, self.state_dict(), heads)
-
-    def process_weights_(
-        self,
-        fold_ln: bool = True,
-        center_writing_weights: bool = True,
-        center_unembed: bool = False,
-    ) -> None:
-        """Rewrite the weights in place as TransformerLens does; the logits stay as they are.
-
-        The unembedding and the keys' biases become parameters of their own.
-        The encoder's last LayerNorm stays as it is, so that its output
-        remains Whisper's.
-
-        Args:
-            fold_ln: Move each LayerNorm's weight and bias into what reads it.
-            center_writing_weights: Take the mean over `d_model` out of
-                everything that writes to the residual stream behind the
-                embeddings of the convolutions; every LayerNorm removes it anyway.
-            center_unembed: Take the mean over `vocab` out of the unembedding.
-                This shifts all logits of a position alike: probabilities stay.
-
-        Source: `ProcessWeights` of TransformerLens.
-        """
-        self.cfg = process_weights(
-            self,
-            fold_ln=fold_ln,
-            center_writing_weights=center_writing_weights,
-            center_unembed=center_unembed,
-        )
 
     # Running
 
@@ -242,8 +116,9 @@ class HookedWhisper(OpenAIInterface, HookedEncoderDecoder):
         """
         if tokens.shape[1] < 2:
             raise TokenError("the loss of 1 token is asked for; a first token has none before it.")
+        reduction = "none" if per_token else "mean"
         return F.cross_entropy(
-            logits[:, :-1].transpose(1, 2), tokens[:, 1:].long(), reduction="none" if per_token else "mean"
+            logits[:, :-1].transpose(1, 2), tokens[:, 1:].long(), reduction=reduction
         )
 
     def _check_call(
@@ -376,7 +251,7 @@ class HookedWhisper(OpenAIInterface, HookedEncoderDecoder):
                 f"{flag} cannot go off while {hooked[0]!r} has hooks, which would never fire. "
                 "Call model.reset_hooks() first."
             )
-        self.cfg = replace(self.cfg, **{flag: use})
+        self.cfg = replace(self.cfg, **cast(dict[str, Any], {flag: use}))
         for point in points:
             point.enabled = use
         for block in [*self.encoder.blocks, *self.decoder.blocks]:
