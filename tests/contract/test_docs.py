@@ -1,0 +1,90 @@
+"""The documentation is true: its Python runs, and its links lead somewhere.
+
+A block fenced as `python` is run, the blocks of a page one after the other in
+one session; one fenced as `python no-run` is only shown.
+"""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    str(path.relative_to(ROOT)): path
+    for path in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
+}
+pages = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES.keys())
+
+FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)[^)]*\)")
+
+
+def python_blocks(text: str) -> list[tuple[int, str]]:
+    """The blocks that are to run, each with the line that its code starts on."""
+    return [
+        (text.count("\n", 0, found.start("code")) + 1, found["code"])
+        for found in FENCE.finditer(text)
+        if found["kind"].strip() == "python"
+    ]
+
+
+def heading_anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ +(.+?) *$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def run_block(code: str, name: str, line: int, namespace: dict[str, object]) -> None:
+    """Run a block in the page's session; lines with `>>>` are compared with their output."""
+    if not code.lstrip().startswith(">>>"):
+        exec(compile("\n" * (line - 1) + code, name, "exec"), namespace)
+        return
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    test = doctest.DocTestParser().get_doctest(code, namespace, name, name, line - 1)
+    report: list[str] = []
+    doctest.DocTestRunner(optionflags=flags).run(test, out=report.append, clear_globs=False)
+    namespace.update(test.globs)
+    assert not report, "".join(report)
+
+
+def dead_links(page: Path) -> list[str]:
+    """The links of a page to files or headings that are not there; the web is not asked."""
+    dead = []
+    for found in LINK.finditer(FENCE.sub("", page.read_text())):
+        target, _, anchor = found["target"].partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path = (page.parent / target).resolve() if target else page
+        if not path.exists() or (
+            anchor and path.suffix == ".md" and anchor not in heading_anchors(path.read_text())
+        ):
+            dead.append(found["target"])
+    return dead
+
+
+@pages
+def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for line, code in python_blocks(page.read_text()):
+        run_block(code, str(page), line, namespace)
+
+
+@pages
+def test_its_links_lead_somewhere(page: Path) -> None:
+    assert dead_links(page) == []
+
+
+def test_a_dead_link_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A b\n[x](gone.md) [y](#a-b) [z](page.md#c) [w](https://example.org)\n")
+    assert dead_links(page) == ["gone.md", "page.md#c"]
+
+
+def test_a_wrong_output_is_seen() -> None:
+    (block,) = python_blocks("a\n```python\n>>> 1 + 1\n3\n```\n```python no-run\n1/0\n```\n")
+    assert block == (3, ">>> 1 + 1\n3\n")
+    with pytest.raises(AssertionError, match=r"Got:\n *2"):
+        run_block(block[1], "page.md", block[0], {})
