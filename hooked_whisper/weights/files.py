@@ -6,9 +6,10 @@ made anew after a few megabytes: a Whisper loads at about 1.1 times its size,
 whatever the dtype of the file and of the model.
 """
 
-import itertools
 import json
 import math
+import re
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hooked_whisper.errors import CheckpointError
+from hooked_whisper.errors import ArchitectureError, CheckpointError
 
 PIECE_BYTES = 8 * 2**20
 """Most bytes that are copied at once, and least bytes before a file is mapped anew."""
@@ -234,19 +235,11 @@ def read_torch(path: Path, *, mapped: bool) -> Any:
             holds pickled objects. None of them is executed.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice to call it in unsafe ways
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a broken or hostile pickle can raise anything at all
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        if "weights only" in first_line.lower():
-            raise CheckpointError(
-                f"{path} holds pickled objects that are no plain tensors "
-                f"({_refused_object(str(error))}); nothing of it was executed. Loading such a file "
-                "could run any code: ask its author for safetensors or for plain tensors."
-            ) from error
-        raise CheckpointError(
-            f"{path} cannot be read as a torch checkpoint ({first_line}): it was cut short or is "
-            "another kind of file. Download or save it again."
-        ) from error
+        raise CheckpointError(f"{path} {_why_unreadable(error)}") from error
 
 
 def is_mappable(path: Path) -> bool:
@@ -278,6 +271,23 @@ def check_plain(tensors: Mapping[Any, Any], path: object) -> None:
             )
 
 
+def check_types(values: Mapping[Any, Any], types: Mapping[str, Any], source: object) -> None:
+    """Refuse sizes and switches of other types than a config has.
+
+    Args:
+        values: By name; names that `types` does not know are left alone.
+        types: What each must be; bool is no int.
+
+    Raises:
+        ArchitectureError: Names the value, and what it must be.
+    """
+    for name, wanted in types.items():
+        if name in values and type(values[name]) is not wanted:
+            raise ArchitectureError(
+                f"{name} in {source} is {values[name]!r}; it must be of type {wanted.__name__}."
+            )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds one object.
 
@@ -295,10 +305,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _refused_object(message: str) -> str:
-    """The name of the object in a torch message such as 'Unsupported global: GLOBAL x.y ...'."""
-    words = message.split()
-    for word, following in itertools.pairwise(words):
-        if word == "GLOBAL":
-            return following.rstrip(".,")
-    return "see the cause above"
+def _why_unreadable(error: Exception) -> str:
+    """The rest of a sentence on what `torch.load` refused: an object, or the whole file."""
+    text = str(error)
+    is_code = "TorchScript" in text
+    if is_code or ("Weights only load failed" in text and "Unsupported operand" not in text):
+        found = re.search(r"GLOBAL ([\w.]+)", text)
+        what = "TorchScript code" if is_code else found[1].rstrip(".") if found else "see the cause"
+        return (
+            f"holds pickled objects that are no plain tensors ({what}); nothing of it was "
+            "executed. Loading such a file could run any code: ask its author for safetensors or "
+            "for plain tensors."
+        )
+    operand = re.search(r"Unsupported operand \d+", text)
+    reason = operand[0] if operand else next(iter(text.splitlines()), type(error).__name__)
+    return (
+        f"cannot be read as a torch checkpoint ({reason}): it was cut short or is another kind of "
+        "file. Download or save it again."
+    )

@@ -38,6 +38,7 @@ def load_from_hub(
     config = fetch(CONFIG_FILE)
     if config is None:
         raise SourceError(f"{repo_id!r} on the hub has no {CONFIG_FILE}; it is no model.")
+    fetch.revision = config.parent.name  # so that all files are of one commit
     values = read_json(config)
     native = values.get("format") == FORMAT
     if not native:
@@ -64,6 +65,7 @@ class _Fetcher:
         self.repo_id = repo_id
         self.cache_folder = cache_folder
         self.endpoint = endpoint
+        self.revision: str | None = None
 
     def __call__(self, file_name: str) -> Path | None:
         """The file in the cache; None where the repository has none of this name."""
@@ -71,9 +73,15 @@ class _Fetcher:
 
         try:
             path = hf_hub_download(
-                self.repo_id, file_name, cache_dir=self.cache_folder, endpoint=self.endpoint
+                self.repo_id,
+                file_name,
+                revision=self.revision,
+                cache_dir=self.cache_folder,
+                endpoint=self.endpoint,
             )
         except errors.LocalEntryNotFoundError as error:
+            if self._is_known_to_be_absent(file_name):
+                return None
             raise self._error(f"the hub cannot be reached ({error.__cause__ or error})") from error
         except errors.EntryNotFoundError:
             return None
@@ -85,6 +93,15 @@ class _Fetcher:
             first_line = next(iter(str(error).splitlines()), "")
             raise self._error(f"{type(error).__name__}: {first_line}") from error
         return Path(path)
+
+    def _is_known_to_be_absent(self, file_name: str) -> bool:
+        """Whether the cache has an earlier answer of the hub, that there is no such file."""
+        from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+        known = try_to_load_from_cache(
+            self.repo_id, file_name, cache_dir=self.cache_folder, revision=self.revision
+        )
+        return known is _CACHED_NO_EXIST
 
     def _error(self, reason: str) -> DownloadError:
         return DownloadError(

@@ -22,6 +22,7 @@ from hooked_whisper.weights.files import (
     SafetensorsFile,
     StoredTensor,
     check_plain,
+    check_types,
     equal_tensors,
     read_json,
 )
@@ -120,6 +121,7 @@ def config_from_huggingface(
     needed = [*_SIZES, "encoder_ffn_dim", "decoder_ffn_dim"]
     if missing := [key for key in needed if key not in values]:
         raise ArchitectureError(f"{source} lacks {missing}; save the model with its whole config.")
+    check_types(values, dict.fromkeys(needed, int), source)
     try:
         cfg = HookedWhisperConfig(
             **{ours: values[theirs] for theirs, ours in _SIZES.items()}, model_name=model_name

@@ -13,6 +13,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from hooked_whisper.weights.files import (
     SafetensorsFile,
     StoredTensor,
     check_plain,
+    check_types,
     read_json,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
@@ -110,9 +112,13 @@ def read_native_folder(folder: Path) -> LoadedWeights:
             f"{path} has version {values.get('version')!r} of this package's format; this release "
             f"reads version {VERSION}. Upgrade hooked_whisper."
         )
+    config = values.get("config")
+    if not isinstance(config, dict):
+        raise ArchitectureError(f"{path} holds {config!r} as the config; it must be an object.")
+    check_types(config, {field.name: field.type for field in fields(HookedWhisperConfig)}, path)
     try:
-        cfg = HookedWhisperConfig.from_dict(values["config"])
-    except (ConfigError, KeyError, TypeError) as error:
+        cfg = HookedWhisperConfig.from_dict(config)
+    except ConfigError as error:
         raise ArchitectureError(f"{path} holds no config of a Whisper: {error}") from error
     omitted = values.get("omitted") or []
     if not isinstance(omitted, list) or any(name not in _MAY_BE_OMITTED for name in omitted):

@@ -23,6 +23,7 @@ from hooked_whisper.weights.files import (
     StoredTensor,
     TorchFile,
     check_plain,
+    check_types,
     is_mappable,
     read_torch,
 )
@@ -159,6 +160,7 @@ def config_from_dims(dims: Any, model_name: str, source: str) -> HookedWhisperCo
     if not isinstance(dims, dict) or set(dims) != set(DIMS):
         held = sorted(map(str, dims)) if isinstance(dims, dict) else type(dims).__name__
         raise ArchitectureError(f"'dims' in {source} holds {held}; a Whisper's are {sorted(DIMS)}.")
+    check_types(dims, dict.fromkeys(DIMS, int), f"'dims' of {source}")
     try:
         return HookedWhisperConfig.from_dims(SimpleNamespace(**dims), model_name)
     except ConfigError as error:
