@@ -1,0 +1,42 @@
+"""What the tests of the model share."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jaxtyping
+import pytest
+
+from hooked_whisper.config import HookedWhisperConfig
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """What users run: jaxtyping's checks would answer bad input before the package does.
+
+    Also for loops over every hook name, which are twice as fast without.
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def small_cfg(tiny_cfg: HookedWhisperConfig) -> HookedWhisperConfig:
+    """Smaller than `tiny_cfg`, for loops over every hook name; no two sizes are equal."""
+    return replace(tiny_cfg, n_audio_ctx=10, n_text_ctx=9, n_text_layers=2, n_mels=7, d_vocab=53)
+
+
+@pytest.fixture(scope="session")
+def with_flags(
+    small_cfg: HookedWhisperConfig, make_model: Callable[..., Any]
+) -> Callable[..., Any]:
+    """`with_flags("use_attn_in", ...)`: a shared small model with these flags on."""
+    models: dict[tuple[str, ...], Any] = {}
+
+    def make(*flags: str) -> Any:
+        if flags not in models:
+            models[flags] = make_model(replace(small_cfg, **dict.fromkeys(flags, True)))
+        return models[flags]
+
+    return make
