@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,10 +13,8 @@ from hooked_whisper.errors import HookDisabledError, HookResultError
 Direction = Literal["fwd", "bwd"]
 
 
-class HookFunction(Protocol):
-    """What a user hooks in: reads an activation, returns what replaces it, or None."""
-
-    def __call__(self, value: Tensor, /, *, hook: "HookPoint") -> Tensor | None: ...
+HookFunction = Callable[..., Tensor | None]
+"""What a user hooks in: reads `(value, hook=point)`, returns what replaces the value, or None."""
 
 
 class HookPoint(lens.HookPoint):
@@ -52,7 +50,7 @@ class HookPoint(lens.HookPoint):
 
     def add_hook(  # type: ignore[override]
         self,
-        hook: Callable[..., Any],
+        hook: HookFunction,
         dir: Direction = "fwd",
         is_permanent: bool = False,
         level: int | None = None,

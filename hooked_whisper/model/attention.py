@@ -52,7 +52,9 @@ class Attention(nn.Module):
         key_input: Float[Tensor, "key_batch key *head d_model"] | None,
         value_input: Float[Tensor, "key_batch key *head d_model"] | None,
         kv_cache: KVCache | None = None,
-    ) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch head pos key"] | None]:
+    ) -> tuple[
+        Float[Tensor, "batch pos d_model"], Float[Tensor, "batch n_heads pos all_keys"] | None
+    ]:
         """What the layer writes, and its scores if they were computed.
 
         openai-whisper's word timing reads the scores from the second place,

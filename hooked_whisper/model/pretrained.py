@@ -1,10 +1,10 @@
 """Trained weights into a model, out of it, and rewritten in place."""
 
 import os
+from typing import TypeVar
 
 import torch
 from torch import nn
-from typing_extensions import Self
 
 from hooked_whisper.model.openai import OpenAIInterface
 from hooked_whisper.model.processing import process_weights
@@ -14,13 +14,15 @@ from hooked_whisper.weights.native import save_weights
 from hooked_whisper.weights.openai import from_openai_state
 from hooked_whisper.weights.registry import load_weights
 
+Model = TypeVar("Model", bound="Pretrained")
+
 
 class Pretrained(OpenAIInterface):
     """Loading, saving and processing weights."""
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         source: str | os.PathLike[str],
         *,
         device: torch.device | str | None = None,
@@ -29,7 +31,7 @@ class Pretrained(OpenAIInterface):
         fold_ln: bool = False,
         center_writing_weights: bool = False,
         center_unembed: bool = False,
-    ) -> Self:
+    ) -> Model:
         """A Whisper with trained weights, in eval mode.
 
         Args:
@@ -60,12 +62,12 @@ class Pretrained(OpenAIInterface):
 
     @classmethod
     def from_openai(
-        cls,
+        cls: type[Model],
         model: nn.Module,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Self:
+    ) -> Model:
         """A copy of an openai-whisper model in memory, where and in what that is unless told."""
         first = next(model.parameters())
         return cls._from_loaded(
@@ -74,20 +76,23 @@ class Pretrained(OpenAIInterface):
 
     @classmethod
     def from_hf(
-        cls,
+        cls: type[Model],
         model: nn.Module,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Self:
+    ) -> Model:
         """A copy of a transformers Whisper in memory, where and in what that is unless told."""
         first = next(model.parameters())
         return cls._from_loaded(from_hf_state(model), device or first.device, dtype or first.dtype)
 
     @classmethod
     def _from_loaded(
-        cls, loaded: LoadedWeights, device: torch.device | str | None, dtype: torch.dtype
-    ) -> Self:
+        cls: type[Model],
+        loaded: LoadedWeights,
+        device: torch.device | str | None,
+        dtype: torch.dtype,
+    ) -> Model:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         with torch.device("meta"):
