@@ -1,0 +1,1 @@
+"""Speed and memory against openai-whisper and transformers: `python -m benchmarks.run --help`."""
