@@ -1,0 +1,242 @@
+"""One set of weights in three implementations: this one, openai-whisper's and transformers'.
+
+`family` runs a test for every size in `SIZES`, `tiny` and `short` are single ones of
+them, `digits` has trained weights. Models are shared by the whole run and must stay as
+they are. Weights are random, at scales at which attention has peaks and logits are of
+order 10; transformers' names are written out here, so that a slip in the package's own
+renaming shows.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import hooked_whisper
+from hooked_whisper import HookedWhisper, HookedWhisperConfig
+
+TOLERANCE = 1e-5
+"""For float32 values of order 10: about ten roundings of the last bit."""
+
+DIGITS = Path(hooked_whisper.__file__).parent / "weights" / "digits" / "model.safetensors"
+
+_for = HookedWhisperConfig.for_release
+SIZES: dict[str, HookedWhisperConfig] = {
+    "tiny": _for("tiny"),
+    # Small relatives of the other releases: their vocabulary, mel bands and layers.
+    "short": _for("tiny", n_audio_ctx=50, d_model=48, n_audio_heads=4, n_text_heads=6),
+    "tiny.en": _for("tiny.en", n_audio_ctx=60, d_model=48, n_audio_heads=6, n_text_heads=4),
+    "large-v3": _for("large-v3", n_audio_ctx=40, d_model=32, n_audio_heads=4, n_text_heads=2),
+    "turbo": _for("turbo", n_audio_ctx=40, d_model=32, n_audio_heads=2, n_text_heads=4),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """The same weights in every implementation, and something to run them on.
+
+    Args:
+        hooked: This package's model.
+        openai: openai-whisper's.
+        hf: transformers'; `with hf_attention("eager")` chooses how it attends.
+        mel: Three recordings.
+        tokens: As many tokens for each as the decoder has positions.
+    """
+
+    hooked: HookedWhisper
+    openai: Any
+    hf: Any
+    mel: Tensor
+    tokens: Tensor
+
+    @contextmanager
+    def hf_attention(self, implementation: str) -> Iterator[Any]:
+        """transformers' model, attending by `"eager"` or `"sdpa"`."""
+        self.hf.set_attn_implementation(implementation)
+        try:
+            yield self.hf
+        finally:
+            self.hf.set_attn_implementation("sdpa")
+
+
+@pytest.fixture(scope="session")
+def make_family(make_reference: Callable[..., Any]) -> Callable[[str], Family]:
+    """The family of a size, or of `"digits"`, made once."""
+    made: dict[str, Family] = {}
+
+    def make(name: str) -> Family:
+        if name == "digits" and not DIGITS.exists():
+            pytest.skip("the digits weights are not in this checkout")
+        if name not in made:
+            if name == "digits":
+                hooked = HookedWhisper.from_pretrained("digits", device="cpu")
+            else:
+                hooked = scaled_random_model(SIZES[name])
+            mel, tokens = inputs_for(hooked.cfg)
+            made[name] = Family(hooked, make_reference(hooked), hf_twin(hooked), mel, tokens)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session", params=[*SIZES, "digits"])
+def family(request: pytest.FixtureRequest, make_family: Callable[[str], Family]) -> Family:
+    """Every size, one after the other."""
+    return make_family(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny(make_family: Callable[[str], Family]) -> Family:
+    """Tiny at its full size."""
+    return make_family("tiny")
+
+
+@pytest.fixture(scope="session")
+def short(make_family: Callable[[str], Family]) -> Family:
+    """Tiny's vocabulary and layers with a window of one second."""
+    return make_family("short")
+
+
+@pytest.fixture(scope="session")
+def digits(make_family: Callable[[str], Family]) -> Family:
+    """The trained weights that come with the package."""
+    return make_family("digits")
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    """Forward passes only, as in use."""
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[[Tensor, Tensor, str], None]:
+    """`assert_close(ours, theirs, what)`: to 1e-5 on values of order 10."""
+    return check_close
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[[Tensor, Tensor, str], None]:
+    """`assert_same(ours, theirs, what)`: to the last bit."""
+    return check_same
+
+
+def check_close(ours: Tensor, theirs: Tensor, what: str) -> None:
+    assert ours.shape == theirs.shape, f"{what}: {tuple(ours.shape)} and {tuple(theirs.shape)}"
+    if not torch.isfinite(theirs.sum()):
+        finite = theirs.isfinite()  # scores hold -inf where the mask is
+        assert torch.equal(ours[~finite], theirs[~finite]), f"{what}: masked in other places"
+        ours, theirs = ours[finite], theirs[finite]
+    # Rounding is relative: values beyond order 10 may differ by more.
+    largest = max(abs(bound.item()) for bound in theirs.aminmax())
+    allowed = TOLERANCE * max(1.0, largest / 10)
+    difference = (ours - theirs).abs_().max().item()
+    assert difference <= allowed, f"{what}: differs by {difference:.2e}, more than {allowed:.1e}"
+
+
+def check_same(ours: Tensor, theirs: Tensor, what: str) -> None:
+    assert ours.shape == theirs.shape, f"{what}: {tuple(ours.shape)} and {tuple(theirs.shape)}"
+    assert ours.dtype == theirs.dtype, f"{what}: {ours.dtype} and {theirs.dtype}"
+    if not torch.equal(ours, theirs):
+        difference = (ours - theirs).abs().nan_to_num(0).max().item()
+        raise AssertionError(f"{what}: differs by {difference:.2e}, not by 0")
+
+
+def scaled_random_model(cfg: HookedWhisperConfig, seed: int = 0) -> HookedWhisper:
+    """Random weights under which a model of any size behaves like a trained one in scale.
+
+    Attention scores and residual streams are of order 1 to 10, no bias or
+    gain is trivial, and logits have a standard deviation of 2.5, hence a
+    largest of about 10. End-of-text is likelier than other tokens, so that
+    decoded rows end at different lengths.
+    """
+    model = HookedWhisper(cfg).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if ".ln" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.2 * noise)
+            elif name.endswith("embedding.weight"):
+                parameter.copy_(noise * 2.5 / cfg.d_model**0.5)
+            elif name.endswith("positional_embedding"):
+                parameter.copy_(noise * 1.0 / cfg.d_model**0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * noise)
+            else:
+                gain = 1.3 if ".query." in name or ".key." in name else 1.0
+                parameter.copy_(noise * gain / parameter[0].numel() ** 0.5)
+        eot = 50257 if cfg.is_multilingual else 50256
+        model.decoder.token_embedding.weight[eot] *= 3
+    return model
+
+
+def inputs_for(cfg: HookedWhisperConfig) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mel = 0.6 * torch.randn(3, cfg.n_mels, cfg.n_frames, generator=generator)
+    tokens = torch.randint(0, cfg.d_vocab, (3, cfg.n_text_ctx), generator=generator)
+    return mel.clamp(-1, 1.5), tokens
+
+
+def hf_twin(model: HookedWhisper) -> Any:
+    """transformers' own model with the weights of a HookedWhisper."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    cfg = model.cfg
+    eot = 50257 if cfg.is_multilingual else 50256
+    config = WhisperConfig(
+        num_mel_bins=cfg.n_mels,
+        max_source_positions=cfg.n_audio_ctx,
+        encoder_layers=cfg.n_audio_layers,
+        encoder_attention_heads=cfg.n_audio_heads,
+        max_target_positions=cfg.n_text_ctx,
+        decoder_layers=cfg.n_text_layers,
+        decoder_attention_heads=cfg.n_text_heads,
+        d_model=cfg.d_model,
+        encoder_ffn_dim=cfg.d_mlp,
+        decoder_ffn_dim=cfg.d_mlp,
+        vocab_size=cfg.d_vocab,
+        pad_token_id=eot,
+        bos_token_id=eot,
+        eos_token_id=eot,
+        decoder_start_token_id=eot + 1,
+    )
+    twin = WhisperForConditionalGeneration(config).eval()
+    weights = {_hf_name(name): value for name, value in model.state_dict().items()}
+    weights["proj_out.weight"] = weights["model.decoder.embed_tokens.weight"]
+    twin.load_state_dict(weights)  # strict: every name of either side has to fit
+    return twin
+
+
+_HF_PARTS = {
+    "blocks": "layers",
+    "attn": "self_attn",
+    "cross_attn": "encoder_attn",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "out": "out_proj",
+    "ln1": "self_attn_layer_norm",
+    "ln2": "encoder_attn_layer_norm",  # in the encoder: final_layer_norm
+    "ln3": "final_layer_norm",
+    "mlp": "",
+    "fc_in": "fc1",
+    "fc_out": "fc2",
+    "ln_final": "layer_norm",
+    "token_embedding": "embed_tokens",
+    "positional_embedding": "embed_positions.weight",
+}
+
+
+def _hf_name(name: str) -> str:
+    parts = name.split(".")
+    if parts[0] == "encoder":
+        parts = ["ln3" if part == "ln2" else part for part in parts]
+    renamed = [_HF_PARTS.get(part, part) for part in parts]
+    return ".".join(["model", *(part for part in renamed if part)])
