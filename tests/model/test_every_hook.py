@@ -39,6 +39,16 @@ def noise_like(value: Tensor, seed: int = 3) -> Tensor:
     return (0.1 * noise).to(value.dtype)
 
 
+class Seen:
+    """A hook that keeps what it sees."""
+
+    def __init__(self) -> None:
+        self.values: list[Tensor] = []
+
+    def __call__(self, value: Tensor, *, hook: Any) -> None:
+        self.values.append(value)
+
+
 class Runs:
     """Logits of a model with a hook; decoder hooks are tried without running the encoder."""
 
@@ -221,34 +231,30 @@ class TestGradients:
         self, name: str, with_flags: Any, mel: Tensor, tokens: Tensor
     ) -> None:
         model = with_flags()
-        gradients: list[Tensor] = []
-        loss = model.run_with_hooks(
-            mel, tokens, "loss", bwd_hooks=[(name, lambda value, hook: gradients.append(value))]
-        )
-        loss.backward()
+        look = Seen()
+        model.run_with_hooks(mel, tokens, "loss", bwd_hooks=[(name, look)]).backward()
         model.zero_grad()
-        direction = gradients[0] / gradients[0].norm()
+        gradient = look.values[0]
+        size = gradient.norm().item()
+        direction = gradient / size
 
         @torch.no_grad()
         def loss_at(step: float) -> float:
             hook = (name, lambda value, hook: value + step * direction)
             return model.run_with_hooks(mel, tokens, "loss", fwd_hooks=[hook]).item()
 
-        step = 2e-2 / max(1.0, gradients[0].norm().item())
+        step = 2e-2 / max(1.0, size)
         slope = (loss_at(step) - loss_at(-step)) / (2 * step)
-        assert slope == pytest.approx(gradients[0].norm().item(), rel=0.03)
+        assert slope == pytest.approx(size, rel=0.03)
 
     def test_every_hook_has_one_with_all_parameters_frozen(
         self, small_cfg: Any, make_model: Any, mel: Tensor, tokens: Tensor
     ) -> None:
         model = make_model(small_cfg).requires_grad_(False)
         for name in names_of(model):
-            seen: list[Tensor] = []
-            loss = model.run_with_hooks(
-                mel, tokens, "loss", bwd_hooks=[(name, lambda value, hook: seen.append(value))]
-            )
-            loss.backward()
-            assert len(seen) == 1 and seen[0].count_nonzero() > 0, name
+            look = Seen()
+            model.run_with_hooks(mel, tokens, "loss", bwd_hooks=[(name, look)]).backward()
+            assert len(look.values) == 1 and look.values[0].count_nonzero() > 0, name
 
     def test_backward_hook_replaces_the_gradient(
         self, with_flags: Any, mel: Tensor, tokens: Tensor
