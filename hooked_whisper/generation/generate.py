@@ -106,6 +106,6 @@ def _decoding_options(model: Any, max_new_tokens: int | None, options: dict[str,
         raise InputError(
             f"max_new_tokens is {max_new_tokens}; it can be 1 to {model.cfg.n_text_ctx}."
         )
-    if not model.is_multilingual:
-        options = {"language": "en", **options}
+    if not model.is_multilingual and options.get("language", "") is None:
+        options = {**options, "language": "en"}  # nothing to detect
     return DecodingOptions(**{**_DEFAULTS, **options}, fp16=False, sample_len=max_new_tokens)

@@ -1,0 +1,146 @@
+"""The main job in one minute, offline: hear, look inside, patch, see what changed.
+
+    python examples/demo.py [--out out]
+
+A person says three digits. The shipped model writes them down; every activation of that
+has a name. Then the encoder's residual stream at the time of the second digit is
+replaced by that of another recording: this digit changes, and the others do not.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooked_whisper import HookedWhisper, WhisperCache
+from hooked_whisper.digits import Recording, recordings
+from hooked_whisper.figures import plot_cross_attention, plot_patching
+
+POSITIONS_PER_SECOND = 50
+PATCHED_DIGIT = 1
+PATCHED_HOOK = "encoder.blocks.2.hook_resid_post"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
+    out: Path = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+
+    model = HookedWhisper.from_pretrained("digits", device="cpu")
+    heard, other = recordings()[:2]
+    print(f"\n{heard.path.name}: {model.transcribe(str(heard.path))['text']!r}")
+    print(f"{other.path.name}: {model.transcribe(str(other.path))['text']!r}")
+
+    mel = model.to_mel(heard.path)
+    tokens = model.generate(mel).tokens[:, :-1]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(mel, tokens)
+        _, other_cache = model.run_with_cache(model.to_mel(other.path), names_filter="encoder.*")
+    show_names(cache)
+
+    patch = time_patch(other_cache, heard, PATCHED_DIGIT)
+    with model.hooks(fwd_hooks=[(PATCHED_HOOK, patch)]):
+        after = model.transcribe(str(heard.path))["text"]
+    start_s, end_s = window(heard, PATCHED_DIGIT)
+    print(f"\n{PATCHED_HOOK}, {start_s:.2f} to {end_s:.2f} s, taken from {other.path.name}:")
+    print(f"  before: {heard.text}\n  after:  {after.strip()}")
+
+    draw_attention(model, cache, heard, tokens, out / "cross_attention.png")
+    draw_patching(model, other_cache, heard, other, mel, tokens, out / "patching.png")
+    print(f"\npictures: {out / 'cross_attention.png'}, {out / 'patching.png'}")
+
+
+def show_names(cache: WhisperCache) -> None:
+    """Print the hooks of one block of each kind, with shapes, and how many there are."""
+    print(f"\n{cache}; those outside the blocks and of each stack's first block:")
+    for name, value in cache.items():
+        if ".blocks." not in name or ".blocks.0." in name:
+            axes = " ".join(cache.axes(name))
+            print(f"  {name:<48} {tuple(value.shape)!s:<20} [{axes}]")
+
+
+def window(recording: Recording, digit: int) -> tuple[float, float]:
+    """The seconds around a digit, halfway to its neighbours."""
+    words = recording.words
+    start_s, end_s = words[digit].start_s, words[digit].end_s
+    if digit > 0:
+        start_s = (start_s + words[digit - 1].end_s) / 2
+    if digit + 1 < len(words):
+        end_s = (end_s + words[digit + 1].start_s) / 2
+    return start_s, end_s
+
+
+def time_patch(source: WhisperCache, recording: Recording, digit: int) -> Any:
+    """A hook that takes the time of one digit from another recording's cache."""
+    start, end = (round(each * POSITIONS_PER_SECOND) for each in window(recording, digit))
+
+    def patch(value: Tensor, hook: Any) -> Tensor:
+        value = value.clone()
+        value[:, start:end] = source[hook.name][:, start:end]
+        return value
+
+    return patch
+
+
+def draw_attention(
+    model: HookedWhisper, cache: WhisperCache, heard: Recording, tokens: Tensor, path: Path
+) -> None:
+    """Where the decoder looks while it writes each digit, under the sound."""
+    layers, heads = model.alignment_heads.indices().tolist()
+    patterns = [
+        cache["decoder", layer, "pattern", "cross_attn"][0, head]
+        for layer, head in zip(layers, heads, strict=True)
+    ]
+    n = len(heard.words)
+    mean = torch.stack(patterns).mean(dim=0)[-n - 1 : -1]
+    figure = plot_cross_attention(
+        cache["encoder", "mel"][0],
+        mean,
+        model.to_str_tokens(tokens[0, -n:]),
+        sound_s=heard.duration_s,
+        spans_s=[(word.start_s, word.end_s, word.word) for word in heard.words],
+        title=f"{heard.path.name}: mel, and cross-attention (mean of the alignment heads)",
+    )
+    figure.savefig(path)
+
+
+@torch.no_grad()
+def draw_patching(
+    model: HookedWhisper,
+    source: WhisperCache,
+    heard: Recording,
+    other: Recording,
+    mel: Any,
+    tokens: Tensor,
+    path: Path,
+) -> None:
+    """How probable the other recording's digit becomes, by layer and by digit patched."""
+    n = len(heard.words)
+    targets = model.to_tokens(" " + other.text, prepend_sot=False)[0]
+    names = model.hook_names("encoder.blocks.*.hook_resid_post")
+    effect = torch.zeros(len(names), n)
+    for row, name in enumerate(names):
+        for digit in range(n):
+            hook = (name, time_patch(source, heard, digit))
+            logits = model.run_with_hooks(mel, tokens, fwd_hooks=[hook])
+            probability = logits[0, -n - 1 + digit].softmax(dim=-1)
+            effect[row, digit] = probability[targets[digit]]
+    pairs = zip(heard.words, other.words, strict=True)
+    figure = plot_patching(
+        effect,
+        [name.removeprefix("encoder.") for name in names],
+        [f"{mine.word} → {theirs.word}" for mine, theirs in pairs],
+        label="probability of the patched-in digit",
+        column_label="digit whose time was patched",
+        title="Patching the encoder's residual stream, one digit's time at once",
+        low=0,
+        high=1,
+    )
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

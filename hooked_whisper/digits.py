@@ -1,0 +1,64 @@
+"""The recordings that come with the digits model: people saying a few digits."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "weights" / "digits" / "recordings"
+
+
+@dataclass(frozen=True)
+class SpokenWord:
+    """One digit, and when it is spoken.
+
+    Args:
+        word: The digit as the model writes it, without the space before it.
+        start_s: Where its recording begins, in seconds.
+        end_s: Where its recording ends.
+    """
+
+    word: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A person saying a sequence of digits.
+
+    Args:
+        path: The audio file, 16 kHz FLAC.
+        text: What is said.
+        speaker: Who says it.
+        duration_s: The file's length, in seconds.
+        words: The digits with their times.
+    """
+
+    path: Path
+    text: str
+    speaker: str
+    duration_s: float
+    words: tuple[SpokenWord, ...]
+
+
+def recordings() -> list[Recording]:
+    """The shipped recordings; in the first two, each digit begins at the same times.
+
+    Source: Free Spoken Digit Dataset, CC BY-SA 4.0; see the model card beside them.
+
+    >>> recordings()[0].text
+    'three one four'
+    """
+    index = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
+    return [
+        Recording(
+            path=FOLDER / each["file"],
+            text=each["text"],
+            speaker=each["speaker"],
+            duration_s=each["duration_s"],
+            words=tuple(
+                SpokenWord(word["word"], word["start_s"], word["end_s"]) for word in each["words"]
+            ),
+        )
+        for each in index["recordings"]
+    ]
