@@ -61,13 +61,12 @@ def read_huggingface_folder(folder: Path, model_name: str | None = None) -> Load
     cfg = config_from_huggingface(read_json(path), model_name or folder.resolve().name, str(path))
     generation = folder / GENERATION_FILE
     pairs = read_json(generation).get("alignment_heads") if generation.is_file() else None
-    heads = heads_mask(pairs, cfg, generation)
-    stored = _read_tensors(folder)
+    tensors = _match(_read_tensors(folder), cfg, str(folder))
     return LoadedWeights(
         cfg=cfg,
-        tensors=_match(stored, cfg, str(folder)),
+        tensors=tensors,
         source=str(folder),
-        alignment_heads=heads,
+        alignment_heads=heads_mask(pairs, cfg, generation),
     )
 
 
@@ -92,7 +91,6 @@ def from_hf_state(model: Any) -> LoadedWeights:
     state_dict = model.state_dict()
     check_plain(state_dict, f"this {kind}")
     pairs = getattr(getattr(model, "generation_config", None), "alignment_heads", None)
-    heads = heads_mask(None if pairs is None else [list(pair) for pair in pairs], cfg, kind)
     stored: dict[str, StoredTensor] = {
         key: MemoryTensor(value) for key, value in state_dict.items()
     }
@@ -100,7 +98,7 @@ def from_hf_state(model: Any) -> LoadedWeights:
         cfg=cfg,
         tensors=_match(stored, cfg, f"this {kind}"),
         source=f"this {kind}",
-        alignment_heads=heads,
+        alignment_heads=heads_mask(pairs, cfg, f"this {kind}"),
     )
 
 

@@ -81,7 +81,7 @@ def save_weights(
         "alignment_heads": None if alignment_heads is None else alignment_heads.nonzero().tolist(),
         "omitted": [],
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
+    tensors = _separate(state_dict)
     target.mkdir(parents=True, exist_ok=True)
     mark = f".{uuid.uuid4().hex}.part"
     weights, config = target / (WEIGHTS_FILE + mark), target / (CONFIG_FILE + mark)
@@ -165,6 +165,19 @@ def heads_mask(
     return mask
 
 
+def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor contiguous, on the CPU and in memory of its own, as safetensors needs them."""
+    tensors: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, value in state_dict.items():
+        tensor = value.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in taken:
+            tensor = tensor.clone()
+        taken.add(tensor.untyped_storage().data_ptr())
+        tensors[name] = tensor
+    return tensors
+
+
 def _check_target(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise SourceError(f"{target} is a file; save_pretrained writes a folder. Name another one.")
@@ -181,8 +194,9 @@ def _unfold_rows(
 ) -> dict[str, StoredTensor]:
     """The token embedding as a whole, where only its used rows are stored."""
     name = "decoder.token_embedding.weight"
-    rows = stored.pop("decoder.token_embedding.rows", None)
-    row_ids = stored.pop("decoder.token_embedding.row_ids", None)
+    rows, row_ids = (stored.get(f"decoder.token_embedding.{part}") for part in ("rows", "row_ids"))
+    if rows is not None and row_ids is not None:
+        stored = {key: tensor for key, tensor in stored.items() if tensor not in (rows, row_ids)}
     for key, tensor in stored.items():
         if tensor.dtype not in FLOAT_DTYPES:
             raise CheckpointError(f"{key!r} in {path} holds {tensor.dtype} values, not weights.")

@@ -48,9 +48,7 @@ def test_a_model_in_memory_is_copied(openai_model, into_module):
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), {"dims": 1}, "tiny"], ids=str)
 def test_another_model_in_memory(model):
-    with pytest.raises(
-        ArchitectureError, match=r"takes a whisper\.model\.Whisper, and got"
-    ):
+    with pytest.raises(ArchitectureError, match=r"takes a whisper\.model\.Whisper, and got"):
         from_openai_state(model)
 
 
