@@ -136,8 +136,8 @@ def draw_patching(
         label="probability of the patched-in digit",
         column_label="digit whose time was patched",
         title="Patching the encoder's residual stream, one digit's time at once",
-        low=0,
-        high=1,
+        low=0.0,
+        high=1.0,
     )
     figure.savefig(path)
 

@@ -10,8 +10,8 @@ from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.errors import InputError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    import matplotlib.axes
+    import matplotlib.figure
 
 COLORS = "magma"
 """Dark to light without a break, so that it reads in greyscale and for the colour-blind."""
@@ -25,7 +25,7 @@ def plot_cross_attention(
     sound_s: float | None = None,
     spans_s: Sequence[tuple[float, float, str]] = (),
     title: str = "",
-) -> "Figure":
+) -> "matplotlib.figure.Figure":
     """The mel spectrogram, and below it in step where each token looks.
 
     Args:
@@ -56,7 +56,7 @@ def plot_cross_attention(
         2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 0.6 + 0.28 * len(labels)]}
     )
     above.imshow(
-        mel[:, :n_frames].float().cpu(),
+        mel[:, :n_frames].float().numpy(force=True),
         origin="lower",
         aspect="auto",
         cmap=COLORS,
@@ -65,7 +65,7 @@ def plot_cross_attention(
     above.set_ylabel("mel band")
     _mark_spans(above, spans_s, len(mel))
     image = below.imshow(
-        pattern[:, :n_keys].float().cpu(),
+        pattern[:, :n_keys].float().numpy(force=True),
         aspect="auto",
         interpolation="nearest",
         cmap=COLORS,
@@ -80,7 +80,7 @@ def plot_cross_attention(
     return figure
 
 
-def _mark_spans(axes: "Axes", spans_s: Sequence[tuple[float, float, str]], top: int) -> None:
+def _mark_spans(axes: "matplotlib.axes.Axes", spans_s: Sequence[tuple[float, float, str]], top: int) -> None:
     for start_s, end_s, name in spans_s:
         for edge in (start_s, end_s):
             axes.axvline(edge, color="white", linewidth=0.8, linestyle=":")

@@ -9,7 +9,7 @@ from torch import Tensor
 from hooked_whisper.errors import InputError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
 
 def plot_patching(
@@ -23,7 +23,7 @@ def plot_patching(
     title: str = "",
     low: float | None = None,
     high: float | None = None,
-) -> "Figure":
+) -> "matplotlib.figure.Figure":
     """A heatmap with its numbers written in.
 
     Args:
@@ -50,7 +50,7 @@ def plot_patching(
             f"{len(rows)} rows and {len(columns)} columns are named; the table is "
             f"{tuple(effect.shape)}."
         )
-    values = effect.float().cpu()
+    values = effect.float().numpy(force=True)
     size = (3.2 + 1.15 * len(columns), 1.8 + 0.5 * len(rows))
     figure = Figure(figsize=size, layout="constrained", dpi=130)
     axes = figure.subplots()

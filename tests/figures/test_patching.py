@@ -17,7 +17,7 @@ def test_every_number_stands_in_its_cell() -> None:
 
 
 def test_the_range_of_colours_can_be_fixed() -> None:
-    figure = plot_patching(torch.rand(1, 1), ["0"], ["a"], label="x", low=0, high=2)
+    figure = plot_patching(torch.rand(1, 1), ["0"], ["a"], label="x", low=0.0, high=2.0)
     assert figure.axes[0].images[0].get_clim() == (0, 2)
 
 
