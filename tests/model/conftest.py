@@ -31,12 +31,17 @@ def small_cfg(tiny_cfg: HookedWhisperConfig) -> HookedWhisperConfig:
 def with_flags(
     small_cfg: HookedWhisperConfig, make_model: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """`with_flags("use_attn_in", ...)`: a shared small model with these flags on."""
+    """`with_flags("use_attn_in", ...)`: a shared small model with these flags on.
+
+    A single flag gets one layer a stack: its hooks are the same in every layer.
+    """
     models: dict[tuple[str, ...], Any] = {}
 
     def make(*flags: str) -> Any:
         if flags not in models:
-            models[flags] = make_model(replace(small_cfg, **dict.fromkeys(flags, True)))
+            layers = {"n_audio_layers": 1, "n_text_layers": 1} if len(flags) == 1 else {}
+            cfg = replace(small_cfg, **layers, **dict.fromkeys(flags, True))
+            models[flags] = make_model(cfg)
         return models[flags]
 
     return make

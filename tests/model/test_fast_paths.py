@@ -1,0 +1,129 @@
+"""Only the layer that is looked at leaves the fused kernels, and both paths agree."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ATTENTIONS = [
+    *(f"encoder.blocks.{layer}.attn" for layer in range(2)),
+    *(f"decoder.blocks.{layer}.{part}" for layer in range(3) for part in ("attn", "cross_attn")),
+]
+NORMS = [
+    *(f"encoder.blocks.{layer}.{ln}" for layer in range(2) for ln in ("ln1", "ln2")),
+    "encoder.ln_final",
+    *(f"decoder.blocks.{layer}.{ln}" for layer in range(3) for ln in ("ln1", "ln2", "ln3")),
+    "decoder.ln_final",
+]
+
+
+class Spy:
+    """The layers that ran PyTorch's fused kernels, by name, in order."""
+
+    def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.model = model
+        self.attention: list[str] = []
+        self.norms: list[str] = []
+        attend, normalize = F.scaled_dot_product_attention, F.layer_norm
+        by_weight = {model.get_submodule(name).weight.data_ptr(): name for name in NORMS}
+        self.values: dict[int, str] = {}
+
+        def spied_attend(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            self.attention.append(self.values[v.data_ptr()])
+            return attend(q, k, v, *args, **kwargs)
+
+        def spied_norm(x: Tensor, shape: Any, weight: Tensor, *args: Any) -> Tensor:
+            self.norms.append(by_weight[weight.data_ptr()])
+            return normalize(x, shape, weight, *args)
+
+        monkeypatch.setattr(F, "scaled_dot_product_attention", spied_attend)
+        monkeypatch.setattr(F, "layer_norm", spied_norm)
+
+    def run(self, mel: Tensor, tokens: Tensor, look_at: Any = ()) -> Tensor:
+        """Logits, with a hook that reads `look_at`, and one that tells layers by their values."""
+        kept = []
+
+        def note(value: Tensor, hook: Any) -> None:
+            kept.append(value)  # held, so that no two layers' values have one address
+            self.values[value.data_ptr()] = hook.name.removesuffix(".hook_v")
+
+        hooks = [("*.hook_v", note), *((name, lambda value, hook: None) for name in look_at)]
+        self.attention.clear()
+        self.norms.clear()
+        return self.model.run_with_hooks(mel, tokens, fwd_hooks=hooks)
+
+
+@pytest.fixture
+def spy(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
+    with torch.no_grad():
+        yield Spy(tiny_model, monkeypatch)
+
+
+def test_everything_is_fused_without_a_look(
+    spy: Spy, tiny_mel: Tensor, tiny_tokens: Tensor
+) -> None:
+    spy.run(
+        tiny_mel, tiny_tokens, ["*.hook_[qkz]", "*resid*", "*.hook_normalized", "*.hook_p[or]*"]
+    )
+    assert spy.attention == ATTENTIONS
+    assert spy.norms == NORMS
+
+
+@pytest.mark.parametrize("hook", ["hook_pattern", "hook_attn_scores"])
+@pytest.mark.parametrize("layer", ATTENTIONS)
+def test_only_the_layer_whose_pattern_or_scores_are_touched(
+    layer: str, hook: str, spy: Spy, tiny_mel: Tensor, tiny_tokens: Tensor
+) -> None:
+    fused = spy.run(tiny_mel, tiny_tokens)
+    logits = spy.run(tiny_mel, tiny_tokens, [f"{layer}.{hook}"])
+    assert spy.attention == [each for each in ATTENTIONS if each != layer]
+    assert spy.norms == NORMS
+    torch.testing.assert_close(logits, fused, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer", NORMS)
+def test_only_the_layer_norm_whose_scale_is_touched(
+    layer: str, spy: Spy, tiny_mel: Tensor, tiny_tokens: Tensor
+) -> None:
+    fused = spy.run(tiny_mel, tiny_tokens)
+    logits = spy.run(tiny_mel, tiny_tokens, [f"{layer}.hook_scale"])
+    assert spy.norms == [each for each in NORMS if each != layer]
+    assert spy.attention == ATTENTIONS
+    torch.testing.assert_close(logits, fused, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["cache", "backward hook", "permanent hook"])
+def test_every_way_of_looking_counts_and_ends(
+    direction: str, fresh_model: Any, monkeypatch: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+) -> None:
+    calls = []
+    attend = F.scaled_dot_product_attention
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(1)
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    name, seen = "encoder.blocks.1.attn.hook_pattern", []
+
+    def look(value: Tensor, hook: Any) -> None:
+        seen.append(value.shape)
+
+    if direction == "cache":
+        _, cache = fresh_model.run_with_cache(tiny_mel, tiny_tokens, names_filter=name)
+        seen.append(cache[name].shape)
+    elif direction == "backward hook":
+        fresh_model.run_with_hooks(
+            tiny_mel, tiny_tokens, "loss", bwd_hooks=[(name, look)]
+        ).backward()
+    else:
+        fresh_model.add_perma_hook(name, look)
+        fresh_model(tiny_mel, tiny_tokens)
+        fresh_model.reset_hooks(including_permanent=True)
+    assert seen == [(2, 2, 30, 30)]
+    assert len(calls) == len(ATTENTIONS) - 1
+    fresh_model(tiny_mel, tiny_tokens)
+    assert len(calls) == 2 * len(ATTENTIONS) - 1
