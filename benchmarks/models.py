@@ -68,8 +68,9 @@ class Models:
         self.__dict__.pop("weights", None)
 
     def _make_hf(self, attention: str) -> Any:
-        from transformers import WhisperConfig, WhisperForConditionalGeneration
+        from transformers import WhisperConfig, WhisperForConditionalGeneration, logging
 
+        logging.set_verbosity_error()  # it warns of options that have one reading only
         cfg = self.cfg
         config = WhisperConfig(
             vocab_size=cfg.d_vocab,

@@ -66,7 +66,8 @@ def _memory(task: dict[str, Any]) -> list[str]:
 
 def _profile(task: dict[str, Any]) -> list[str]:
     lines = [
-        f"Where the difference to {task['base']} is: time of each operator itself, in ms a run.",
+        f"Where the difference to {task['base']} is: time of each operator itself, in ms a run "
+        "(wall clock, one after the other: not for a busy machine).",
         "",
         "| operator | ours | base | difference |",
         "| --- | --- | --- | --- |",
