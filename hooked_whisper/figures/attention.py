@@ -80,7 +80,9 @@ def plot_cross_attention(
     return figure
 
 
-def _mark_spans(axes: "matplotlib.axes.Axes", spans_s: Sequence[tuple[float, float, str]], top: int) -> None:
+def _mark_spans(
+    axes: "matplotlib.axes.Axes", spans_s: Sequence[tuple[float, float, str]], top: int
+) -> None:
     for start_s, end_s, name in spans_s:
         for edge in (start_s, end_s):
             axes.axvline(edge, color="white", linewidth=0.8, linestyle=":")

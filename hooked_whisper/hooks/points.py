@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens import hook_points as lens
 
 from hooked_whisper.errors import HookDisabledError, HookResultError
@@ -38,7 +38,7 @@ class HookPoint(lens.HookPoint):
     @property
     def is_hooked(self) -> bool:
         """Whether anything would see the activation: a hook of ours or a bare torch one."""
-        return bool(self._forward_hooks or self._backward_hooks or self._forward_pre_hooks)
+        return is_watched(self)
 
     def own(self, value: Tensor) -> Tensor:
         """The value itself, or a copy of it where hooks could keep or edit it in place.
@@ -83,6 +83,14 @@ class HookPoint(lens.HookPoint):
         handle = handles[0 if prepend else -1]
         handle.user_hook = hook
         return handle
+
+
+def is_watched(*modules: nn.Module) -> bool:
+    """Whether a hook of any kind sees what one of the modules takes or gives."""
+    return any(
+        module._forward_hooks or module._backward_hooks or module._forward_pre_hooks
+        for module in modules
+    )
 
 
 def _run_checked(function: HookFunction, value: Tensor, hook: HookPoint) -> Tensor | None:

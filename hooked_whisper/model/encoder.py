@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from hooked_whisper.config import FRAMES_PER_POSITION, HookedWhisperConfig
 from hooked_whisper.errors import MelError
-from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.hooks.points import HookPoint, is_watched
 from hooked_whisper.model.blocks import EncoderBlock, Residual
 from hooked_whisper.model.layers import Conv1d, LayerNorm, gelu, sinusoids
 from hooked_whisper.model.stack import TransformerStack
@@ -57,8 +57,8 @@ class Encoder(TransformerStack):
                 "Move it with mel.to(model.device)."
             )
         x = self.hook_mel(self.hook_mel.own(mel))
-        x = self.hook_conv1(gelu(self.conv1(x), overwrite=True))
-        x = self.hook_conv2(gelu(self.conv2(x), overwrite=True))
+        x = self.hook_conv1(gelu(self.conv1(x), overwrite=not is_watched(self.conv1)))
+        x = self.hook_conv2(gelu(self.conv2(x), overwrite=not is_watched(self.conv2)))
         x = self.hook_embed(x.permute(0, 2, 1))
         pos = self.positional_embedding
         if self.hook_pos_embed.is_hooked:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.hooks.points import HookPoint, is_watched
 from hooked_whisper.model.layers import Linear, gelu
 
 
@@ -21,8 +21,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         pre = self.hook_pre(self.fc_in(x))
-        post = self.hook_post(gelu(pre, overwrite=not self.hook_pre.is_hooked))
-        return self.fc_out(post)
+        overwrite = not is_watched(self.fc_in, self.hook_pre)
+        return self.fc_out(self.hook_post(gelu(pre, overwrite)))
 
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
