@@ -18,7 +18,7 @@ LINES = [
     {"sae", "interventions", "lenses", "harvest"},
     {"model"},
     {"generation"},  # below the model, whose methods call it: it takes any model by its shape
-    {"weights", "hooks", "speech", "analysis"},
+    {"weights", "hooks", "speech", "analysis", "digits"},
     {"config"},
     {"errors"},
 ]
