@@ -28,6 +28,40 @@ def hf_model(tiny_cfg: HookedWhisperConfig) -> nn.Module:
     return random_hf_model(tiny_cfg)
 
 
+@pytest.fixture(scope="session")
+def random_tiny_openai() -> nn.Module:
+    """openai-whisper's own Tiny at its full size; shared."""
+    return random_openai_model(HookedWhisperConfig.for_release("tiny"))
+
+
+@pytest.fixture(scope="session")
+def random_tiny_hf() -> nn.Module:
+    """transformers' own Tiny at its full size; shared."""
+    return random_hf_model(HookedWhisperConfig.for_release("tiny"))
+
+
+@pytest.fixture(scope="session")
+def make_openai() -> Callable[[HookedWhisperConfig], nn.Module]:
+    """Makes a random openai-whisper model of any size."""
+    return random_openai_model
+
+
+@pytest.fixture(scope="session")
+def make_hf() -> Callable[[HookedWhisperConfig], nn.Module]:
+    """Makes a random transformers model of any size."""
+    return random_hf_model
+
+
+@pytest.fixture(scope="session")
+def save_openai() -> Callable[..., None]:
+    """Writes an openai-whisper model as OpenAI does, in fp16 unless told."""
+
+    def save(model: Any, path: Path, dtype: torch.dtype = torch.float16) -> None:
+        torch.save(openai_checkpoint(model, dtype), path)
+
+    return save
+
+
 @pytest.fixture
 def checkpoint(openai_model: nn.Module) -> dict[str, Any]:
     """What OpenAI's `.pt` files hold; a test may change it."""

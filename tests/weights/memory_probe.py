@@ -1,0 +1,44 @@
+"""Run as a program: how much memory loading takes, as a multiple of the weights it leaves.
+
+Usage: python memory_probe.py WARM_UP SOURCE:DTYPE ...
+Prints a line of JSON: SOURCE:DTYPE to peak over the size of the weights.
+"""
+
+import ctypes
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from hooked_whisper import HookedWhisper
+
+
+def status_bytes(field: str) -> int:
+    """Of this process's memory: `VmRSS` what it holds now, `VmHWM` the most it held."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return 1024 * int(line.split()[1])
+    raise KeyError(field)
+
+
+def peak_ratio(source: str, dtype: torch.dtype) -> float:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    before = status_bytes("VmRSS")
+    model = HookedWhisper.from_pretrained(source, device="cpu", dtype=dtype)
+    peak = status_bytes("VmHWM") - before
+    tensors = [*model.parameters(), model.encoder.positional_embedding]
+    return peak / sum(tensor.nbytes for tensor in tensors)
+
+
+if __name__ == "__main__":
+    warm_up, *cases = sys.argv[1:]
+    HookedWhisper.from_pretrained(warm_up, device="cpu")  # what is imported when first used
+    ratios = {}
+    for case in cases:
+        source, _, dtype = case.rpartition(":")
+        ratios[case] = peak_ratio(source, getattr(torch, dtype))
+    print(json.dumps(ratios))
