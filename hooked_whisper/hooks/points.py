@@ -35,6 +35,10 @@ class HookPoint(lens.HookPoint):
         self.flag = flag
         self.enabled = flag is None
 
+    def __call__(self, value: Tensor) -> Tensor:
+        """The value, as the hooks leave it; with no hook, without the cost of a module's call."""
+        return super().__call__(value) if is_watched(self) else value
+
     @property
     def is_hooked(self) -> bool:
         """Whether anything would see the activation: a hook of ours or a bare torch one."""
@@ -87,10 +91,10 @@ class HookPoint(lens.HookPoint):
 
 def is_watched(*modules: nn.Module) -> bool:
     """Whether a hook of any kind sees what one of the modules takes or gives."""
-    return any(
-        module._forward_hooks or module._backward_hooks or module._forward_pre_hooks
-        for module in modules
-    )
+    for module in modules:
+        if module._forward_hooks or module._backward_hooks or module._forward_pre_hooks:
+            return True
+    return False
 
 
 def _run_checked(function: HookFunction, value: Tensor, hook: HookPoint) -> Tensor | None:

@@ -116,6 +116,9 @@ class Attention(nn.Module):
         v = self.hook_v(self._project(self.value, value_input))
         if kv_cache is None:
             return k, v
+        if self.cross:
+            # Every step reads all of these: each head's lie together in memory.
+            k, v = (each.transpose(1, 2).contiguous().transpose(1, 2) for each in (k, v))
         return kv_cache.append(self.key, k), kv_cache.append(self.value, v)
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Whisper's decoder: causal, with cross-attention and a tied unembedding."""
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -57,7 +56,7 @@ class Decoder(TransformerStack):
     def W_U(self) -> Float[Tensor, "d_model vocab"]:
         """The unembedding: the token embedding's transpose, unless weights were processed."""
         weight = self.W_E if self.unembedding is None else self.unembedding.weight
-        return rearrange(weight, "vocab d_model -> d_model vocab")
+        return weight.T
 
     @property
     def b_U(self) -> Float[Tensor, "vocab"]:

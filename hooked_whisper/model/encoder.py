@@ -63,7 +63,8 @@ class Encoder(TransformerStack):
         pos = self.positional_embedding
         if self.hook_pos_embed.is_hooked:
             pos = self.hook_pos_embed(pos.expand(len(x), -1, -1).clone())
-        return (x + pos).to(x.dtype)
+        # This way round the stream is contiguous: the first operand decides the layout.
+        return (pos + x).to(x.dtype)
 
     def finish(self, resid: Residual) -> Residual:
         """The encoder's output, from the residual stream after the last block."""

@@ -25,8 +25,12 @@ class Linear(nn.Linear):
         return self._parameters["bias"] is not None
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        bias = self.bias.to(x.dtype) if self.has_bias else None
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if weight.dtype != x.dtype:
+            weight = weight.to(x.dtype)
+            bias = bias.to(x.dtype) if self.has_bias else bias
+        return F.linear(x, weight, bias)
 
 
 class Conv1d(nn.Conv1d):
