@@ -31,7 +31,10 @@ class Decoder(TransformerStack):
     def __init__(self, cfg: HookedWhisperConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.token_embedding = nn.Embedding(cfg.d_vocab, cfg.d_model)
+        # nn.Embedding's own constructor would draw random values, which the model draws itself.
+        self.token_embedding = nn.Embedding.from_pretrained(
+            torch.empty(cfg.d_vocab, cfg.d_model), freeze=False
+        )
         self.positional_embedding = nn.Parameter(torch.empty(cfg.n_text_ctx, cfg.d_model))
         self.blocks = nn.ModuleList(DecoderBlock(cfg) for _ in range(cfg.n_text_layers))
         self.ln_final = LayerNorm(cfg)

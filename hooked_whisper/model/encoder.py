@@ -38,11 +38,6 @@ class Encoder(TransformerStack):
         """The audio positions' sinusoids, which are not trained."""
         return self.positional_embedding
 
-    def reset_positions(self) -> None:
-        """Compute the sinusoids anew, for weights that are stored without them."""
-        positions = sinusoids(self.cfg.n_audio_ctx, self.cfg.d_model)
-        self.register_buffer("positional_embedding", positions)
-
     def embed(self, mel: Float[Tensor, "batch mel frame"]) -> Residual:
         """The residual stream before the first block.
 

@@ -97,8 +97,9 @@ def sinusoids(length: int, channels: int, max_timescale: float = 10_000) -> Tens
 
     Source: Vaswani et al. 2017, section 3.5, in the layout of openai-whisper
     (all sines first), in its own order of operations so that the bits agree.
+    They are computed, hence real also in a model that is built on the meta device.
     """
     step = math.log(max_timescale) / (channels // 2 - 1)
-    rates = torch.exp(-step * torch.arange(channels // 2))
-    angles = torch.arange(length)[:, None] * rates[None, :]
+    rates = torch.exp(-step * torch.arange(channels // 2, device="cpu"))
+    angles = torch.arange(length, device="cpu")[:, None] * rates[None, :]
     return torch.cat([angles.sin(), angles.cos()], dim=1)

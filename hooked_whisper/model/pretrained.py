@@ -69,10 +69,8 @@ class Pretrained(OpenAIInterface):
         dtype: torch.dtype | None = None,
     ) -> Model:
         """A copy of an openai-whisper model in memory, where and in what that is unless told."""
-        first = next(model.parameters())
-        return cls._from_loaded(
-            from_openai_state(model), device or first.device, dtype or first.dtype
-        )
+        loaded, first = from_openai_state(model), next(model.parameters())
+        return cls._from_loaded(loaded, device or first.device, dtype or first.dtype)
 
     @classmethod
     def from_hf(
@@ -83,8 +81,8 @@ class Pretrained(OpenAIInterface):
         dtype: torch.dtype | None = None,
     ) -> Model:
         """A copy of a transformers Whisper in memory, where and in what that is unless told."""
-        first = next(model.parameters())
-        return cls._from_loaded(from_hf_state(model), device or first.device, dtype or first.dtype)
+        loaded, first = from_hf_state(model), next(model.parameters())
+        return cls._from_loaded(loaded, device or first.device, dtype or first.dtype)
 
     @classmethod
     def _from_loaded(
@@ -97,8 +95,6 @@ class Pretrained(OpenAIInterface):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         with torch.device("meta"):
             model = cls(loaded.cfg)
-        if loaded.omitted:
-            model.encoder.reset_positions()
         assign_weights(model, loaded, device=device, dtype=dtype)
         if loaded.alignment_heads is not None:
             model._init_alignment_heads(loaded.alignment_heads)

@@ -57,6 +57,8 @@ class HookedWhisper(Pretrained, HookedEncoderDecoder):
 
     def _init_weights(self) -> None:
         """Embeddings as in GPT-2; the rest keeps PyTorch's defaults."""
+        if self.decoder.W_E.is_meta:
+            return  # weights are on their way; random ones would cost memory here
         nn.init.normal_(self.decoder.token_embedding.weight, std=0.02)
         nn.init.normal_(self.decoder.positional_embedding, std=0.01)
 

@@ -236,7 +236,7 @@ def check_mel(values: Any, n_mels: int, n_frames: int) -> None:
     _check_axes(values)
     shape = tuple(values.shape)
     remedy = "Make it with model.to_mel(audio)."
-    if shape[1:] == (n_frames, n_mels):
+    if shape[1:] == (n_frames, n_mels) and n_mels != n_frames:
         raise MelError(
             f"mel has shape {shape}; its axes are [batch, mel, frame], here (batch, {n_mels}, "
             f"{n_frames}). Swap the last two: mel.transpose(1, 2)."

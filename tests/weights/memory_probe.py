@@ -1,6 +1,7 @@
 """Run as a program: how much memory loading takes, as a multiple of the weights it leaves.
 
 Usage: python memory_probe.py WARM_UP SOURCE:DTYPE ...
+WARM_UP is loaded first, so that what loading imports is not counted; `-` is nothing.
 Prints a line of JSON: SOURCE:DTYPE to peak over the size of the weights.
 """
 
@@ -36,7 +37,8 @@ def peak_ratio(source: str, dtype: torch.dtype) -> float:
 
 if __name__ == "__main__":
     warm_up, *cases = sys.argv[1:]
-    HookedWhisper.from_pretrained(warm_up, device="cpu")  # what is imported when first used
+    if warm_up != "-":
+        HookedWhisper.from_pretrained(warm_up, device="cpu")
     ratios = {}
     for case in cases:
         source, _, dtype = case.rpartition(":")
