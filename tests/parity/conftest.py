@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import hooked_whisper
@@ -148,13 +149,18 @@ def check_same(ours: Tensor, theirs: Tensor, what: str) -> None:
         raise AssertionError(f"{what}: differs by {difference:.2e}, not by 0")
 
 
+_GAINS = {".query.": 1.5, ".key.": 1.5, ".cross_attn.out.": 2.0, ".out.": 0.5, ".fc_out.": 0.5}
+"""Standard deviations of weights, times the square root of what they sum over; else 1."""
+
+
 def scaled_random_model(cfg: HookedWhisperConfig, seed: int = 0) -> HookedWhisper:
     """Random weights under which a model of any size behaves like a trained one in scale.
 
     Attention scores and residual streams are of order 1 to 10, no bias or
     gain is trivial, and logits have a standard deviation of 2.5, hence a
-    largest of about 10. End-of-text is likelier than other tokens, so that
-    decoded rows end at different lengths.
+    largest of about 10. Positions and the recording count for more than the
+    last token, so that decoding does not repeat one token, and end-of-text is
+    likelier than others, so that decoded rows end at different lengths.
     """
     model = HookedWhisper(cfg).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -166,20 +172,23 @@ def scaled_random_model(cfg: HookedWhisperConfig, seed: int = 0) -> HookedWhispe
             elif name.endswith("embedding.weight"):
                 parameter.copy_(noise * 2.5 / cfg.d_model**0.5)
             elif name.endswith("positional_embedding"):
-                parameter.copy_(noise * 1.0 / cfg.d_model**0.5)
+                parameter.copy_(noise * 10 / cfg.d_model**0.5)
             elif name.endswith("bias"):
                 parameter.copy_(0.1 * noise)
             else:
-                gain = 1.3 if ".query." in name or ".key." in name else 1.0
+                gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
                 parameter.copy_(noise * gain / parameter[0].numel() ** 0.5)
         eot = 50257 if cfg.is_multilingual else 50256
-        model.decoder.token_embedding.weight[eot] *= 3
+        model.decoder.token_embedding.weight[eot] *= 4
     return model
 
 
 def inputs_for(cfg: HookedWhisperConfig) -> tuple[Tensor, Tensor]:
+    """Recordings that differ in more than noise, which attention would average away."""
     generator = torch.Generator().manual_seed(1)
-    mel = 0.6 * torch.randn(3, cfg.n_mels, cfg.n_frames, generator=generator)
+    sounds = torch.randn(3, cfg.n_mels, 10, generator=generator)
+    mel = 0.6 * F.interpolate(sounds, cfg.n_frames, mode="linear")
+    mel += 0.2 * torch.randn(mel.shape, generator=generator)
     tokens = torch.randint(0, cfg.d_vocab, (3, cfg.n_text_ctx), generator=generator)
     return mel.clamp(-1, 1.5), tokens
 
@@ -211,6 +220,17 @@ def hf_twin(model: HookedWhisper) -> Any:
     weights = {_hf_name(name): value for name, value in model.state_dict().items()}
     weights["proj_out.weight"] = weights["model.decoder.embed_tokens.weight"]
     twin.load_state_dict(weights)  # strict: every name of either side has to fit
+    settings = {
+        "is_multilingual": cfg.is_multilingual,
+        "lang_to_id": {"<|en|>": eot + 2},
+        "task_to_id": {"transcribe": 50359, "translate": 50358},
+        "no_timestamps_token_id": 50363,
+        "begin_suppress_tokens": None,
+        "suppress_tokens": None,
+        "max_length": None,
+    }
+    for name, value in settings.items():  # what generate needs, which a fresh model lacks
+        setattr(twin.generation_config, name, value)
     return twin
 
 

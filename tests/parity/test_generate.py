@@ -1,0 +1,141 @@
+"""Hooked decoding: the tokens of both references, and a cache like that of one pass."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hooked_whisper import HookedWhisper
+from hooked_whisper.config import FLAGS
+
+# openai-whisper leaves its vocabulary's file open.
+pytestmark = pytest.mark.filterwarnings("ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning")
+
+EVERYTHING_IN_MEMORY = ["short", "tiny.en", "large-v3", "turbo"]
+UNSUPPRESSED = {"suppress_tokens": ""}
+
+
+@pytest.fixture
+def flagged(short: Any) -> Iterator[Any]:
+    """A model with every hook point switched on."""
+    model = HookedWhisper.from_openai(short.openai)
+    for flag in FLAGS:
+        getattr(model, f"set_{flag}")(True)
+    return model
+
+
+class TestCache:
+    @pytest.mark.parametrize("batch", [1, 3])
+    @pytest.mark.parametrize("size", EVERYTHING_IN_MEMORY)
+    def test_equals_one_pass_for_every_name(self, make_family: Any, size: str, batch: int) -> None:
+        family = make_family(size)
+        check_cache(family.hooked, family.mel[:batch], max_new_tokens=8, **UNSUPPRESSED)
+
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_equals_one_pass_for_names_behind_flags(
+        self, short: Any, flagged: Any, batch: int
+    ) -> None:
+        check_cache(flagged, short.mel[:batch], max_new_tokens=8, **UNSUPPRESSED)
+
+    def test_equals_one_pass_when_sampled(self, short: Any) -> None:
+        check_cache(short.hooked, short.mel, max_new_tokens=12, temperature=1.0)
+
+    def test_equals_one_pass_over_more_than_the_caches_first_room(self, short: Any) -> None:
+        options = {"max_new_tokens": 80, "names_filter": "decoder.*"}
+        tokens = check_cache(short.hooked, short.mel, **options)
+        assert tokens.shape[1] > 70
+
+    @pytest.mark.parametrize("batch", [1, 3])
+    @pytest.mark.parametrize("size", ["tiny", "digits"])
+    def test_equals_one_pass_at_full_size(self, make_family: Any, size: str, batch: int) -> None:
+        """Without the encoder's patterns, which are 54 MB for each layer and recording."""
+        family = make_family(size)
+        names = [
+            name
+            for name in family.hooked.hook_names()
+            if name.startswith("decoder") or not name.endswith(("_scores", "_pattern", "hook_post"))
+        ]
+        check_cache(family.hooked, family.mel[:batch], max_new_tokens=4, names_filter=names)
+
+
+class TestTokens:
+    @pytest.mark.parametrize("batch", [1, 3])
+    @pytest.mark.parametrize("size", ["short", "tiny", "turbo", "digits"])
+    @pytest.mark.parametrize("temperature", [0.0, 0.8], ids=["greedy", "sampled"])
+    def test_are_those_of_whisper_decode(
+        self, make_family: Any, size: str, batch: int, temperature: float
+    ) -> None:
+        import whisper
+
+        family = make_family(size)
+        mel, common = family.mel[:batch], {"language": "en", "temperature": temperature}
+        options = {**common, "without_timestamps": True, "suppress_blank": False}
+        torch.manual_seed(3)
+        ours = family.hooked.generate(mel, 9, **common)
+        torch.manual_seed(3)
+        theirs = whisper.decode(
+            family.openai, mel, whisper.DecodingOptions(**options, fp16=False, sample_len=9)
+        )
+        eot = family.hooked.to_tokens("", prepend_sot=False, append_eot=True)[0, -1].item()
+        for row, their in zip(written(ours, eot), theirs, strict=True):
+            assert row == their.tokens
+        assert ours.texts == [their.text for their in theirs]
+        assert ours.avg_logprob.tolist() == pytest.approx([their.avg_logprob for their in theirs])
+        no_speech = [their.no_speech_prob for their in theirs]
+        assert ours.no_speech_prob.tolist() == pytest.approx(no_speech)
+
+    @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+    @pytest.mark.parametrize("batch", [1, 3])
+    @pytest.mark.parametrize("size", ["short", "tiny", "digits"])
+    def test_are_those_of_transformers(
+        self, make_family: Any, size: str, batch: int, attention: str
+    ) -> None:
+        family = make_family(size)
+        n_new = 40 if size == "short" else 8
+        ours = family.hooked.generate(family.mel[:batch], n_new, **UNSUPPRESSED)
+        with family.hf_attention(attention) as hf:
+            theirs = hf_greedy(hf, family.mel[:batch], n_new)
+        eot = hf.config.eos_token_id
+        for our, their in zip(written(ours, eot), theirs.tolist(), strict=True):
+            start = 4 if their[0] == eot + 1 else 0  # some versions return the prompt too
+            assert our == until(their[start:], eot)
+
+
+def check_cache(model: Any, mel: Tensor, **options: Any) -> Tensor:
+    """That the collected cache is the cache of one teacher-forced pass over the same tokens."""
+    generation = model.generate(mel, return_cache=True, **options)
+    tokens = generation.tokens[:, :-1]
+    assert tokens.shape[1] > generation.n_prompt, "nothing was decoded step by step"
+    names = model.hook_names(options.get("names_filter"))
+    _, one_pass = model.run_with_cache(mel, tokens, names_filter=names)
+    assert list(generation.cache) == list(one_pass) == names
+    for name in names:
+        ours, theirs = generation.cache[name], one_pass[name]
+        assert ours.shape == theirs.shape, name
+        assert generation.cache.axes(name) == one_pass.axes(name)
+        torch.testing.assert_close(
+            ours, theirs, atol=1e-4, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    return generation.tokens
+
+
+def hf_greedy(hf: Any, mel: Tensor, n_new: int) -> Tensor:
+    """Greedy tokens of transformers' own generate, with the prompt that ours has by default."""
+    return hf.generate(
+        mel,
+        language="en",
+        task="transcribe",
+        return_timestamps=False,
+        force_unique_generate_call=True,
+        max_new_tokens=n_new,
+    )
+
+
+def written(generation: Any, eot: int) -> list[list[int]]:
+    return [until(row, eot) for row in generation.tokens[:, generation.n_prompt :].tolist()]
+
+
+def until(row: list[int], eot: int) -> list[int]:
+    return row[: row.index(eot)] if eot in row else row

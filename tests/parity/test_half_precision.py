@@ -1,0 +1,74 @@
+"""bfloat16 and float16: in openai-whisper's way, and with converted weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hooked_whisper import HookedWhisper
+
+DTYPES = pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"]
+)
+N_TOKENS = 33
+
+
+@DTYPES
+def test_half_mel_on_float32_weights(
+    family: Any, dtype: torch.dtype, assert_same: Callable[..., None]
+) -> None:
+    """openai-whisper keeps float32 weights and casts them at use: the same bits."""
+    mel, tokens = family.mel[:1].to(dtype), family.tokens[:1, :N_TOKENS]
+    ours, theirs = family.hooked(mel), family.openai.encoder(mel)
+    assert ours.dtype == dtype
+    assert_same(ours, theirs, "encoder output")
+    logits = family.hooked.decoder(tokens, ours)
+    assert logits.dtype == torch.float32
+    assert_same(logits, family.openai.decoder(tokens, theirs), "logits")
+
+
+@DTYPES
+def test_half_activations(short: Any, dtype: torch.dtype, assert_same: Callable[..., None]) -> None:
+    """Scores and patterns too, which openai-whisper computes with a float32 softmax."""
+    from whisper.model import disable_sdpa
+
+    mel, tokens = short.mel.to(dtype), short.tokens[:, :N_TOKENS]
+    names = "decoder.blocks.*.hook_attn_scores"
+    logits, ours = short.hooked.run_with_cache(mel, tokens, names_filter=["*hook_pattern", names])
+    with disable_sdpa():
+        assert_same(logits, short.openai(mel, tokens), "logits")
+    pattern, scores = ours["decoder", 1, "pattern"], ours["decoder", 1, "attn_scores"]
+    assert (pattern.dtype, scores.dtype) == (dtype, torch.float32)
+    assert_same(pattern, scores.softmax(dim=-1).to(dtype), "pattern")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@DTYPES
+def test_converted_weights_are_as_near_to_float32_as_those_of_transformers(
+    family: Any, dtype: torch.dtype, attention: str
+) -> None:
+    batch = 1 if family.hooked.cfg.n_audio_ctx == 1500 else 3
+    mel, tokens = family.mel[:batch], family.tokens[:batch, :N_TOKENS]
+    exact = family.hooked(mel, tokens)
+    converted = HookedWhisper.from_openai(family.openai, dtype=dtype)
+    assert converted.dtype == dtype
+    ours = converted(mel.to(dtype), tokens)
+    with family.hf_attention(attention) as hf:
+        theirs = in_dtype(hf, dtype, mel, tokens)
+    assert distance(theirs, exact) > 1e-4, "transformers did not run in half precision"
+    # 5 % for luck in rounding: the two only differ in the order of a few operations.
+    assert distance(ours, exact) <= 1.05 * distance(theirs, exact)
+
+
+def in_dtype(hf: Any, dtype: torch.dtype, mel: Tensor, tokens: Tensor) -> Tensor:
+    """What `hf.to(dtype)` gives, without changing the shared model."""
+    weights = {name: value.to(dtype) for name, value in hf.named_parameters()}
+    arguments = {"decoder_input_ids": tokens, "use_cache": False, "input_features": mel.to(dtype)}
+    return torch.func.functional_call(hf, weights, kwargs=arguments).logits.float()
+
+
+def distance(logits: Tensor, exact: Tensor) -> float:
+    """Root mean square of the difference."""
+    return (logits - exact).square().mean().sqrt().item()

@@ -1,0 +1,84 @@
+"""Decoding with keys and values kept: a token at a time, and in chunks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+STEPS = [4, *[1] * 68]
+"""A prompt, then a token at a time, to behind the growth of the cache's first room (64)."""
+
+CHUNKS = [1, 2, 30, 31, 50, 110, 224]
+"""All 448 positions, in runs shorter and longer than what the cache holds."""
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_token_by_token(
+    family: Any, batch: int, assert_same: Callable[..., None], assert_close: Callable[..., None]
+) -> None:
+    """The bits of openai-whisper with its own cache, and the logits of one pass."""
+    encoded = family.hooked(family.mel[:batch])
+    tokens = family.tokens[:batch, : sum(STEPS)]
+    one_pass = family.openai.decoder(tokens, encoded)
+    our_cache, no_hooks = family.hooked.install_kv_cache_hooks()
+    their_cache, hooks = family.openai.install_kv_cache_hooks()
+    assert no_hooks == []
+    start = 0
+    for chunk in tokens.split(STEPS, dim=1):
+        ours = family.hooked.decoder(chunk, encoded, kv_cache=our_cache)
+        theirs = family.openai.decoder(chunk, encoded, kv_cache=their_cache)
+        end = start + chunk.shape[1]
+        assert_same(ours, theirs, f"logits of positions {start} to {end}, with caches")
+        assert_close(ours, one_pass[:, start:end], f"logits of positions {start} to {end}")
+        start = end
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_chunks(family: Any, batch: int, assert_close: Callable[..., None]) -> None:
+    """openai-whisper's one pass is the reference: its own cache takes one new token only."""
+    encoded = family.hooked(family.mel[:batch])
+    tokens = family.tokens[:batch]
+    theirs = family.openai.decoder(tokens, encoded)
+    ours = torch.cat(in_chunks(family.hooked, tokens, encoded), dim=1)
+    assert_close(ours, theirs, "logits")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("sizes", [STEPS, CHUNKS], ids=["by-token", "in-chunks"])
+def test_as_transformers_with_its_cache(
+    short: Any, sizes: list[int], attention: str, assert_close: Callable[..., None]
+) -> None:
+    encoded = short.hooked(short.mel)
+    tokens = short.tokens[:, : sum(sizes)]
+    kept, theirs = None, []
+    with short.hf_attention(attention) as hf:
+        for chunk in tokens.split(sizes, dim=1):
+            output = hf(
+                encoder_outputs=(encoded,),
+                decoder_input_ids=chunk,
+                past_key_values=kept,
+                use_cache=True,
+            )
+            kept = output.past_key_values
+            theirs.append(output.logits)
+    ours = in_chunks(short.hooked, tokens, encoded, sizes)
+    assert_close(torch.cat(ours, dim=1), torch.cat(theirs, dim=1), "logits")
+
+
+def test_a_hooked_pattern_in_chunks(short: Any, assert_close: Callable[..., None]) -> None:
+    """The explicit path has a mask of its own where queries are fewer than keys."""
+    encoded = short.hooked(short.mel)
+    with short.hooked.hooks([("*hook_pattern", lambda value, hook: None)]):
+        ours = torch.cat(in_chunks(short.hooked, short.tokens, encoded), dim=1)
+    assert_close(ours, short.openai.decoder(short.tokens, encoded), "logits")
+
+
+def in_chunks(
+    model: Any, tokens: Tensor, encoded: Tensor, sizes: list[int] = CHUNKS
+) -> list[Tensor]:
+    cache, _ = model.install_kv_cache_hooks()
+    return [model.decoder(chunk, encoded, kv_cache=cache) for chunk in tokens.split(sizes, dim=1)]
