@@ -294,3 +294,30 @@ class TestLastingHooks:
             with fresh_model.hooks([(EMBED, nothing)], clear_contexts=clear):
                 fresh_model.hook_dict[EMBED].ctx["kept"] = 1
             assert fresh_model.hook_dict[EMBED].ctx == ({} if clear else {"kept": 1})
+
+
+@torch.no_grad()
+def test_trap_8_a_replacement_hides_and_loses_no_other_hook_on_its_point(
+    fresh_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+) -> None:
+    """As a spliced autoencoder would replace the activation between other hooks."""
+    name = "encoder.blocks.0.hook_resid_post"
+    seen: dict[str, Tensor] = {}
+
+    def look(label: str) -> Callable[..., None]:
+        return lambda value, hook: seen.update({label: value.clone()})
+
+    fresh_model.add_perma_hook(name, look("permanent"))
+    fresh_model.add_hook(name, look("before"))
+    splice = (name, lambda value, hook: value.round())
+    _, cache = fresh_model.run_with_cache(
+        tiny_mel, tiny_tokens, fwd_hooks=[splice, (name, look("after"))]
+    )
+    _, plain = fresh_model.run_with_cache(tiny_mel, tiny_tokens)
+    assert torch.equal(seen["permanent"], plain[name])
+    assert torch.equal(seen["before"], plain[name])
+    assert torch.equal(seen["after"], plain[name].round())
+    assert torch.equal(cache[name], plain[name].round())
+    assert len(fresh_model.hook_dict[name].fwd_hooks) == 2
+    fresh_model.reset_hooks()
+    assert attached(fresh_model) == [name]
