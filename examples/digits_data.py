@@ -167,6 +167,7 @@ def draw_window(
     pool: list[np.ndarray],
     n_digits: int | None = None,
     augment: bool = True,
+    speaker_chances: tuple[float, ...] | None = None,
 ) -> Window:
     """One window at random: 1 to 5 digits of one speaker (0: no speech) anywhere in the 30 s."""
     if n_digits is None:
@@ -176,7 +177,10 @@ def draw_window(
         noise = draw_noise(rng, pool, None) if rng.random() < 0.8 else None
         return Window([], noise, (0, length), bool(rng.random() < 0.7))
 
-    speaker = SPEAKERS[rng.integers(len(SPEAKERS))]
+    if speaker_chances is None:
+        speaker = SPEAKERS[rng.integers(len(SPEAKERS))]
+    else:
+        speaker = SPEAKERS[rng.choice(len(SPEAKERS), p=speaker_chances)]
     digits = rng.integers(10, size=n_digits)
     if rng.random() < 0.1:  # the same digit again: the hardest thing to count
         digits[rng.integers(n_digits) :] = digits[0]

@@ -17,6 +17,10 @@ from hooked_whisper.speech.tokens import get_tokenizer
 IGNORE = -100
 D_VOCAB = 51_865
 TIMESTAMP_STEP_S = 0.2
+N_PROMPT = 4
+"""Tokens before the first word."""
+ALIGNED_LAYER = 2
+"""The decoder's layer whose cross-attention is told where the next digit is spoken."""
 
 
 def digits_config(d_vocab: int = D_VOCAB) -> HookedWhisperConfig:
@@ -185,6 +189,9 @@ class ThinForward:
         self.n_layers = n_layers
         self.n_heads = n_heads
         self.dropout = dropout
+        self.keep_pattern = False
+        self.pattern: Tensor | None = None
+        """Cross-attention of `ALIGNED_LAYER` in the decoder's last pass, where it is kept."""
 
     def linear(self, x: Tensor, *names: str) -> Tensor:
         """Several linear maps of one input in one product."""
@@ -249,7 +256,13 @@ class ThinForward:
             x = self.self_attention(x, block, causal)
             q = self.linear(self.norm(x, f"{block}.ln2"), f"{block}.cross_attn.query")
             k, v = keys_values[2 * layer : 2 * layer + 2]
-            z = attend(*(split_heads(part, self.n_heads) for part in (q, k, v)), mask)
+            heads = [split_heads(part, self.n_heads) for part in (q, k, v)]
+            if self.keep_pattern and layer == ALIGNED_LAYER:
+                scores = heads[0] @ heads[1].mT * heads[0].shape[-1] ** -0.5
+                self.pattern = (scores if mask is None else scores + mask).softmax(-1)
+                z = (self.pattern @ heads[2]).transpose(1, 2).flatten(2)
+            else:
+                z = attend(*heads, mask)
             x = x + self.drop(self.linear(z, f"{block}.cross_attn.out"))
             x = self.mlp(x, block, "ln3")
         logits = F.linear(self.norm(x, "decoder.ln_final"), embedding)

@@ -126,6 +126,8 @@ class Batch:
     positions: Int64[Tensor, "batch pos"]
     log_weights: Float[Tensor, "batch pos"]
     position_digits: Int64[Tensor, "batch pos"]
+    position_ordinals: Int64[Tensor, "batch pos"]
+    """Which digit of the sequence is spoken, from 0 on; -1 in the background."""
 
 
 def make_batch(
@@ -144,6 +146,7 @@ def make_batch(
     positions = np.stack(kept)
     frames = (positions[..., None] * 2 + np.arange(2)).reshape(len(windows), -1)
     labels = np.full(positions.shape, BACKGROUND)
+    ordinals = np.full(positions.shape, -1)
     for row, window in enumerate(windows):
         if augment and rng.random() < 0.4:
             width, low = rng.integers(2, 12), rng.integers(0, 70)
@@ -151,12 +154,14 @@ def make_batch(
         if window.zero_mel_after_clip:
             mel[row, :, torch.from_numpy(frames[row] >= window.clip[1] // 160)] = 0.0
         sample = positions[row] * SAMPLES_PER_POSITION + SAMPLES_PER_POSITION // 2
-        for piece in window.pieces:
+        for ordinal, piece in enumerate(window.pieces):
             spoken = (sample >= piece.start) & (sample < piece.end)
             labels[row, spoken] = piece.recording.digit
+            ordinals[row, spoken] = ordinal
     return Batch(
         mel,
         torch.from_numpy(positions),
         torch.from_numpy(np.stack(log_weights)),
         torch.from_numpy(labels),
+        torch.from_numpy(ordinals),
     )
