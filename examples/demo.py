@@ -117,25 +117,24 @@ def draw_patching(
     tokens: Tensor,
     path: Path,
 ) -> None:
-    """How probable the other recording's digit becomes, by layer and by digit patched."""
+    """How probable each of the other recording's digits is, by the digit whose time was patched."""
     n = len(heard.words)
     targets = model.to_tokens(" " + other.text, prepend_sot=False)[0]
-    names = model.hook_names("encoder.blocks.*.hook_resid_post")
-    effect = torch.zeros(len(names), n)
-    for row, name in enumerate(names):
-        for digit in range(n):
-            hook = (name, time_patch(source, heard, digit))
-            logits = model.run_with_hooks(mel, tokens, fwd_hooks=[hook])
-            probability = logits[0, -n - 1 + digit].softmax(dim=-1)
-            effect[row, digit] = probability[targets[digit]]
+    effect = torch.zeros(n + 1, n)
+    for row, digit in enumerate([None, *range(n)]):
+        hooks = [] if digit is None else [(PATCHED_HOOK, time_patch(source, heard, digit))]
+        logits = model.run_with_hooks(mel, tokens, fwd_hooks=hooks)
+        probabilities = logits[0, -n - 1 : -1].softmax(dim=-1)
+        effect[row] = probabilities.gather(1, targets[:, None])[:, 0]
     pairs = zip(heard.words, other.words, strict=True)
     figure = plot_patching(
         effect,
-        [name.removeprefix("encoder.") for name in names],
+        ["nothing", *(f'the time of "{word.word}"' for word in heard.words)],
         [f"{mine.word} → {theirs.word}" for mine, theirs in pairs],
-        label="probability of the patched-in digit",
-        column_label="digit whose time was patched",
-        title="Patching the encoder's residual stream, one digit's time at once",
+        label="probability of the other digit",
+        row_label="patched",
+        column_label="digit of the transcript",
+        title=f"{PATCHED_HOOK}, from {other.path.name}",
         low=0.0,
         high=1.0,
     )

@@ -79,8 +79,10 @@ class HookedWhisperConfig:
                 raise ConfigError(f"{field.name} is {value}; it must be at least 1.")
             if field.type is bool and not isinstance(value, bool):
                 raise ConfigError(f"{field.name} is {value!r}; it must be True or False.")
-        if not self.ln_eps > 0:
-            raise ConfigError(f"ln_eps is {self.ln_eps!r}; it must be above 0.")
+        if not isinstance(self.ln_eps, float) or not 0 < self.ln_eps < 1:
+            raise ConfigError(f"ln_eps is {self.ln_eps!r}; it must be a number between 0 and 1.")
+        if not isinstance(self.model_name, str):
+            raise ConfigError(f"model_name is {self.model_name!r}; it must be a string.")
         if self.d_model % 2 or self.d_model < 4:
             raise ConfigError(
                 f"d_model is {self.d_model}; sinusoidal audio positions need an even width of at "

@@ -51,7 +51,7 @@ def plot_patching(
             f"{tuple(effect.shape)}."
         )
     values = effect.float().numpy(force=True)
-    size = (3.2 + 1.15 * len(columns), 1.8 + 0.5 * len(rows))
+    size = (max(3.6 + 1.15 * len(columns), 0.1 * len(title)), 1.8 + 0.5 * len(rows))
     figure = Figure(figsize=size, layout="constrained", dpi=130)
     axes = figure.subplots()
     image = axes.imshow(values, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high)
@@ -67,5 +67,5 @@ def plot_patching(
     axes.set_ylabel(row_label)
     figure.colorbar(image, ax=axes, label=label)
     if title:
-        axes.set_title(title)
+        figure.suptitle(title)
     return figure

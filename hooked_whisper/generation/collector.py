@@ -26,10 +26,10 @@ class StepCollector:
         self._steps.setdefault(hook.name, []).append(value.detach().clone())
         self._axes[hook.name] = hook.axes
 
-    def join(self, names: list[str]) -> WhisperCache:
+    def join(self, names: list[str], n_layers: dict[str, int]) -> WhisperCache:
         """The cache of all steps, with names in the given order."""
         joined = {name: self._join(name) for name in names if name in self._steps}
-        return WhisperCache(joined, self._axes)
+        return WhisperCache(joined, self._axes, n_layers=n_layers)
 
     def _join(self, name: str) -> Tensor:
         steps, axes = self._steps[name], self._axes[name]

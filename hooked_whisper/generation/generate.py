@@ -12,6 +12,7 @@ from hooked_whisper.errors import InputError
 from hooked_whisper.generation.collector import StepCollector
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.speech.tokens import get_tokenizer
 
 _DEFAULTS = {"language": "en", "without_timestamps": True, "suppress_blank": False}
 _OF_SEARCH = ("beam_size", "best_of", "patience", "length_penalty")
@@ -61,6 +62,7 @@ def generate(
     """
     from whisper.decoding import DecodingTask
 
+    get_tokenizer(model.cfg)  # refuses a vocabulary that is not Whisper's
     task = DecodingTask(model, _decoding_options(model, max_new_tokens, options))
     task.decoder.reset()
     collector = StepCollector() if return_cache else None
@@ -86,7 +88,7 @@ def generate(
         avg_logprob=sum_logprobs / n_decoded,
         no_speech_prob=torch.tensor(no_speech, device=mel.device),
         languages=languages,
-        cache=collector.join(list(model.hook_dict)) if collector else None,
+        cache=collector.join(list(model.hook_dict), model.layer_counts()) if collector else None,
     )
 
 

@@ -11,9 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hooked_whisper.config import Stack
 from hooked_whisper.errors import CacheError, HookNameError
 from hooked_whisper.hooks.names import (
     NamesFilter,
+    count_layers,
     expand_shorthand,
     explain_miss,
     is_shorthand,
@@ -39,6 +41,8 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
         axes: The names of each one's axes, in order.
         n_frames: Mel frames of each recording that hold sound, where known;
             the rest of the window is padding.
+        n_layers: Layers of each stack of the model, where known, as a cache
+            of some layers cannot tell them from its names.
     """
 
     def __init__(
@@ -46,10 +50,12 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
         tensors: Mapping[str, Tensor],
         axes: Mapping[str, tuple[str, ...]],
         n_frames: Tensor | None = None,
+        n_layers: Mapping[str, int] | None = None,
     ) -> None:
         self._tensors = dict(tensors)
         self._axes = {name: tuple(axes[name]) for name in self._tensors}
         self.n_frames = n_frames
+        self._n_layers = dict(n_layers or {})
         for name, value in self._tensors.items():
             if value.ndim != len(self._axes[name]):
                 raise CacheError(
@@ -84,7 +90,7 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
         if isinstance(key, str) and key in self._tensors:
             return key
         if is_shorthand(key):
-            return expand_shorthand(key, self._tensors)  # type: ignore[arg-type]
+            return expand_shorthand(key, self._tensors, n_layers=self._n_layers)  # type: ignore[arg-type]
         raise HookNameError(f"the cache: {explain_miss(str(key), self._tensors)}")
 
     def axes(self, key: str | tuple[Any, ...]) -> tuple[str, ...]:
@@ -101,6 +107,10 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
         """Bytes that the activations take."""
         return sum(value.nbytes for value in self._tensors.values())
 
+    def n_layers(self, stack: Stack) -> int:
+        """Layers of a stack of the model that the activations come from."""
+        return self._n_layers.get(stack, count_layers(stack, self._tensors))
+
     def subset(self, names_filter: NamesFilter) -> "WhisperCache":
         """A cache of some of the activations, which it shares with this one.
 
@@ -113,7 +123,10 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "WhisperCache":
-        """A cache on another device or in another floating-point dtype; this one stays."""
+        """A cache on another device or in another floating-point dtype.
+
+        This one stays as it is; tensors that need no change are in both.
+        """
         return self._with(
             {
                 name: value.to(
@@ -125,20 +138,30 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
         )
 
     def _with(self, tensors: dict[str, Tensor]) -> "WhisperCache":
-        return WhisperCache(tensors, {name: self._axes[name] for name in tensors}, self.n_frames)
+        axes = {name: self._axes[name] for name in tensors}
+        return WhisperCache(tensors, axes, self.n_frames, self._n_layers)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the activations, their axes and the recordings' lengths as safetensors."""
+        """Write the activations, their axes and the recordings' lengths as safetensors.
+
+        Raises:
+            CacheError: The folder does not exist, or the file cannot be written.
+        """
         header = {
             "format": _FORMAT,
             "axes": json.dumps(self._axes),
             "n_frames": json.dumps(None if self.n_frames is None else self.n_frames.tolist()),
+            "n_layers": json.dumps(self._n_layers),
         }
         tensors = {name: value.contiguous().cpu() for name, value in self._tensors.items()}
         path = Path(path)
         aside = path.with_name(path.name + ".part")
-        save_file(tensors, aside, metadata=header)
-        os.replace(aside, path)
+        try:
+            save_file(tensors, aside, metadata=header)
+            os.replace(aside, path)
+        except (OSError, SafetensorError) as error:
+            aside.unlink(missing_ok=True)
+            raise CacheError(f"the cache cannot be written to {path}: {error}.") from error
 
     @classmethod
     def load(
@@ -164,4 +187,5 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
         lengths = json.loads(header["n_frames"])
         # safetensors sorts by name; the axes were written in the model's order.
         ordered = {name: tensors[name] for name in axes}
-        return cls(ordered, axes, None if lengths is None else torch.tensor(lengths))
+        n_frames = None if lengths is None else torch.tensor(lengths)
+        return cls(ordered, axes, n_frames, json.loads(header["n_layers"]))

@@ -121,6 +121,8 @@ def take(
 def _positions(index: Index, n: int, name: str) -> Tensor:
     everything = torch.arange(n)
     if isinstance(index, slice):
+        if not len(everything[index]):
+            raise CacheError(f"{index!r} chooses none of the {n} positions of {name!r}.")
         return everything[index]
     wanted = torch.as_tensor(index).flatten()
     if wanted.dtype == torch.bool or wanted.is_floating_point():

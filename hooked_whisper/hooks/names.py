@@ -72,15 +72,24 @@ def is_shorthand(key: object) -> bool:
     return isinstance(key, tuple) and len(key) >= 2 and key[0] in _STACKS
 
 
+def is_exact(key: object) -> bool:
+    """Whether a key means one hook: a name without a glob's signs, or shorthand."""
+    return is_shorthand(key) or (isinstance(key, str) and not any(sign in key for sign in "*?["))
+
+
 def expand_shorthand(
-    key: tuple[Any, ...], names: Collection[str], disabled: Mapping[str, str] | None = None
+    key: tuple[Any, ...],
+    names: Collection[str],
+    disabled: Mapping[str, str] | None = None,
+    n_layers: Mapping[str, int] | None = None,
 ) -> str:
     """The full name for a shorthand, found among the names there are.
 
     `name` may leave out `hook_`; `part` is the sublayer (`"attn"`,
     `"cross_attn"`, `"mlp"`, `"ln1"`, ...) and is needed only where several
     have the name, except that attention means self-attention. Layers count
-    from the end when negative.
+    from the end when negative: from that of `n_layers`, where it says how
+    many a stack has, or of the layers that the names tell of.
 
     Raises:
         HookNameError: No such name, or several.
@@ -101,8 +110,8 @@ def expand_shorthand(
     part = rest[1] if len(rest) == 2 else None
     prefix = stack
     if layer is not None:
-        n_layers = _count_layers(stack, known)
-        prefix = f"{stack}.blocks.{layer + n_layers if layer < 0 else layer}"
+        n = (n_layers or {}).get(stack, count_layers(stack, known))
+        prefix = f"{stack}.blocks.{layer + n if 0 > layer >= -n else layer}"
     # Between prefix and name lies one part at most: blocks are never skipped over.
     found = {}
     for full in known:
@@ -135,7 +144,7 @@ def _item(each: Any) -> NamesFilter:
 
 def _match_text(text: str, names: Collection[str], disabled: Mapping[str, str]) -> list[str]:
     """The names that an exact name or a glob means."""
-    if not any(sign in text for sign in "*?["):
+    if is_exact(text):
         _refuse_disabled(text, disabled)
         if text not in names:
             raise HookNameError(explain_miss(text, names))
@@ -156,7 +165,8 @@ def _refuse_disabled(name: str, disabled: Mapping[str, str]) -> None:
         )
 
 
-def _count_layers(stack: str, names: Iterable[str]) -> int:
+def count_layers(stack: str, names: Iterable[str]) -> int:
+    """Layers of a stack that names tell of."""
     layers = [
         int(found[2]) for name in names if (found := _BLOCK.match(name)) and found[1] == stack
     ]
@@ -165,9 +175,10 @@ def _count_layers(stack: str, names: Iterable[str]) -> int:
 
 def explain_miss(wanted: str, names: Collection[str]) -> str:
     """What is wrong with a name, and the nearest names there are."""
-    what = "no hook matches" if any(sign in wanted for sign in "*?[") else "no hook"
+    what = "no hook" if is_exact(wanted) else "no hook matches"
     block = _BLOCK.match(wanted)
-    if block and not 0 <= int(block[2]) < (n_layers := _count_layers(block[1], names)):
+    n_layers = count_layers(block[1], names) if block else 0
+    if block and not 0 <= int(block[2]) < n_layers:
         have = f"{block[1]} blocks 0 to {n_layers - 1}" if n_layers else f"no {block[1]} blocks"
         return (
             f"{what} {wanted!r}: there are {have}. "

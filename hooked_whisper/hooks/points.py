@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens import hook_points as lens
 
-from hooked_whisper.errors import HookDisabledError, HookResultError
+from hooked_whisper.errors import HookDisabledError, HookError, HookResultError
 
 Direction = Literal["fwd", "bwd"]
 
@@ -68,7 +68,10 @@ class HookPoint(lens.HookPoint):
 
         Raises:
             HookDisabledError: The point's flag is off, so that it would never fire.
+            HookError: A direction that is neither `"fwd"` nor `"bwd"`.
         """
+        if dir not in ("fwd", "bwd"):
+            raise HookError(f'dir is {dir!r}; it can be "fwd" or "bwd".')
         if not self.enabled:
             raise HookDisabledError(
                 f"{self.name!r} fires only while {self.flag} is on; it is off. "

@@ -32,13 +32,11 @@ class ResidualAnalysis:
     def axes(self, key: Any) -> tuple[str, ...]: ...
 
     @abstractmethod
-    def __iter__(self) -> Any: ...
+    def __contains__(self, key: object) -> bool: ...
 
+    @abstractmethod
     def n_layers(self, stack: Stack) -> int:
-        """Layers of a stack that the cache holds anything of."""
-        parts = (name.split(".") for name in self)
-        layers = (int(part[2]) for part in parts if part[:2] == [stack, "blocks"])
-        return max(layers, default=-1) + 1
+        """Layers of a stack of the model that the activations come from."""
 
     def accumulated_resid(
         self,
@@ -243,7 +241,7 @@ class ResidualAnalysis:
         highest = n_layers - 1 if mlp_input else n_layers
         if not 0 <= end <= highest:
             raise CacheError(
-                f"layer is {layer}; the cache holds {n_layers} layers of the {stack}, so that it "
+                f"layer is {layer}; the {stack} has {n_layers} layers, so that it "
                 f"can be 0 to {highest}" + (" with mlp_input." if mlp_input else ", or None.")
             )
         return end

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 
-from hooked_whisper.errors import CacheError, HookError
+from hooked_whisper.errors import CacheError, HookError, HookNameError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import Collector, Index, any_hooked
-from hooked_whisper.hooks.names import NamesFilter, match_names
+from hooked_whisper.hooks.names import NamesFilter, count_layers, is_exact, match_names
 from hooked_whisper.hooks.points import Direction, HookPoint
 
 Hook = tuple[NamesFilter, Callable[..., Any]]
@@ -149,11 +149,14 @@ class HookedEncoderDecoder(HookedRootModule):
             What the model returned, and the cache.
 
         Raises:
-            HookNameError: A name that matches nothing.
+            HookNameError: A name that matches nothing, or that did not fire
+                in this run, which had no tokens or stopped before it.
             CacheError: A batch axis that is not 1, positions that do not
                 exist, or gradients of an output that is not one number.
         """
         names = self.hook_names(names_filter)
+        if incl_bwd and torch.is_inference_mode_enabled():
+            raise CacheError("incl_bwd needs gradients; leave torch.inference_mode() for it.")
         fwd_hooks, bwd_hooks = list(fwd_hooks), list(bwd_hooks)
         collector = Collector(
             copy=bool(fwd_hooks or bwd_hooks) or any_hooked(self.hook_dict.values()),
@@ -170,6 +173,7 @@ class HookedEncoderDecoder(HookedRootModule):
                 output = self._run_backward(*args, **kwargs)
             else:
                 output = self(*args, **kwargs)
+        self._check_fired(names_filter, collector)
         if isinstance(output, Tensor) and collector.shares_memory(output):
             output = output.clone()
         return output, self._make_cache(collector, *args, **kwargs)
@@ -180,7 +184,28 @@ class HookedEncoderDecoder(HookedRootModule):
         found = collector.tensors
         names = [name for name in in_order if name in found]
         names += [name for name in found if name not in in_order]
-        return WhisperCache({name: found[name] for name in names}, collector.axes)
+        tensors = {name: found[name] for name in names}
+        return WhisperCache(tensors, collector.axes, n_layers=self.layer_counts())
+
+    def layer_counts(self) -> dict[str, int]:
+        """Layers of each stack."""
+        return {stack: count_layers(stack, self.hook_dict) for stack in ("encoder", "decoder")}
+
+    def _check_fired(self, names_filter: NamesFilter, collector: Collector) -> None:
+        """Refuse to leave out in silence what was asked for by name, or to return nothing."""
+        if names_filter is None:
+            return
+        asked: list[Any] = [names_filter]
+        if isinstance(names_filter, (list, tuple, set)) and not is_exact(names_filter):
+            asked = list(names_filter)
+        exact = [name for each in asked if is_exact(each) for name in self.hook_names(each)]
+        missing = [name for name in exact if name not in collector.tensors]
+        if missing or not collector.tensors:
+            what = repr(missing[0]) if missing else f"none of {names_filter!r}"
+            raise HookNameError(
+                f"{what} did not fire in this run. The decoder's hooks need tokens, and those "
+                "behind stop_at_layer never run."
+            )
 
     def _run_backward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward without leaving gradients on the parameters."""

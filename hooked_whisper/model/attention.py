@@ -49,8 +49,8 @@ class Attention(nn.Module):
     def forward(
         self,
         query_input: Float[Tensor, "batch pos *head d_model"],
-        key_input: Float[Tensor, "key_batch key *head d_model"] | None,
-        value_input: Float[Tensor, "key_batch key *head d_model"] | None,
+        key_input: Float[Tensor, "key_batch key *key_head d_model"] | None,
+        value_input: Float[Tensor, "key_batch key *key_head d_model"] | None,
         kv_cache: KVCache | None = None,
     ) -> tuple[
         Float[Tensor, "batch pos d_model"], Float[Tensor, "batch n_heads pos all_keys"] | None

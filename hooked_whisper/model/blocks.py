@@ -8,7 +8,6 @@ Every sublayer reads the residual stream through a LayerNorm and adds to it:
 """
 
 import torch
-from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -70,8 +69,8 @@ class Block(nn.Module):
         return self.hook_mlp_out(self.mlp(norm(resid)))
 
     def _for_each_head(self, x: Residual) -> Float[Tensor, "batch pos head d_model"]:
-        # Real copies: an edit to one head's input must not reach another's.
-        return repeat(x, "b pos m -> b pos head m", head=self.n_heads).contiguous()
+        # Real copies, also for one head: an edit to a head's input must reach nothing else.
+        return x[:, :, None].repeat(1, 1, self.n_heads, 1)
 
 
 class EncoderBlock(Block):

@@ -20,6 +20,7 @@ from hooked_whisper.generation.kv_cache import KVCache
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.speech.audio import load_audio
 from hooked_whisper.speech.mel import Mel
+from hooked_whisper.speech.tokens import get_tokenizer
 
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
@@ -98,6 +99,7 @@ class OpenAIInterface(nn.Module):
         """
         from whisper.decoding import detect_language
 
+        tokenizer = tokenizer or get_tokenizer(self.cfg)
         return detect_language(self, mel.values if isinstance(mel, Mel) else mel, tokenizer)
 
     def decode(self, mel: Any, options: Any = None, **kwargs: Any) -> Any:
@@ -116,6 +118,7 @@ class OpenAIInterface(nn.Module):
         """
         from whisper.decoding import DecodingOptions, decode
 
+        get_tokenizer(self.cfg)  # refuses a vocabulary that is not Whisper's
         if options is None:
             options = DecodingOptions(fp16=self.device.type != "cpu")
         return decode(self, mel.values if isinstance(mel, Mel) else mel, options, **kwargs)
@@ -142,6 +145,7 @@ class OpenAIInterface(nn.Module):
         """
         from whisper.transcribe import transcribe
 
+        get_tokenizer(self.cfg)  # refuses a vocabulary that is not Whisper's
         if rate_hz is None and hasattr(audio, "shape"):
             rate_hz = SAMPLE_RATE_HZ
         samples = load_audio(audio, rate_hz)

@@ -52,14 +52,18 @@ def _untie(model: Any) -> None:
     if model.decoder.unembedding is None:
         with torch.device("meta"):
             unembedding = Linear(weight.shape[1], weight.shape[0])
-        unembedding.weight = nn.Parameter(weight.detach().clone())
-        unembedding.bias = nn.Parameter(torch.zeros_like(weight[:, 0]))
+        train = weight.requires_grad
+        unembedding.weight = nn.Parameter(weight.detach().clone(), requires_grad=train)
+        unembedding.bias = nn.Parameter(torch.zeros_like(weight[:, 0]), requires_grad=train)
         model.decoder.unembedding = unembedding
         model.mod_dict["decoder.unembedding"] = unembedding
     for block in [*model.encoder.blocks, *model.decoder.blocks]:
         for attention in _attentions(block):
             if not attention.key.has_bias:
-                attention.key.bias = nn.Parameter(torch.zeros_like(attention.query.bias))
+                like = attention.query.bias
+                attention.key.bias = nn.Parameter(
+                    torch.zeros_like(like), requires_grad=like.requires_grad
+                )
 
 
 def _attentions(block: Any) -> list[Attention]:

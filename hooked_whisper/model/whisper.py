@@ -70,7 +70,7 @@ class HookedWhisper(Pretrained, HookedEncoderDecoder):
         tokens: Int[Tensor, "batch pos"] | None = None,
         return_type: ReturnType = "logits",
         *,
-        encoder_output: Float[Tensor, "audio_batch pos d_model"] | None = None,
+        encoder_output: Float[Tensor, "audio_batch audio_pos d_model"] | None = None,
         stop_at_layer: StopAt = None,
         loss_per_token: bool = False,
     ) -> Any:

@@ -172,7 +172,7 @@ class TestShorthand:
     def test_expands(self, key: tuple[Any, ...], expected: str) -> None:
         assert expand_shorthand(key, NAMES) == expected
 
-    @pytest.mark.parametrize("layer", [2, 99], ids=str)
+    @pytest.mark.parametrize("layer", [2, 99, -3, -9], ids=str)
     def test_refuses_a_layer_out_of_range(self, layer: int) -> None:
         with pytest.raises(HookNameError, match="encoder blocks 0 to 1"):
             expand_shorthand(("encoder", layer, "resid_post"), NAMES)

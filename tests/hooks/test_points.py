@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hooked_whisper.errors import HookDisabledError, HookResultError
+from hooked_whisper.errors import HookDisabledError, HookError, HookResultError
 from hooked_whisper.hooks.points import HookPoint
 
 WRONG = {
@@ -79,6 +79,13 @@ class TestHookPoint:
         made, value = point(), torch.randn(2, 3)
         made.add_hook(lambda value, hook: None)
         assert made(value) is value
+
+    @pytest.mark.usefixtures("without_shape_checks")
+    def test_refuses_a_direction_that_there_is_not(self) -> None:
+        made = point()
+        with pytest.raises(HookError, match="dir is 'forward'"):
+            made.add_hook(lambda value, hook: None, "forward")
+        assert not made.is_hooked
 
     def test_hooks_run_in_order_each_on_the_last_result(self) -> None:
         made = point()

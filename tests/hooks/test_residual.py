@@ -243,11 +243,39 @@ class TestLogitAttrs:
         torch.testing.assert_close(attrs.sum(0), expected, atol=1e-4, rtol=1e-4)
 
 
+class TestACacheOfSomeLayers:
+    """Its layers are the model's, not those that happen to be in it."""
+
+    @pytest.fixture
+    def some(self, model: Any, tiny_mel: Tensor, tiny_tokens: Tensor) -> WhisperCache:
+        names = ["decoder.blocks.0.*", "*embed", "decoder.ln_final.*"]
+        return model.run_with_cache(tiny_mel, tiny_tokens, names_filter=names)[1]
+
+    @pytest.mark.parametrize("method", ["accumulated_resid", "decompose_resid"])
+    def test_does_not_pass_an_inner_stream_off_as_the_last(
+        self, method: str, some: WhisperCache
+    ) -> None:
+        with pytest.raises(HookNameError, match=r"decoder\.blocks\.1"):
+            getattr(some, method)()
+        with pytest.raises(HookNameError, match="no hook"):
+            some.accumulated_resid(2)
+        assert some.decompose_resid(1, return_labels=True)[1][-1] == "0_mlp_out"
+
+    def test_the_last_layer_is_the_models_also_after_a_file(
+        self, some: WhisperCache, tmp_path: Any
+    ) -> None:
+        some.save(tmp_path / "some")
+        for cache in (some, some.to(dtype=torch.float64), WhisperCache.load(tmp_path / "some")):
+            assert cache.n_layers("decoder") == 3
+            with pytest.raises(HookNameError, match=r"decoder\.blocks\.2"):
+                cache["decoder", -1, "resid_post"]
+
+
 class TestWhatTheCacheCannotAnswer:
     @pytest.mark.parametrize("layer", [4, -4], ids=str)
     @pytest.mark.parametrize("method", ["accumulated_resid", "decompose_resid"])
     def test_a_layer_that_is_not_there(self, method: str, layer: int, cache: Any) -> None:
-        with pytest.raises(CacheError, match=rf"layer is {layer}; .*3 layers of the decoder"):
+        with pytest.raises(CacheError, match=rf"layer is {layer}; the decoder has 3 layers"):
             getattr(cache, method)(layer)
 
     @pytest.mark.usefixtures("without_shape_checks")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hooked_whisper.errors import CacheError
+from hooked_whisper.errors import CacheError, HookNameError
 
 
 class TestRunWithCache:
@@ -169,3 +169,47 @@ class TestRunWithCache:
             )
         assert list(cache) == [name, name + "_grad"]
         assert cache[name + "_grad"].count_nonzero() > 0
+
+
+class TestNothingIsLeftOutInSilence:
+    @pytest.mark.parametrize(
+        ("names_filter", "call"),
+        [
+            ("decoder.hook_logits", {"stop_at_layer": ("encoder", 0)}),
+            (["encoder.hook_mel", ("decoder", 0, "z")], {"stop_at_layer": ("encoder", 1)}),
+            ("encoder.blocks.1.*", {"stop_at_layer": ("encoder", 1)}),
+        ],
+        ids=["a name", "one of several", "a glob"],
+    )
+    def test_hooks_that_cannot_fire_in_the_run(
+        self, names_filter: Any, call: Any, tiny_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+    ) -> None:
+        with pytest.raises(HookNameError, match="did not fire in this run"):
+            tiny_model.run_with_cache(tiny_mel, tiny_tokens, names_filter=names_filter, **call)
+
+    def test_a_decoders_hook_without_tokens(self, tiny_model: Any, tiny_mel: Tensor) -> None:
+        with pytest.raises(HookNameError, match="need tokens"):
+            tiny_model.run_with_cache(tiny_mel, names_filter="decoder.hook_logits")
+        _, cache = tiny_model.run_with_cache(tiny_mel, names_filter="*.hook_resid_post")
+        assert list(cache) == tiny_model.hook_names("encoder.*.hook_resid_post")
+
+    def test_gradients_in_inference_mode(
+        self, tiny_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+    ) -> None:
+        with torch.inference_mode(), pytest.raises(CacheError, match="inference_mode"):
+            tiny_model.run_with_cache(tiny_mel, tiny_tokens, return_type="loss", incl_bwd=True)
+
+    def test_a_slice_of_no_positions(
+        self, tiny_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+    ) -> None:
+        with pytest.raises(CacheError, match="chooses none of the 7 positions"):
+            tiny_model.run_with_cache(
+                tiny_mel, tiny_tokens, names_filter="decoder.*z", pos_slice=slice(100, 200)
+            )
+
+    def test_a_folder_that_is_not_there(
+        self, tiny_model: Any, tiny_mel: Tensor, tmp_path: Any
+    ) -> None:
+        _, cache = tiny_model.run_with_cache(tiny_mel, names_filter="encoder.hook_embed")
+        with pytest.raises(CacheError, match="cannot be written"):
+            cache.save(tmp_path / "missing" / "cache")

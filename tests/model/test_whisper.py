@@ -1,6 +1,7 @@
 """Calling the model: what it returns, where it stops, what it refuses."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -255,9 +256,29 @@ class TestBadInput:
         with pytest.raises(TokenError, match="loss of 1 token"):
             tiny_model(tiny_mel, tiny_tokens[:, :1], "loss")
 
+    def test_tokens_and_an_encoder_output_alone(
+        self, tiny_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+    ) -> None:
+        encoder_output = tiny_model(tiny_mel)
+        logits = tiny_model(tokens=tiny_tokens, encoder_output=encoder_output)
+        assert torch.equal(logits, tiny_model(tiny_mel, tiny_tokens))
+
 
 class TestFlags:
-    @pytest.mark.parametrize("flag", [each for each in FLAGS if each != "use_attn_in"])
+    @torch.no_grad()
+    def test_with_one_head_an_edit_in_place_reaches_nothing_else(
+        self, tiny_cfg: Any, make_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+    ) -> None:
+        model = make_model(replace(tiny_cfg, n_text_heads=1, use_attn_in=True))
+        name = "decoder.blocks.0.hook_attn_in"
+        in_place = [(name, lambda value, hook: value.mul_(2))]
+        returned = [(name, lambda value, hook: value * 2)]
+        torch.testing.assert_close(
+            model.run_with_hooks(tiny_mel, tiny_tokens, fwd_hooks=in_place),
+            model.run_with_hooks(tiny_mel, tiny_tokens, fwd_hooks=returned),
+        )
+
+    @pytest.mark.parametrize("flag", FLAGS)
     def test_go_on_and_off(
         self, flag: str, fresh_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
     ) -> None:
