@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -38,7 +39,7 @@ demo: $(STAMP) ## run the main job on the shipped model and recordings
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(STAMP) ## run the tests; more with ARGS, such as ARGS=--slow
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 $(TL3_STAMP): $(STAMP)
 	rm -rf $(TL3)
@@ -47,7 +48,8 @@ $(TL3_STAMP): $(STAMP)
 	@touch $@
 
 test-tl3: $(TL3_STAMP) ## run the hook tests against transformer-lens 3.9
-	PYTHONPATH=$(TL3) EXPECT_TRANSFORMER_LENS=3.9.0 $(BIN)/python -m pytest $(TL3_TESTS) $(ARGS)
+	PYTHONPATH=$(TL3) EXPECT_TRANSFORMER_LENS=3.9.0 OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TL3_TESTS) $(ARGS)
 
 check: format-check lint types test ## everything that has to pass: the same as CI
 
