@@ -36,6 +36,9 @@ SIZES: dict[str, HookedWhisperConfig] = {
     "turbo": _for("turbo", n_audio_ctx=40, d_model=32, n_audio_heads=2, n_text_heads=4),
 }
 
+_SEEDS = {"tiny.en": 2}
+"""Other than 0 where decoding would end at its first token."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -77,7 +80,7 @@ def make_family(make_reference: Callable[..., Any]) -> Callable[[str], Family]:
             if name == "digits":
                 hooked = HookedWhisper.from_pretrained("digits", device="cpu")
             else:
-                hooked = scaled_random_model(SIZES[name])
+                hooked = scaled_random_model(SIZES[name], _SEEDS.get(name, 0))
             mel, tokens = inputs_for(hooked.cfg)
             made[name] = Family(hooked, make_reference(hooked), hf_twin(hooked), mel, tokens)
         return made[name]
@@ -149,7 +152,7 @@ def check_same(ours: Tensor, theirs: Tensor, what: str) -> None:
         raise AssertionError(f"{what}: differs by {difference:.2e}, not by 0")
 
 
-_GAINS = {".query.": 1.5, ".key.": 1.5, ".cross_attn.out.": 2.0, ".out.": 0.5, ".fc_out.": 0.5}
+_GAINS = {".cross_attn.out.": 1.5, ".out.": 0.5, ".fc_out.": 0.5}
 """Standard deviations of weights, times the square root of what they sum over; else 1."""
 
 
@@ -157,8 +160,7 @@ def scaled_random_model(cfg: HookedWhisperConfig, seed: int = 0) -> HookedWhispe
     """Random weights under which a model of any size behaves like a trained one in scale.
 
     Attention scores and residual streams are of order 1 to 10, no bias or
-    gain is trivial, and logits have a standard deviation of 2.5, hence a
-    largest of about 10. Positions and the recording count for more than the
+    gain is trivial, and the largest logits are about 10. Positions and the recording count for more than the
     last token, so that decoding does not repeat one token, and end-of-text is
     likelier than others, so that decoded rows end at different lengths.
     """
@@ -170,16 +172,16 @@ def scaled_random_model(cfg: HookedWhisperConfig, seed: int = 0) -> HookedWhispe
             if ".ln" in name and name.endswith("weight"):
                 parameter.copy_(1 + 0.2 * noise)
             elif name.endswith("embedding.weight"):
-                parameter.copy_(noise * 2.5 / cfg.d_model**0.5)
+                parameter.copy_(noise * 1.6 / cfg.d_model**0.5)
             elif name.endswith("positional_embedding"):
-                parameter.copy_(noise * 10 / cfg.d_model**0.5)
+                parameter.copy_(noise * 8 / cfg.d_model**0.5)
             elif name.endswith("bias"):
                 parameter.copy_(0.1 * noise)
             else:
                 gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
                 parameter.copy_(noise * gain / parameter[0].numel() ** 0.5)
         eot = 50257 if cfg.is_multilingual else 50256
-        model.decoder.token_embedding.weight[eot] *= 4
+        model.decoder.token_embedding.weight[eot] *= 3
     return model
 
 

@@ -34,11 +34,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def audio() -> np.ndarray:
     """Eleven seconds of speech at 16 kHz."""
-    import soundfile
+    from hooked_whisper.speech.audio import load_audio
 
-    samples, rate = soundfile.read(RECORDING, dtype="float32")
-    assert rate == 16_000
-    return samples
+    return load_audio(RECORDING).numpy()
 
 
 @pytest.mark.parametrize("option", OPTIONS)
