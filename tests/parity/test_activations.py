@@ -69,7 +69,8 @@ def test_streams_and_heads_against_transformers(
         assert name in family.hooked.hook_dict
     _, ours = family.hooked.run_with_cache(mel, tokens, names_filter=names)
     for name in names:
-        assert_close(ours[name], theirs[name], name)
+        # Twice that of logits: for some, the references' own distance from each other.
+        assert_close(ours[name], theirs[name], name, times=2)
 
 
 def test_patterns_against_transformers(family: Any, assert_close: Callable[..., None]) -> None:
@@ -92,8 +93,8 @@ def test_patterns_against_transformers(family: Any, assert_close: Callable[..., 
     for (stack, attn), patterns in kinds.items():
         for layer, theirs in enumerate(patterns):
             name = f"{stack}.blocks.{layer}.{attn}.hook_pattern"
-            # Probabilities are of order 1, not 10, and so is what rounding does to them.
-            assert_close(10 * ours[name], 10 * theirs, name)
+            # Probabilities are of order 1, not 10.
+            assert_close(ours[name], theirs, name, times=0.2)
 
 
 @pytest.mark.parametrize(

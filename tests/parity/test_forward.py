@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 LENGTHS = [*range(1, 17), 33, 100, 224, 448]
+SOME_LENGTHS = [1, 2, 3, 8, 16, 100, 448]
+"""For batches of one in the reduced models, to save time."""
+
 ATTENTION = ["eager", "sdpa"]
 
 
@@ -52,7 +55,8 @@ def test_logits_at_every_length(
     assert_close: Callable[..., None],
 ) -> None:
     """Each length is a run of its own: a mask may be wrong at one length only."""
-    for length in LENGTHS:
+    is_reduced = family.hooked.cfg.n_audio_ctx < 1500
+    for length in SOME_LENGTHS if is_reduced and batch == 1 else LENGTHS:
         tokens = family.tokens[:batch, :length]
         ours = family.hooked.decoder(tokens, encoded[:batch])
         theirs = family.openai.decoder(tokens, encoded[:batch])

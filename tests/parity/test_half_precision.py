@@ -14,6 +14,9 @@ DTYPES = pytest.mark.parametrize(
 )
 N_TOKENS = 33
 
+LUCK = 1.1
+"""How much farther one run may be: the two round in other places, neither in better ones."""
+
 
 def encoder_input(family: Any, dtype: torch.dtype, batch: int = 1) -> dict[str, Tensor]:
     """A mel; for float16 at the full window what an encoder makes of it.
@@ -60,10 +63,9 @@ def test_half_patterns(short: Any, dtype: torch.dtype, assert_same: Callable[...
     assert_same(pattern, scores.softmax(dim=-1).to(dtype), "pattern")
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @DTYPES
 def test_converted_weights_are_as_near_to_float32_as_those_of_transformers(
-    family: Any, dtype: torch.dtype, attention: str
+    family: Any, dtype: torch.dtype
 ) -> None:
     batch = 1 if family.hooked.cfg.n_audio_ctx == 1500 else 3
     inputs = encoder_input(family, dtype, batch)
@@ -73,11 +75,11 @@ def test_converted_weights_are_as_near_to_float32_as_those_of_transformers(
     converted = HookedWhisper.from_openai(family.openai, dtype=dtype)
     assert converted.dtype == dtype
     ours = converted(tokens=tokens, **inputs)
-    with family.hf_attention(attention) as hf:
-        theirs = in_dtype(hf, dtype, tokens, **inputs)
-    assert distance(theirs, exact) > 1e-4, "transformers did not run in half precision"
-    # 5 % for luck in rounding: the two only differ in the order of a few operations.
-    assert distance(ours, exact) <= 1.05 * distance(theirs, exact)
+    for attention in ("eager", "sdpa"):
+        with family.hf_attention(attention) as hf:
+            theirs = in_dtype(hf, dtype, tokens, **inputs)
+        assert distance(theirs, exact) > 1e-4, "transformers did not run in half precision"
+        assert distance(ours, exact) <= LUCK * distance(theirs, exact), attention
 
 
 def in_dtype(

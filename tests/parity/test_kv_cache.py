@@ -1,17 +1,24 @@
 """Decoding with keys and values kept: a token at a time, and in chunks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-STEPS = [4, *[1] * 68]
-"""A prompt, then a token at a time, to behind the growth of the cache's first room (64)."""
+STEPS = [4, *[1] * 8]
+"""A prompt, then a token at a time."""
 
-CHUNKS = [1, 2, 30, 31, 50, 110, 224]
-"""All 448 positions, in runs shorter and longer than what the cache holds."""
+MANY_STEPS = [4, *[1] * 62]
+"""To behind the growth of the cache's first room, 64 positions."""
+
+CHUNKS = [1, 2, 30, 31, 50, 110]
+"""Runs shorter and longer than what the cache holds."""
+
+ALL_CHUNKS = [*CHUNKS, 224]
+"""The same, to the last of 448 positions."""
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -19,36 +26,62 @@ def test_token_by_token(
     family: Any, batch: int, assert_same: Callable[..., None], assert_close: Callable[..., None]
 ) -> None:
     """The bits of openai-whisper with its own cache, and the logits of one pass."""
+    check_steps(family, batch, STEPS, assert_same, assert_close)
+
+
+def test_many_tokens(
+    short: Any, assert_same: Callable[..., None], assert_close: Callable[..., None]
+) -> None:
+    check_steps(short, 3, MANY_STEPS, assert_same, assert_close)
+
+
+def check_steps(
+    family: Any,
+    batch: int,
+    sizes: list[int],
+    assert_same: Callable[..., None],
+    assert_close: Callable[..., None],
+) -> None:
     encoded = family.hooked(family.mel[:batch])
-    tokens = family.tokens[:batch, : sum(STEPS)]
+    tokens = family.tokens[:batch, : sum(sizes)]
     one_pass = family.openai.decoder(tokens, encoded)
     our_cache, no_hooks = family.hooked.install_kv_cache_hooks()
-    their_cache, hooks = family.openai.install_kv_cache_hooks()
     assert no_hooks == []
     start = 0
-    for chunk in tokens.split(STEPS, dim=1):
-        ours = family.hooked.decoder(chunk, encoded, kv_cache=our_cache)
-        theirs = family.openai.decoder(chunk, encoded, kv_cache=their_cache)
-        end = start + chunk.shape[1]
-        assert_same(ours, theirs, f"logits of positions {start} to {end}, with caches")
-        assert_close(ours, one_pass[:, start:end], f"logits of positions {start} to {end}")
-        start = end
-    for hook in hooks:
-        hook.remove()
+    with openai_cache(family.openai) as their_cache:
+        for chunk in tokens.split(sizes, dim=1):
+            ours = family.hooked.decoder(chunk, encoded, kv_cache=our_cache)
+            theirs = family.openai.decoder(chunk, encoded, kv_cache=their_cache)
+            end = start + chunk.shape[1]
+            assert_same(ours, theirs, f"logits of positions {start} to {end}, with caches")
+            assert_close(ours, one_pass[:, start:end], f"logits of positions {start} to {end}")
+            start = end
+
+
+@contextmanager
+def openai_cache(model: Any) -> Iterator[Any]:
+    """openai-whisper's cache, which the hooks that it puts on the model fill."""
+    cache, hooks = model.install_kv_cache_hooks()
+    try:
+        yield cache
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_chunks(family: Any, batch: int, assert_close: Callable[..., None]) -> None:
     """openai-whisper's one pass is the reference: its own cache takes one new token only."""
+    sizes = ALL_CHUNKS if family.hooked.cfg.model_name == "tiny" else CHUNKS
     encoded = family.hooked(family.mel[:batch])
-    tokens = family.tokens[:batch]
+    tokens = family.tokens[:batch, : sum(sizes)]
     theirs = family.openai.decoder(tokens, encoded)
-    ours = torch.cat(in_chunks(family.hooked, tokens, encoded), dim=1)
+    ours = torch.cat(in_chunks(family.hooked, tokens, encoded, sizes), dim=1)
     assert_close(ours, theirs, "logits")
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("sizes", [STEPS, CHUNKS], ids=["by-token", "in-chunks"])
+@pytest.mark.parametrize("sizes", [STEPS, ALL_CHUNKS], ids=["by-token", "in-chunks"])
 def test_as_transformers_with_its_cache(
     short: Any, sizes: list[int], attention: str, assert_close: Callable[..., None]
 ) -> None:
@@ -73,12 +106,10 @@ def test_a_hooked_pattern_in_chunks(short: Any, assert_close: Callable[..., None
     """The explicit path has a mask of its own where queries are fewer than keys."""
     encoded = short.hooked(short.mel)
     with short.hooked.hooks([("*hook_pattern", lambda value, hook: None)]):
-        ours = torch.cat(in_chunks(short.hooked, short.tokens, encoded), dim=1)
+        ours = torch.cat(in_chunks(short.hooked, short.tokens, encoded, ALL_CHUNKS), dim=1)
     assert_close(ours, short.openai.decoder(short.tokens, encoded), "logits")
 
 
-def in_chunks(
-    model: Any, tokens: Tensor, encoded: Tensor, sizes: list[int] = CHUNKS
-) -> list[Tensor]:
+def in_chunks(model: Any, tokens: Tensor, encoded: Tensor, sizes: list[int]) -> list[Tensor]:
     cache, _ = model.install_kv_cache_hooks()
     return [model.decoder(chunk, encoded, kv_cache=cache) for chunk in tokens.split(sizes, dim=1)]

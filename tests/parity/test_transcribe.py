@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+import hooked_whisper
+
 # openai-whisper's own: it leaves its vocabulary's file open, and sorts tensors with numpy.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"),
@@ -25,10 +27,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "beam": {"beam_size": 5},
     "words": {"word_timestamps": True},
     "beam-words": {"beam_size": 5, "word_timestamps": True},
+    "beam-words-no-timestamps": {
+        "beam_size": 5,
+        "word_timestamps": True,
+        "without_timestamps": True,
+    },
     "language-detected": {"language": None, "condition_on_previous_text": False},
     "clips": {"clip_timestamps": "0,4,6,9"},
     "fallback": {"temperature": (0.0, 0.4, 0.8), "best_of": 2, "logprob_threshold": 0.0},
 }
+CASES = [
+    *[("tiny", name) for name in ("greedy", "beam-words-no-timestamps")],
+    *[("digits", name) for name in OPTIONS],
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +50,7 @@ def audio() -> np.ndarray:
     return load_audio(RECORDING).numpy()
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("size", ["tiny", "digits"])
+@pytest.mark.parametrize(("size", "option"), CASES, ids=["-".join(case) for case in CASES])
 def test_same_result(make_family: Any, audio: np.ndarray, size: str, option: str) -> None:
     family = make_family(size)
     ours = transcribe(family.hooked, audio, **OPTIONS[option])
@@ -56,31 +66,45 @@ def test_same_result(make_family: Any, audio: np.ndarray, size: str, option: str
         assert any(segment["tokens"] for segment in ours["segments"])
 
 
-def test_method_gives_what_the_function_gives(tiny: Any, audio: np.ndarray) -> None:
+def test_words_of_a_recording_that_the_model_understands(digits: Any) -> None:
+    from hooked_whisper.speech.audio import load_audio
+
+    name = "yweweler-6-0-3-7-2.flac"
+    folder = Path(hooked_whisper.__file__).parent / "weights" / "digits" / "recordings"
+    spoken = load_audio(folder / name).numpy()
+    options = {"beam_size": 5, "word_timestamps": True}
+    ours, theirs = (transcribe(each, spoken, **options) for each in (digits.hooked, digits.openai))
+    assert ours["text"] == theirs["text"] != ""
+    for our, their in zip(ours["segments"], theirs["segments"], strict=True):
+        assert_same_words(our.pop("words"), their.pop("words"))
+        assert our == their
+
+
+def test_method_gives_what_the_function_gives(digits: Any, audio: np.ndarray) -> None:
     options = {"language": "en", "sample_len": 8, "temperature": 0.0}
-    from_array = tiny.hooked.transcribe(audio, **options)
-    assert from_array == transcribe(tiny.openai, audio, sample_len=8)
-    assert tiny.hooked.transcribe(RECORDING, **options) == from_array
+    from_array = digits.hooked.transcribe(audio, **options)
+    assert from_array == transcribe(digits.openai, audio, sample_len=8)
+    assert digits.hooked.transcribe(RECORDING, **options) == from_array
 
 
-def test_hooks_fire_all_the_way_through(tiny: Any, audio: np.ndarray) -> None:
+def test_hooks_fire_all_the_way_through(digits: Any, audio: np.ndarray) -> None:
     """In the encoder, in every step of beam search, and in word timing."""
-    options = {"beam_size": 5, "sample_len": 6, "word_timestamps": True}
-    plain = transcribe(tiny.hooked, audio, **options)
+    model, options = digits.hooked, {"beam_size": 5, "sample_len": 6, "word_timestamps": True}
+    plain = transcribe(model, audio, **options)
     seen: dict[str, list[tuple[int, ...]]] = {}
 
     def note(value: Any, hook: Any) -> None:
         seen.setdefault(hook.name, []).append(tuple(value.shape))
 
     names = ["encoder.blocks.2.hook_resid_post", "decoder.blocks.3.hook_resid_post"]
-    with tiny.hooked.hooks([(names, note)]):
-        assert transcribe(tiny.hooked, audio, **options) == plain
-    assert seen[names[0]][0] == (1, 1500, 384)
+    with model.hooks([(names, note)]):
+        assert transcribe(model, audio, **options) == plain
+    assert seen[names[0]][0] == (1, 1500, 96)
     decoder = seen[names[1]]
-    assert (5, 1, 384) in decoder, "no step of beam search"
+    assert (5, 1, 96) in decoder, "no step of beam search"
     assert any(batch == 1 and n_pos > 1 for batch, n_pos, _ in decoder), "no word timing"
-    with tiny.hooked.hooks([(names[0], lambda value, hook: 0 * value)]):
-        assert transcribe(tiny.hooked, audio, **options)["text"] != plain["text"]
+    with model.hooks([(names[0], lambda value, hook: 0 * value)]):
+        assert transcribe(model, audio, **options)["text"] != plain["text"]
 
 
 def transcribe(model: Any, audio: np.ndarray, **options: Any) -> dict[str, Any]:
