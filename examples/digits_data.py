@@ -10,7 +10,6 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 SPLITS = {"train": range(10, 50), "validation": range(5, 10)}
 SPEEDS = (0.88, 0.94, 1.0, 1.06, 1.12)
-WIDE_SPEEDS = (*SPEEDS, 0.8, 0.84, 1.18, 1.25)
 
 RATE_HZ = 16_000
 N_POSITIONS = 1500
@@ -162,18 +161,6 @@ def draw_noise(
     return clip[offset : offset + WINDOW_SAMPLES], level
 
 
-def muffle(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
-    """A recording whose beginning, end or some stretch is nearly or wholly inaudible."""
-    length = min(len(samples) // 4, int(rng.uniform(0.02, 0.09) * RATE_HZ))
-    where = rng.random()
-    start = 0 if where < 0.5 else len(samples) - length
-    if where > 0.7:
-        start = int(rng.integers(len(samples) - length))
-    muffled = samples.copy()
-    muffled[start : start + length] *= np.float32(10 ** (-rng.uniform(6, 40) / 20))
-    return muffled
-
-
 def draw_window(
     rng: np.random.Generator,
     bank: Bank,
@@ -181,12 +168,8 @@ def draw_window(
     n_digits: int | None = None,
     augment: bool = True,
     speaker_chances: tuple[float, ...] | None = None,
-    strong: bool = False,
 ) -> Window:
-    """One window at random: 1 to 5 digits of one speaker (0: no speech) anywhere in the 30 s.
-
-    With `strong`, speeds vary more, and half of the digits lose a part of their sound.
-    """
+    """One window at random: 1 to 5 digits of one speaker (0: no speech) anywhere in the 30 s."""
     if n_digits is None:
         n_digits = int(rng.choice(6, p=[0.07, 0.15, 0.16, 0.18, 0.21, 0.23]))
     if n_digits == 0:
@@ -205,11 +188,8 @@ def draw_window(
     for digit in digits:
         recordings = bank[speaker, int(digit)]
         recording = recordings[rng.integers(len(recordings))]
-        n_speeds = len(recording.at_speed) if strong else len(SPEEDS)
-        speed = rng.integers(n_speeds) if augment else SPEEDS.index(1.0)
+        speed = rng.integers(len(recording.at_speed)) if augment else SPEEDS.index(1.0)
         samples = recording.at_speed[speed if len(recording.at_speed) > 1 else 0]
-        if strong and rng.random() < 0.5:
-            samples = muffle(rng, samples)
         chosen.append((recording, samples * np.float32(10 ** (rng.uniform(-6, 6) / 20))))
     loudness = 10 ** (rng.uniform(-14, 20) / 20)
     peak = max(float(np.abs(samples).max()) for _, samples in chosen)

@@ -130,29 +130,15 @@ class Batch:
     """Which digit of the sequence is spoken, from 0 on; -1 in the background."""
 
 
-def stretch(mel: Float[Tensor, "mel frame"], factor: float) -> Float[Tensor, "mel frame"]:
-    """A mel whose bands lie `factor` times as high."""
-    at = (torch.arange(len(mel)) / factor).clamp(max=len(mel) - 1)
-    low, share = at.floor().long(), at.frac()[:, None]
-    return torch.lerp(mel[low], mel[(low + 1).clamp(max=len(mel) - 1)], share)
-
-
 def make_batch(
-    windows: list[Window],
-    n_keep: int,
-    rng: np.random.Generator,
-    augment: bool = True,
-    strong: bool = False,
+    windows: list[Window], n_keep: int, rng: np.random.Generator, augment: bool = True
 ) -> Batch:
-    """Render windows at `n_keep` positions each, with a random colouring and masked bands.
-
-    With `strong`, colours vary more, and the mel axis is stretched as by another vocal tract.
-    """
+    """Render windows at `n_keep` positions each, with a random colouring and masked bands."""
     kept, log_weights = zip(*(thin(window, n_keep, rng) for window in windows), strict=True)
     audio = np.stack([render(w, p) for w, p in zip(windows, kept, strict=True)])
     gain_db = None
     if augment:
-        anchors = rng.normal(0, 4.0 if strong else 2.5, (len(windows), 6))
+        anchors = rng.normal(0, 2.5, (len(windows), 6))
         grid = np.linspace(0, 5, 80)
         gains = np.stack([np.interp(grid, np.arange(6), row) for row in anchors])
         gain_db = torch.from_numpy(gains.astype(np.float32))[:, None]
@@ -162,11 +148,7 @@ def make_batch(
     labels = np.full(positions.shape, BACKGROUND)
     ordinals = np.full(positions.shape, -1)
     for row, window in enumerate(windows):
-        if strong:
-            mel[row] = stretch(mel[row], rng.uniform(0.88, 1.14))
-        for _ in range(1 + strong):
-            if not augment or rng.random() >= 0.4:
-                continue
+        if augment and rng.random() < 0.4:
             width, low = rng.integers(2, 12), rng.integers(0, 70)
             mel[row, low : low + width] = mel[row].amin()
         if window.zero_mel_after_clip:

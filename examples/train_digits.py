@@ -21,16 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from digits_data import (
-    N_POSITIONS,
-    SPLITS,
-    WIDE_SPEEDS,
-    Bank,
-    Window,
-    draw_window,
-    load_bank,
-    noise_pool,
-)
+from digits_data import N_POSITIONS, SPLITS, Bank, Window, draw_window, load_bank, noise_pool
 from digits_model import (
     IGNORE,
     N_PROMPT,
@@ -72,8 +63,6 @@ class Stage:
     """Weight of the loss that tells the decoder where to look."""
     speakers: tuple[float, ...] | None = None
     """How often each of the speakers is drawn; None is alike."""
-    strong: bool = False
-    """Whether recordings are changed more than usual."""
 
 
 HARD_SPEAKERS = (0.12, 0.12, 0.12, 0.36, 0.16, 0.12)
@@ -85,8 +74,6 @@ STAGES = (
     Stage(72, 72, 3, (N_POSITIONS, N_POSITIONS), 0.08, 0.001, 0, 0.0, 0.0),
     Stage(1200, 1200, 16, (16, 72), 0.35, 0.02, 16, 0.05, 0.1, HARD_SPEAKERS),
     Stage(72, 72, 3, (N_POSITIONS, N_POSITIONS), 0.04, 0.001, 0, 0.0, 0.0, HARD_SPEAKERS),
-    Stage(1200, 1200, 16, (16, 72), 0.45, 0.01, 16, 0.05, 0.1, HARD_SPEAKERS, True),
-    Stage(48, 48, 3, (N_POSITIONS, N_POSITIONS), 0.03, 0.001, 0, 0.0, 0.0, HARD_SPEAKERS),
 )
 ADAM_RATE, MUON_RATE = 3e-3, 0.02
 
@@ -122,8 +109,8 @@ def draw_round(seed: int, first_step: int, shard: int, bank: Bank, pool: list) -
     chances[max_digits(first_step) + 1 :] = 0
     chances /= chances.sum()
     counts = rng.choice(6, stage.shard_size * ROUND, p=chances)
-    options = {"speaker_chances": stage.speakers, "strong": stage.strong}
-    windows = [draw_window(rng, bank, pool, int(n), **options) for n in counts]
+    speakers = stage.speakers
+    windows = [draw_window(rng, bank, pool, int(n), speaker_chances=speakers) for n in counts]
     windows.sort(key=lambda window: int(active_positions(window).sum()))
     size = stage.shard_size
     batches = [windows[n : n + size] for n in range(0, len(windows), size)]
@@ -243,7 +230,7 @@ class Trainer:
         self.adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
         self.step = 0
         recordings = args.data / "recordings"
-        self.bank = load_bank(recordings, SPLITS["train"], WIDE_SPEEDS)
+        self.bank = load_bank(recordings, SPLITS["train"])
         self.pool = noise_pool(np.random.default_rng([args.seed, 1]))
         if rank == 0:
             bank = load_bank(recordings, SPLITS["validation"], (1.0,))
@@ -264,9 +251,7 @@ class Trainer:
         rng = np.random.default_rng([self.args.seed, self.step, shard, 7])
         torch.manual_seed(int(rng.integers(2**31)))
         n_active = max(int(active_positions(window).sum()) for window in windows)
-        batch = make_batch(
-            windows, min(N_POSITIONS, n_active + background), rng, strong=stage.strong
-        )
+        batch = make_batch(windows, min(N_POSITIONS, n_active + background), rng)
         self.forward.dropout = stage.dropout
         self.forward.keep_pattern = stage.alignment > 0
         text, local, aligned = shard_losses(self.forward, self.head, windows, batch, rng)
