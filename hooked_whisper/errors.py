@@ -14,6 +14,10 @@
     │   │   └── AudioLengthError               too short, too long, wrong number of frames
     │   ├── MelError                           a mel with the wrong bands, axes, dtype or values
     │   └── TokenError                         tokens out of the vocabulary, too many, not integers
+    ├── InterventionError        (ValueError)  an edit or a sweep that cannot be done
+    │   ├── SiteError                          a part of an activation that does not exist
+    │   ├── AlignmentError                     two runs that do not match in length or shape
+    │   └── MetricError                        a metric that gives no number, or NaN
     └── WeightsError
         ├── SourceError          (ValueError)  a name or path that leads to no weights
         ├── DownloadError        (OSError)     no network, wrong hash, broken off, refused
@@ -85,6 +89,22 @@ class MelError(InputError):
 
 class TokenError(InputError):
     """Tokens that are out of the vocabulary, too many, or not integers."""
+
+
+class InterventionError(HookedWhisperError, ValueError):
+    """An edit, a metric or a sweep that cannot be done as it was asked for."""
+
+
+class SiteError(InterventionError):
+    """A part of an activation that does not exist: a head, a position, a time."""
+
+
+class AlignmentError(InterventionError):
+    """Two runs that do not match in length or shape, so that one cannot go into the other."""
+
+
+class MetricError(InterventionError):
+    """A metric that gives no number for each row, or NaN."""
 
 
 class WeightsError(HookedWhisperError):

@@ -14,11 +14,10 @@ PACKAGE = Path(__file__).parents[2] / "hooked_whisper"
 LINES = [
     {"__init__"},
     {"cli"},
-    {"figures"},
     {"sae", "interventions", "lenses", "harvest"},
     {"model"},
     {"generation"},  # below the model, whose methods call it: it takes any model by its shape
-    {"weights", "hooks", "speech", "analysis", "digits"},
+    {"weights", "hooks", "speech", "analysis", "digits", "figures"},
     {"config"},
     {"errors"},
 ]

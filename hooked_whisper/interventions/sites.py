@@ -1,0 +1,196 @@
+"""Where to act: a hook, and which heads, positions, seconds or neurons of its activation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from hooked_whisper.errors import SiteError
+from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.model.whisper import HookedWhisper
+
+Positions = int | slice | Sequence[int]
+
+_POSITION_AXES = ("pos", "query", "key")
+_NEURON_AXES = ("d_mlp", "d_model", "d_head")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of one activation that a site means, in one pass of the model.
+
+    Args:
+        here: Its index in the activation that the hook sees.
+        whole: Its index in the activation of a pass over all positions. They
+            differ while decoding, when a pass sees the newest positions only.
+    """
+
+    here: tuple[Tensor, ...]
+    whole: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Some of an activation, of one hook or of several.
+
+    Args:
+        name: A hook name, shorthand, glob, or list of them.
+        head: Heads, counted from 0; None is all of them.
+        pos: Positions of the stack: decoder tokens, or encoder positions of
+            20 ms; of attention scores and patterns, the queries. Negative
+            ones count from the newest. While decoding, positions keep the
+            numbers that they have in the whole text.
+        window_s: Start and end of a time of the recording, in seconds: encoder
+            positions, mel frames, or the keys of cross-attention.
+        neuron: Places on the activation's last axis.
+
+    Source: none; axis names are those of `hooked_whisper.config`.
+    """
+
+    name: NamesFilter
+    head: int | Sequence[int] | None = None
+    pos: Positions | None = None
+    window_s: tuple[float, float] | None = None
+    neuron: int | Sequence[int] | None = None
+
+    def names(self, model: HookedWhisper) -> list[str]:
+        """The hooks that this means, after checking that each has such a part.
+
+        Raises:
+            HookNameError: No hook has that name.
+            SiteError: Heads, neurons or times that the activation does not have.
+        """
+        names = model.hook_names(self.name)
+        for name in names:
+            self._check(model, name)
+        return names
+
+    def part(
+        self, name: str, axes: Sequence[str], shape: Sequence[int], first_pos: int = 0
+    ) -> Part | None:
+        """The index of this part in an activation; None if the pass has nothing of it.
+
+        Args:
+            name: The hook's name.
+            axes: Its activation's axes.
+            shape: The activation's shape in this pass.
+            first_pos: The position of the first token in this pass.
+
+        Raises:
+            SiteError: Positions that no pass of this length has.
+        """
+        here, whole = [], []
+        for axis, (label, size) in enumerate(zip(axes, shape, strict=True)):
+            shift = first_pos if label == self._position_axis(name, axes) else 0
+            wanted = self._wanted(name, axes, axis, shift + size)
+            present = wanted[(wanted >= shift) & (wanted < shift + size)]
+            if len(present) == 0:
+                return None
+            flat = [1] * len(axes)
+            flat[axis] = len(present)
+            here.append((present - shift).view(flat))
+            whole.append(present.view(flat))
+        return Part(tuple(here), tuple(whole))
+
+    def _wanted(self, name: str, axes: Sequence[str], axis: int, n: int) -> Tensor:
+        """The places on one axis, of which a whole pass has `n`."""
+        label = axes[axis]
+        if label == "head" and self.head is not None:
+            return _places(self.head, n, "head", name)
+        if axis == len(axes) - 1 and label in _NEURON_AXES and self.neuron is not None:
+            return _places(self.neuron, n, "neuron", name)
+        if self.pos is not None and label == self._position_axis(name, axes):
+            return _places(self.pos, n, "position", name, may_be_absent=True)
+        if self.window_s is not None and label == _time_axis(name, axes):
+            return torch.arange(*window_to_places(self.window_s, label))
+        return torch.arange(n)
+
+    def _position_axis(self, name: str, axes: Sequence[str]) -> str | None:
+        """The axis that counts positions of the hook's own stack."""
+        if name.split(".")[0] == "encoder" and "frame" in axes:
+            return None
+        return next((axis for axis in ("pos", "query") if axis in axes), None)
+
+    def _check(self, model: HookedWhisper, name: str) -> None:
+        axes = model.hook_dict[name].axes
+        stack = "encoder" if name.startswith("encoder") else "decoder"
+        if self.head is not None:
+            if "head" not in axes:
+                raise SiteError(f"{name!r} has axes {axes}: no heads. Leave out head.")
+            _places(self.head, model.cfg.n_heads(stack), "head", name)  # type: ignore[arg-type]
+        if self.neuron is not None:
+            if axes[-1] not in _NEURON_AXES:
+                raise SiteError(f"{name!r} has axes {axes}: no neurons. Leave out neuron.")
+            width = {"d_mlp": model.cfg.d_mlp, "d_model": model.cfg.d_model}
+            n = width.get(axes[-1], model.cfg.d_head(stack))  # type: ignore[arg-type]
+            _places(self.neuron, n, "neuron", name)
+        if self.pos is not None and self._position_axis(name, axes) is None:
+            raise SiteError(f"{name!r} has axes {axes}: no positions. Leave out pos.")
+        if self.pos is not None and stack == "encoder":
+            _places(self.pos, model.cfg.n_audio_ctx, "position", name)
+        if self.window_s is not None:
+            self._check_window(model, name, axes)
+
+    def _check_window(self, model: HookedWhisper, name: str, axes: Sequence[str]) -> None:
+        assert self.window_s is not None
+        if _time_axis(name, axes) is None:
+            raise SiteError(
+                f"{name!r} has axes {axes}, none of which is the recording's time. Give pos "
+                "instead of window_s."
+            )
+        if self.pos is not None and _time_axis(name, axes) == self._position_axis(name, axes):
+            raise SiteError(f"{name!r}: both pos and window_s are given; pass one of them.")
+        check_window(self.window_s, model.cfg.window_s)
+
+
+def first_pos(model: HookedWhisper, name: str) -> int:
+    """The position of the first token that a hook sees in the present pass."""
+    return model.decoder.first_pos if name.startswith("decoder") else 0
+
+
+def window_to_places(window_s: tuple[float, float], axis: str = "pos") -> tuple[int, int]:
+    """First place of a time and the first one after it, on an axis of the encoder; at least one.
+
+    >>> window_to_places((0.5, 1.0))
+    (25, 50)
+    """
+    rate_hz = FRAMES_PER_SECOND if axis == "frame" else FRAMES_PER_SECOND / FRAMES_PER_POSITION
+    start = round(window_s[0] * rate_hz)
+    return start, max(start + 1, round(window_s[1] * rate_hz))
+
+
+def check_window(window_s: tuple[float, float], length_s: float) -> None:
+    """Refuse a time that is empty, or outside the recording.
+
+    Raises:
+        SiteError: The window, and what it can be.
+    """
+    start_s, end_s = window_s
+    if not 0 <= start_s < end_s <= length_s:
+        raise SiteError(
+            f"the window is {start_s} to {end_s} s; it must lie in 0 to {length_s} s and end "
+            "after it starts."
+        )
+
+
+def _time_axis(name: str, axes: Sequence[str]) -> str | None:
+    """The axis along the recording's time, if there is one."""
+    if name.startswith("encoder"):
+        return next((axis for axis in ("frame", "pos", "query") if axis in axes), None)
+    return "key" if "cross" in name and "key" in axes else None
+
+
+def _places(wanted: Any, n: int, what: str, name: str, may_be_absent: bool = False) -> Tensor:
+    """Places on an axis of length `n`, negative ones counted from its end."""
+    if isinstance(wanted, slice):
+        return torch.arange(n)[wanted]
+    places = [wanted] if isinstance(wanted, int) else list(wanted)
+    if not places or not all(isinstance(each, int) for each in places):
+        raise SiteError(f"{what} is {wanted!r} at {name!r}; it can be an integer or several.")
+    for place in places:
+        if not -n <= place < n and not may_be_absent:
+            raise SiteError(f"no {what} {place} at {name!r}: it has {what}s 0 to {n - 1}.")
+    return torch.tensor([place + n if place < 0 else place for place in places])
