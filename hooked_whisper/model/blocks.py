@@ -47,6 +47,10 @@ class Block(nn.Module):
         """Bring the axes that LayerNorms declare in line with the flags."""
         self.ln1.set_per_head(self.hook_attn_in.enabled or self.hook_q_input.enabled)
 
+    def attend(self, resid: Residual, kv_cache: KVCache | None = None) -> Residual:
+        """Self-attention: from the stream before the block to `hook_resid_mid`."""
+        return self.hook_resid_mid(resid + self._self_attention(resid, kv_cache))
+
     def _self_attention(self, resid: Residual, kv_cache: KVCache | None) -> Residual:
         """What self-attention writes, from the residual stream before the block."""
         x: Tensor = resid
@@ -81,8 +85,10 @@ class EncoderBlock(Block):
         self.ln2 = LayerNorm(cfg)
 
     def forward(self, resid: Residual) -> Residual:
-        resid = self.hook_resid_pre(resid)
-        resid = self.hook_resid_mid(resid + self._self_attention(resid, None))
+        return self.feed_forward(self.attend(self.hook_resid_pre(resid)))
+
+    def feed_forward(self, resid: Residual) -> Residual:
+        """The MLP: from the stream after attention to `hook_resid_post`."""
         return self.hook_resid_post(resid + self._mlp(resid, self.ln2))
 
 
@@ -111,10 +117,21 @@ class DecoderBlock(Block):
         encoder_output: Float[Tensor, "audio_batch key d_model"],
         kv_cache: KVCache | None = None,
     ) -> Residual:
-        resid = self.hook_resid_pre(resid)
-        resid = self.hook_resid_mid(resid + self._self_attention(resid, kv_cache))
+        resid = self.attend(self.hook_resid_pre(resid), kv_cache)
+        return self.feed_forward(self.cross_attend(resid, encoder_output, kv_cache))
+
+    def cross_attend(
+        self,
+        resid: Residual,
+        encoder_output: Float[Tensor, "audio_batch key d_model"],
+        kv_cache: KVCache | None = None,
+    ) -> Residual:
+        """Attention to the encoder: from the stream after self-attention to `hook_resid_mid_cross`."""
         cross_attn_out = self._cross_attention(resid, encoder_output, kv_cache)
-        resid = self.hook_resid_mid_cross(resid + cross_attn_out)
+        return self.hook_resid_mid_cross(resid + cross_attn_out)
+
+    def feed_forward(self, resid: Residual) -> Residual:
+        """The MLP: from the stream after cross-attention to `hook_resid_post`."""
         return self.hook_resid_post(resid + self._mlp(resid, self.ln3))
 
     def _cross_attention(
