@@ -1,4 +1,4 @@
-"""What a run is given, and corrupted relatives of it: silence, noise, spliced time, other speech."""
+"""What a run is given, and corrupted relatives of it: silence, noise, spliced time."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,10 +132,11 @@ class Example:
                 "Make both with the same model's to_mel, with as many recordings."
             )
         check_window(window_s, self._length_s)
-        start, end = window_to_places(window_s, "frame")
         if from_s is not None:
-            check_window((from_s, from_s + window_s[1] - window_s[0]), self._length_s)
-            values = values.roll(start - window_to_places((from_s, from_s + 1), "frame")[0], dims=2)
+            taken_s = (from_s, from_s + window_s[1] - window_s[0])
+            check_window(taken_s, self._length_s)
+            shift = window_to_places(window_s, "frame")[0] - window_to_places(taken_s, "frame")[0]
+            values = values.roll(shift, dims=2)
         return self._filled(values, window_s)
 
     @property
