@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_whisper.errors import InputError
+from hooked_whisper.errors import HookNameError, InputError
 from hooked_whisper.generation.collector import StepCollector
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter
@@ -48,9 +48,10 @@ class Generation:
 @torch.no_grad()
 def generate(
     model: Any,
-    mel: Float[Tensor, "batch mel frame"],
+    mel: Float[Tensor, "batch mel frame"] | None,
     max_new_tokens: int | None = None,
     *,
+    encoder_output: Float[Tensor, "batch pos d_model"] | None = None,
     return_cache: bool = False,
     names_filter: NamesFilter = None,
     **options: Any,
@@ -62,18 +63,27 @@ def generate(
     """
     from whisper.decoding import DecodingTask
 
+    if (mel is None) == (encoder_output is None):
+        what = "neither" if mel is None else "both"
+        raise InputError(f"{what} of mel and encoder_output given; pass one of them.")
     get_tokenizer(model.cfg)  # refuses a vocabulary that is not Whisper's
     task = DecodingTask(model, _decoding_options(model, max_new_tokens, options))
     task.decoder.reset()
     collector = StepCollector() if return_cache else None
     names = model.hook_names(names_filter) if return_cache else []
+    if encoder_output is not None and names and all(n.startswith("encoder") for n in names):
+        raise HookNameError(
+            f"none of {names_filter!r} fires with encoder_output=, which skips the encoder."
+        )
 
     def collecting() -> Any:
         return model.hooks([(names, collector)]) if collector else nullcontext()
 
-    with collecting():
-        encoder_output = model.encoder(mel)
-    prompt = torch.tensor([task.initial_tokens], device=mel.device).repeat(len(mel), 1)
+    if encoder_output is None:
+        with collecting():
+            encoder_output = model.encoder(mel)
+    device, n_rows = encoder_output.device, len(encoder_output)
+    prompt = torch.tensor([task.initial_tokens], device=device).repeat(n_rows, 1)
     languages, _ = task._detect_language(encoder_output, prompt)
     with collecting():
         tokens, sum_logprobs, no_speech = task._main_loop(encoder_output, prompt)
@@ -86,7 +96,7 @@ def generate(
         n_prompt=n_prompt,
         texts=[task.tokenizer.decode(row).strip() for row in written],
         avg_logprob=sum_logprobs / n_decoded,
-        no_speech_prob=torch.tensor(no_speech, device=mel.device),
+        no_speech_prob=torch.tensor(no_speech, device=device),
         languages=languages,
         cache=collector.join(list(model.hook_dict), model.layer_counts()) if collector else None,
     )

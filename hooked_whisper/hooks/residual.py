@@ -226,13 +226,38 @@ class ResidualAnalysis:
         Raises:
             HookNameError: The cache lacks the last LayerNorm's `hook_scale`.
         """
+        direction = self.logit_direction(tokens, incorrect_tokens, pos_slice, model=model)
+        return (residual_stack * direction).sum(dim=-1)
+
+    def logit_direction(
+        self,
+        tokens: int | Tensor,
+        incorrect_tokens: int | Tensor | None = None,
+        pos_slice: Index | None = None,
+        *,
+        model: Any,
+    ) -> Float[Tensor, "*batch_pos d_model"]:
+        """The direction of the decoder's final stream that `logit_attrs` projects onto.
+
+        The unembedding's column, through the last LayerNorm's weight,
+        centring and scale, which is held at what the run had.
+
+        Args:
+            tokens: See `logit_attrs`, as for the rest.
+            incorrect_tokens: Tokens whose direction is subtracted.
+            pos_slice: Positions to keep.
+            model: The model.
+
+        Raises:
+            HookNameError: The cache lacks the last LayerNorm's `hook_scale`.
+        """
         weight, unembed = model.decoder.ln_final.weight.float(), model.decoder.W_U
         direction = unembed[:, torch.as_tensor(tokens)].float()
         if incorrect_tokens is not None:
             direction = direction - unembed[:, torch.as_tensor(incorrect_tokens)].float()
         direction = direction.movedim(0, -1) * weight
-        scaled = self.apply_ln_to_stack(residual_stack, pos_slice=pos_slice)
-        return (scaled * direction).sum(dim=-1)
+        scale = self._read(("decoder", "scale", "ln_final"), pos_slice)
+        return (direction - direction.mean(dim=-1, keepdim=True)) / scale
 
     def _end(self, stack: Stack, layer: int | None, mlp_input: bool) -> int:
         """The target layer as a number from 0 to n_layers."""

@@ -154,9 +154,10 @@ class OpenAIInterface(nn.Module):
 
     def generate(
         self,
-        mel: Mel | Float[Tensor, "batch mel frame"],
+        mel: Mel | Float[Tensor, "batch mel frame"] | None = None,
         max_new_tokens: int | None = None,
         *,
+        encoder_output: Float[Tensor, "batch pos d_model"] | None = None,
         return_cache: bool = False,
         names_filter: NamesFilter = None,
         **options: Any,
@@ -173,6 +174,7 @@ class OpenAIInterface(nn.Module):
         Args:
             mel: Recordings side by side.
             max_new_tokens: Tokens to decode at most; None is half the decoder's positions.
+            encoder_output: Used instead of running the encoder on a mel.
             return_cache: Also return the activations of all steps, joined: the
                 cache of one pass over the same tokens.
             names_filter: Which activations to return.
@@ -182,14 +184,16 @@ class OpenAIInterface(nn.Module):
                 above 0 samples from torch's generator.
 
         Raises:
-            InputError: An unknown option, or one of beam search, which `decode` has.
-            HookNameError: A name that matches nothing.
+            InputError: An unknown option, or one of beam search, which `decode` has;
+                neither or both of mel and encoder output.
+            HookNameError: A name that matches nothing, or nothing that fires.
         """
         values = mel.values if isinstance(mel, Mel) else mel
         result = generate(
             self,
             values,
             max_new_tokens,
+            encoder_output=encoder_output,
             return_cache=return_cache,
             names_filter=names_filter,
             **options,
