@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, Stack
 from hooked_whisper.errors import SiteError
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.model.whisper import HookedWhisper
@@ -79,8 +79,8 @@ class Site:
             shape: The activation's shape in this pass.
             first_pos: The position of the first token in this pass.
 
-        Raises:
-            SiteError: Positions that no pass of this length has.
+        A decoder position that this pass does not reach is no error, as the
+        text may yet grow to it.
         """
         here, whole = [], []
         for axis, (label, size) in enumerate(zip(axes, shape, strict=True)):
@@ -99,13 +99,14 @@ class Site:
         """The places on one axis, of which a whole pass has `n`."""
         label = axes[axis]
         if label == "head" and self.head is not None:
-            return _places(self.head, n, "head", name)
+            return places_on(self.head, n, "head", name)
         if axis == len(axes) - 1 and label in _NEURON_AXES and self.neuron is not None:
-            return _places(self.neuron, n, "neuron", name)
+            return places_on(self.neuron, n, "neuron", name)
         if self.pos is not None and label == self._position_axis(name, axes):
-            return _places(self.pos, n, "position", name, may_be_absent=True)
+            return places_on(self.pos, n, "position", name, may_be_absent=True)
         if self.window_s is not None and label == _time_axis(name, axes):
-            return torch.arange(*window_to_places(self.window_s, label))
+            start, end = window_to_places(self.window_s, label)
+            return torch.arange(min(start, n - 1), min(end, n))
         return torch.arange(n)
 
     def _position_axis(self, name: str, axes: Sequence[str]) -> str | None:
@@ -115,22 +116,21 @@ class Site:
         return next((axis for axis in ("pos", "query") if axis in axes), None)
 
     def _check(self, model: HookedWhisper, name: str) -> None:
-        axes = model.hook_dict[name].axes
-        stack = "encoder" if name.startswith("encoder") else "decoder"
+        axes, sizes = model.hook_dict[name].axes, axis_sizes(model, name)
         if self.head is not None:
             if "head" not in axes:
                 raise SiteError(f"{name!r} has axes {axes}: no heads. Leave out head.")
-            _places(self.head, model.cfg.n_heads(stack), "head", name)  # type: ignore[arg-type]
+            places_on(self.head, sizes[axes.index("head")] or 0, "head", name)
         if self.neuron is not None:
             if axes[-1] not in _NEURON_AXES:
                 raise SiteError(f"{name!r} has axes {axes}: no neurons. Leave out neuron.")
-            width = {"d_mlp": model.cfg.d_mlp, "d_model": model.cfg.d_model}
-            n = width.get(axes[-1], model.cfg.d_head(stack))  # type: ignore[arg-type]
-            _places(self.neuron, n, "neuron", name)
-        if self.pos is not None and self._position_axis(name, axes) is None:
-            raise SiteError(f"{name!r} has axes {axes}: no positions. Leave out pos.")
-        if self.pos is not None and stack == "encoder":
-            _places(self.pos, model.cfg.n_audio_ctx, "position", name)
+            places_on(self.neuron, sizes[-1] or 0, "neuron", name)
+        if self.pos is not None:
+            axis = self._position_axis(name, axes)
+            if axis is None:
+                raise SiteError(f"{name!r} has axes {axes}: no positions. Leave out pos.")
+            longest = sizes[axes.index(axis)] or model.cfg.n_text_ctx
+            places_on(self.pos, longest, "position", name)
         if self.window_s is not None:
             self._check_window(model, name, axes)
 
@@ -149,6 +149,43 @@ class Site:
 def first_pos(model: HookedWhisper, name: str) -> int:
     """The position of the first token that a hook sees in the present pass."""
     return model.decoder.first_pos if name.startswith("decoder") else 0
+
+
+def n_recordings(model: HookedWhisper, name: str, n_rows: int) -> int:
+    """How many recordings the rows of an activation belong to, in equal groups.
+
+    In beam search, several rows are hypotheses about one recording.
+    """
+    n = model.decoder.n_recordings if name.startswith("decoder") else n_rows
+    return n if n_rows % n == 0 else n_rows
+
+
+def axis_sizes(model: HookedWhisper, name: str) -> tuple[int | None, ...]:
+    """The length of each axis of an activation; None where it depends on the input.
+
+    That is the batch and, in the decoder, the positions and the keys of self-attention.
+    """
+    cfg = model.cfg
+    axes = model.hook_dict[name].axes
+    stack: Stack = "encoder" if name.startswith("encoder") else "decoder"
+    of_audio = None if stack == "decoder" else cfg.n_audio_ctx
+    sizes: dict[str, int | None] = {
+        "mel": cfg.n_mels,
+        "frame": cfg.n_frames,
+        "pos": of_audio,
+        "query": of_audio,
+        "key": cfg.n_audio_ctx if "cross" in name else of_audio,
+        "head": cfg.n_heads(stack),
+        "d_head": cfg.d_head(stack),
+        "d_model": cfg.d_model,
+        "d_mlp": cfg.d_mlp,
+        "vocab": cfg.d_vocab,
+    }
+    if name.endswith("hook_scale"):
+        sizes["d_model"] = 1  # one number for each vector
+    if ".ln1." in name and cfg.use_split_qkv_input:
+        sizes["head"] = 3 * cfg.n_heads(stack)  # the inputs of q, k and v, side by side
+    return tuple(sizes.get(axis) for axis in axes)
 
 
 def window_to_places(window_s: tuple[float, float], axis: str = "pos") -> tuple[int, int]:
@@ -183,12 +220,28 @@ def _time_axis(name: str, axes: Sequence[str]) -> str | None:
     return "key" if "cross" in name and "key" in axes else None
 
 
-def _places(wanted: Any, n: int, what: str, name: str, may_be_absent: bool = False) -> Tensor:
-    """Places on an axis of length `n`, negative ones counted from its end."""
+def places_on(wanted: Any, n: int, what: str, name: str, may_be_absent: bool = False) -> Tensor:
+    """Places on an axis of length `n`, negative ones counted from its end.
+
+    Args:
+        wanted: An integer, several, or a slice.
+        n: The axis's length.
+        what: What to call a place.
+        name: What has the axis.
+        may_be_absent: Let pass, as they are, places that the axis does not have.
+
+    Raises:
+        SiteError: Something else, or places that the axis does not have.
+    """
     if isinstance(wanted, slice):
-        return torch.arange(n)[wanted]
+        if wanted.step is not None and wanted.step < 1:
+            raise SiteError(f"{what} is {wanted!r} at {name!r}; its step must be at least 1.")
+        chosen = torch.arange(n)[wanted]
+        if len(chosen) == 0 and not may_be_absent:
+            raise SiteError(f"{what} is {wanted!r} at {name!r}: none of {what}s 0 to {n - 1}.")
+        return chosen
     places = [wanted] if isinstance(wanted, int) else list(wanted)
-    if not places or not all(isinstance(each, int) for each in places):
+    if not places or not all(type(each) is int for each in places):
         raise SiteError(f"{what} is {wanted!r} at {name!r}; it can be an integer or several.")
     for place in places:
         if not -n <= place < n and not may_be_absent:

@@ -33,6 +33,8 @@ class Decoder(TransformerStack):
         self.cfg = cfg
         self.first_pos = 0
         """The position of the first token that hooks see in the present pass; 0 but for steps."""
+        self.n_recordings = 1
+        """Recordings in the present pass; the rows of tokens may be several to each."""
         # nn.Embedding's own constructor would draw random values, which the model draws itself.
         self.token_embedding = nn.Embedding.from_pretrained(
             torch.empty(cfg.d_vocab, cfg.d_model), freeze=False
@@ -123,7 +125,7 @@ class Decoder(TransformerStack):
         elif start + tokens.shape[1] > self.cfg.n_text_ctx:
             n_pos = start + tokens.shape[1]
             raise TokenError(f"{n_pos} tokens; the decoder has {self.cfg.n_text_ctx} positions.")
-        self.first_pos = start
+        self.first_pos, self.n_recordings = start, len(encoder_output)
         resid = self.embed(tokens, encoder_output.dtype, start)
         resid = self.run_blocks(resid, encoder_output, kv_cache, stop=stop_at_layer)
         if kv_cache is not None:

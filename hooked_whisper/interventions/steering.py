@@ -1,0 +1,212 @@
+"""Steering: add a direction to activations, or take it out of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_whisper.config import FRAMES_PER_POSITION
+from hooked_whisper.errors import (
+    AlignmentError,
+    CacheError,
+    InputError,
+    InterventionError,
+    SiteError,
+)
+from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.interventions.edits import HookPair, SiteEdit, take, widen
+from hooked_whisper.interventions.sites import Part, Site
+from hooked_whisper.model.whisper import HookedWhisper
+
+
+@dataclass(frozen=True, eq=False)
+class Steer(SiteEdit):
+    """Add a vector, times a strength.
+
+    Args:
+        site: Where; `window_s` limits it to a time, `pos` to positions.
+        vector: As wide as the activation's last axis, such as `[d_model]`; or
+            with more of its last axes, such as `[pos d_model]` for a vector of
+            each position of a whole run. An axis of length 1 serves all.
+        strength: What to multiply it with; negative steers away.
+
+    Source: Turner et al. 2023 (2308.10248).
+    """
+
+    site: Site
+    vector: Float[Tensor, "*shape"]
+    strength: float | int = 1.0
+
+    def hooks(self, model: HookedWhisper) -> list[HookPair]:
+        _check_numbers(self.vector, "the vector")
+        if not torch.isfinite(torch.tensor(float(self.strength))):
+            raise InterventionError(f"strength is {self.strength}; it must be a finite number.")
+        for name in self.site.names(model):
+            widen(self.vector, model, name, "the vector")
+        return super().hooks(model)
+
+    def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
+        vector = self.vector[(None,) * (old.ndim - self.vector.ndim)]
+        rows = torch.zeros(old.shape[0], dtype=torch.long)
+        return old + self.strength * take(vector, part, point, rows, broadcasts=True).to(old)
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectOut(SiteEdit):
+    """Take out what lies along a direction, or in the subspace of several.
+
+    What remains is orthogonal to each of them.
+
+    Args:
+        site: Where; it has whole vectors, so no `neuron`.
+        direction: `[width]` or `[direction width]`, as wide as the
+            activation's last axis; their lengths do not matter.
+
+    Source: Ravfogel et al. 2020 (2004.07667), the projection onto a nullspace.
+    """
+
+    site: Site
+    direction: Float[Tensor, "*direction width"]
+
+    def hooks(self, model: HookedWhisper) -> list[HookPair]:
+        if self.site.neuron is not None:
+            raise SiteError("ProjectOut acts on whole vectors; leave neuron out of the site.")
+        if self.direction.ndim not in (1, 2):
+            raise AlignmentError(
+                f"direction has shape {tuple(self.direction.shape)}; it must be [width] or "
+                "[direction width]."
+            )
+        _check_numbers(self.direction, "the direction")
+        if bool((self.direction.reshape(-1, self.direction.shape[-1]).norm(dim=-1) == 0).any()):
+            raise InterventionError("a direction is zero, which points nowhere; leave it out.")
+        for name in self.site.names(model):
+            widen(
+                self.direction[None, 0] if self.direction.ndim == 2 else self.direction[None],
+                model,
+                name,
+                "the direction",
+            )
+        return super().hooks(model)
+
+    def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
+        basis = self.basis.to(old)
+        return old - (old @ basis.T) @ basis
+
+    @property
+    def basis(self) -> Float[Tensor, "direction width"]:
+        """Orthogonal unit vectors that span the directions."""
+        directions = self.direction.reshape(-1, self.direction.shape[-1]).double()
+        directions = directions / directions.norm(dim=-1, keepdim=True)
+        _, sizes, basis = torch.linalg.svd(directions, full_matrices=False)
+        # Directions that depend on others add nothing but rounding.
+        return basis[sizes > 1e-6 * sizes[0]].to(self.direction.dtype)
+
+
+def class_mean_difference(
+    positive: Any,
+    negative: Any,
+    name: str | tuple[Any, ...] | None = None,
+    *,
+    unit_norm: bool = False,
+    all_frames: bool = False,
+) -> Float[Tensor, "*shape"]:
+    """The mean activation of one class less that of another: a steering vector.
+
+    Every position counts the same, so that longer recordings count more.
+
+    Args:
+        positive: Caches (one or several) of recordings of the one class, or
+            tensors whose last axis is the width.
+        negative: The same of the other class.
+        name: Which activation of the caches, by name or shorthand.
+        unit_norm: Divide by the difference's length.
+        all_frames: Count padding too; by default encoder positions of caches
+            count where there is sound. (Tensors are counted whole.)
+
+    Returns:
+        float32; `[d_model]` for the residual stream, `[head d_head]` for heads.
+
+    Raises:
+        InputError: No activations, or others than described.
+        CacheError: Caches that do not hold this, or do not know how much is sound.
+        InterventionError: Classes of the same mean, whose difference points nowhere.
+
+    Source: Rimsky et al. 2024 (2312.06681), the mean-difference vector.
+
+    >>> class_mean_difference(torch.tensor([[3.0, 1.0], [1.0, 1.0]]), torch.zeros(1, 2))
+    tensor([2., 1.])
+    """
+    means = [
+        _class_mean(each, name, all_frames, what)
+        for each, what in ((positive, "positive"), (negative, "negative"))
+    ]
+    if means[0].shape != means[1].shape:
+        raise AlignmentError(
+            f"the positive class has width {tuple(means[0].shape)} and the negative one "
+            f"{tuple(means[1].shape)}. Take both from the same activation."
+        )
+    difference = means[0] - means[1]
+    length = difference.norm()
+    if not unit_norm:
+        return difference.float()
+    if length == 0:
+        raise InterventionError("both classes have the same mean: there is no direction.")
+    return (difference / length).float()
+
+
+def _class_mean(source: Any, name: Any, all_frames: bool, what: str) -> Tensor:
+    """The mean over all rows and positions, in float64."""
+    sources = [source] if isinstance(source, (WhisperCache, Tensor)) else list(source)
+    if not sources:
+        raise InputError(f"the {what} class is empty. Pass at least one cache or tensor.")
+    total: Any = 0
+    count = 0
+    for each in sources:
+        vectors = _vectors(each, name, all_frames)
+        total, count = total + vectors.double().sum(dim=0), count + len(vectors)
+    if count == 0:
+        raise InputError(f"the {what} class holds no sound. Pass all_frames=True to count padding.")
+    return total / count
+
+
+def _vectors(source: Any, name: Any, all_frames: bool) -> Tensor:
+    """One activation's values over rows and positions, which become the first axis."""
+    if isinstance(source, Tensor):
+        if source.ndim == 0:
+            raise InputError("a class is one number; it must be vectors, such as [pos d_model].")
+        return source.reshape(-1, source.shape[-1])
+    if not isinstance(source, WhisperCache):
+        raise InputError(f"a class holds a {type(source).__name__}; it can hold caches or tensors.")
+    if name is None:
+        raise InputError("name is missing: which activation of the caches to compare?")
+    axes, value = source.axes(name), source[name]
+    if "key" in axes and "query" in axes:
+        raise InputError(f"{source.full_name(name)!r} has no vectors; its axes are {axes}.")
+    kept = [axis for axis in axes if axis not in ("batch", "pos", "key", "frame")]
+    counted = [axis for axis in axes if axis not in kept]
+    value = value.permute(*(axes.index(axis) for axis in [*counted, *kept]))
+    rows = value.flatten(0, len(counted) - 1) if counted else value[None]
+    along = [axis for axis in counted if axis != "batch"]
+    has_padding = along and (source.full_name(name).startswith("encoder") or "key" in along)
+    if all_frames or not has_padding or value.shape[counted.index(along[0])] == 1:
+        return rows
+    return rows[_is_sound(source, value.shape[: len(counted)], along[0]).flatten()]
+
+
+def _is_sound(cache: WhisperCache, shape: Sequence[int], axis: str) -> Tensor:
+    """Which positions of each row lie in the recording."""
+    if cache.n_frames is None:
+        raise CacheError(
+            "the cache does not know how much of its recordings is sound, as it was run on a plain "
+            "tensor. Run it on model.to_mel(audio), or pass all_frames=True."
+        )
+    each = 1 if axis == "frame" else FRAMES_PER_POSITION
+    n_sound = (cache.n_frames + each - 1) // each
+    n_rows, n_pos = shape if len(shape) == 2 else (1, shape[0])
+    if n_rows != len(n_sound):
+        raise CacheError(f"the cache has {n_rows} rows and the lengths of {len(n_sound)}.")
+    return torch.arange(n_pos) < n_sound.cpu()[:, None]
