@@ -1,0 +1,363 @@
+"""Path patching: what one component tells another one, with everything between held still.
+
+The residual stream is a sum, so that a sender's direct path to a receiver can
+be followed exactly: with every head and MLP between frozen to the base run,
+the receiver reads the base run's stream plus the change of what the sender
+wrote. Its LayerNorm is computed anew on that sum, and from the receivers on
+the model runs normally.
+
+Source: Goldowsky-Dill et al. 2023 "Localizing Model Behavior with Path
+Patching"; Wang et al. 2022 "Interpretability in the Wild", appendix B, which
+freezes the heads only; here the MLPs between are frozen too.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_whisper.config import Stack
+from hooked_whisper.errors import InterventionError
+from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.hooks.collector import any_hooked
+from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.interventions.examples import Example, check_pair
+from hooked_whisper.interventions.metrics import as_metric, check_values, resolve_positions
+from hooked_whisper.interventions.paths import (
+    Head,
+    HeadInput,
+    MLPLayer,
+    Receiver,
+    Sender,
+    acts_at,
+    all_senders,
+    block_of,
+    check_direction,
+    check_part,
+    put_at,
+    reaches,
+    read_through,
+    reads_audio,
+    written_at,
+)
+from hooked_whisper.model.whisper import HookedWhisper
+
+if TYPE_CHECKING:
+    import pandas
+
+Direction = Literal["denoising", "noising"]
+
+
+@dataclass(frozen=True, eq=False)
+class PathEffects:
+    """What a metric was with each sender's path patched, and in the two runs.
+
+    Args:
+        senders: Whose output came from the other run.
+        receivers: Where it went.
+        values: The metric; NaN for senders that Ctrl-C came before.
+        clean: The metric of the clean run.
+        corrupted: The metric of the corrupted run.
+        direction: `"denoising"`, the clean run into the corrupted one, or `"noising"`.
+    """
+
+    senders: tuple[Sender, ...]
+    receivers: tuple[Receiver, ...]
+    values: Float[Tensor, "sender batch"]
+    clean: Float[Tensor, " batch"]
+    corrupted: Float[Tensor, " batch"]
+    direction: Direction
+
+    @property
+    def effects(self) -> Float[Tensor, "sender batch"]:
+        """How much each path changes the metric of the base run."""
+        return self.values - (self.corrupted if self.direction == "denoising" else self.clean)
+
+    @property
+    def recovered(self) -> Float[Tensor, "sender batch"]:
+        """The effect as a share of the way from the base run to the other; 1 is all of it."""
+        way = self.clean - self.corrupted
+        return self.effects / (way if self.direction == "denoising" else -way)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every sender was patched: no Ctrl-C cut the sweep short."""
+        return not bool(self.values.isnan().any())
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row for each sender and recording: stack, layer, kind, head, row, value, effect."""
+        import pandas
+
+        columns = ["stack", "layer", "kind", "head", "row", "value", "effect", "recovered"]
+        tables = (self.values, self.effects, self.recovered)
+        rows = [
+            (*_describe(sender), row, *(float(table[i, row]) for table in tables))
+            for i, sender in enumerate(self.senders)
+            for row in range(len(self.clean))
+        ]
+        table = pandas.DataFrame(rows, columns=columns)
+        return table.astype({"head": "Int64"})
+
+
+def path_patch(
+    model: HookedWhisper,
+    clean: Example,
+    corrupted: Example,
+    senders: Sender | Sequence[Sender],
+    receivers: Receiver | Sequence[Receiver],
+    metric: Callable[[Tensor], Any],
+    *,
+    direction: Direction = "denoising",
+    max_rows: int = 16,
+    progress: bool = False,
+) -> PathEffects:
+    """The metric when a sender's output of the other run reaches the receivers directly only.
+
+    Between sender and receivers all heads and MLPs keep what they wrote in
+    the base run. An encoder's sender reaches the decoder through the
+    encoder's last LayerNorm and cross-attention's keys and values. Each
+    sender is patched on its own; several receivers are patched together.
+
+    Args:
+        model: The model.
+        clean: One run.
+        corrupted: The other, with as many recordings and tokens.
+        senders: A head or an MLP, or several, each for itself.
+        receivers: A head's `q`, `k` or `v`, an MLP, or `"logits"`; or several at once.
+        metric: From logits to one number for each row.
+        direction: `"denoising"` puts the clean run's output into the corrupted
+            run; `"noising"` the other way round.
+        max_rows: Rows that run side by side, which bounds the memory.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        SiteError: A head or MLP that the model does not have.
+        InterventionError: No direct path from a sender to any receiver, or none given.
+        AlignmentError: Runs of other lengths.
+        MetricError: A metric that is not one finite number for each row.
+
+    Source: Goldowsky-Dill et al. 2023; Wang et al. 2022, appendix B.
+    """
+    many = list(senders) if isinstance(senders, Sequence) else [senders]
+    targets = _several(receivers)
+    paths = _Paths(model, clean, corrupted, many, targets, metric, direction)
+    for sender in many:
+        if not any(reaches(model, sender, receiver) for receiver in targets):
+            raise InterventionError(
+                f"{sender} has no direct path to {', '.join(map(str, targets))}: a sender comes "
+                "before its receivers, in their stack; the encoder reaches the decoder through "
+                "the k and v of cross-attention only."
+            )
+    return paths.run(max_rows, progress)
+
+
+def path_patch_heads(
+    model: HookedWhisper,
+    clean: Example,
+    corrupted: Example,
+    receivers: Receiver | Sequence[Receiver],
+    metric: Callable[[Tensor], Any],
+    *,
+    with_mlps: bool = True,
+    direction: Direction = "denoising",
+    max_rows: int = 16,
+    progress: bool = True,
+) -> PathEffects:
+    """`path_patch` from every head, and every MLP, that has a path to one of the receivers.
+
+    Args:
+        with_mlps: Whether MLPs are senders too.
+
+    The others are `path_patch`'s.
+    """
+    targets = _several(receivers)
+    for receiver in targets:
+        check_part(model, receiver, "receiver")
+    found = [
+        sender
+        for sender in all_senders(model, with_mlps=with_mlps)
+        if any(reaches(model, sender, receiver) for receiver in targets)
+    ]
+    return path_patch(
+        model,
+        clean,
+        corrupted,
+        found,
+        targets,
+        metric,
+        direction=direction,
+        max_rows=max_rows,
+        progress=progress,
+    )
+
+
+class _Paths:
+    """The two runs of a path patch, and the passes that start from them."""
+
+    def __init__(
+        self,
+        model: HookedWhisper,
+        clean: Example,
+        corrupted: Example,
+        senders: list[Sender],
+        receivers: list[Receiver],
+        metric: Callable[[Tensor], Any],
+        direction: Direction,
+    ) -> None:
+        check_direction(direction)
+        if not senders:
+            raise InterventionError("no senders; pass a Head or an MLPLayer.")
+        for sender in senders:
+            check_part(model, sender, "sender")
+        for receiver in receivers:
+            check_part(model, receiver, "receiver")
+        check_pair(model, clean, corrupted)
+        self.model, self.metric, self.direction = model, as_metric(metric), direction
+        self.metric.check(len(clean), clean.n_pos, model.cfg.d_vocab)
+        self.senders, self.receivers = senders, receivers
+        self.base, self.source = (
+            (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+        )
+        # Hooks of the user's own may count on whole runs of one row of edits at a time.
+        self.is_hooked = any_hooked(model.hook_dict.values())
+        positions = resolve_positions(self.metric, clean.n_pos)
+        self.positions = None if self.is_hooked else positions
+
+    @torch.no_grad()
+    def run(self, max_rows: int, progress: bool) -> PathEffects:
+        """Both runs, then a pass for every few senders, from the first receiver on."""
+        if max_rows < 1:
+            raise InterventionError(f"max_rows is {max_rows}; it must be at least 1.")
+        written = sorted({written_at(sender) for sender in self.senders})
+        needed = {*written, *(read_through(self.model, receiver)[0] for receiver in self.receivers)}
+        needed |= {self._start[1], "encoder.ln_final.hook_normalized"}
+        logits, self.base_cache = self._cached(self.base, sorted(needed))
+        base_value = check_values(self.metric(logits), len(logits), self.metric)
+        logits, self.source_cache = self._cached(self.source, written)
+        source_value = check_values(self.metric(logits), len(logits), self.metric)
+        del logits
+
+        values = torch.full((len(self.senders), len(self.base)), torch.nan).to(base_value)
+        n = 1 if self.is_hooked else max(1, max_rows // len(self.base))
+        self._fill(values, n, progress)
+        clean, corrupted = base_value, source_value
+        if self.direction == "denoising":
+            clean, corrupted = corrupted, clean
+        return PathEffects(
+            tuple(self.senders), tuple(self.receivers), values, clean, corrupted, self.direction
+        )
+
+    def _cached(self, example: Example, names: list[str]) -> tuple[Tensor, WhisperCache]:
+        return self.model.run_with_cache(example.mel, example.tokens, names_filter=names)
+
+    def _fill(self, values: Tensor, n: int, progress: bool) -> None:
+        """Patch `n` senders at a time; Ctrl-C keeps what is done."""
+        from tqdm import tqdm
+
+        n_all = len(self.senders)
+        with tqdm(total=n_all, disable=not progress, unit="sender", desc="path patching") as bar:
+            try:
+                for first in range(0, n_all, n):
+                    values[first : first + n] = self._patched(self.senders[first : first + n])
+                    bar.update(min(n, n_all - first))
+            except KeyboardInterrupt:
+                if first == 0:
+                    raise
+                bar.write(f"stopped after {first} of {n_all} senders; the others are NaN.")
+
+    @property
+    def _start(self) -> tuple[tuple[Stack, int], str]:
+        """The first block that reads anything patched, and the stream before it."""
+        cfg = self.model.cfg
+        places = [acts_at(self.model, receiver) for receiver in self.receivers]
+        encoder = [layer for stack, layer in places if stack == "encoder"]
+        if encoder:
+            return ("encoder", min(encoder)), f"encoder.blocks.{min(encoder)}.hook_resid_pre"
+        layer = min(layer for _, layer in places)
+        if layer == cfg.n_text_layers:
+            return ("decoder", layer), f"decoder.blocks.{layer - 1}.hook_resid_post"
+        return ("decoder", layer), f"decoder.blocks.{layer}.hook_resid_pre"
+
+    def _patched(self, senders: list[Sender]) -> Float[Tensor, "sender batch"]:
+        """The metric with each sender's path patched, all side by side."""
+        model, n = self.model, len(senders)
+        (stack, layer), name = self._start
+        resid = self.base_cache[name].repeat_interleave(n, dim=0)
+        tokens = self.base.tokens.repeat_interleave(n, dim=0)
+        audio = self.base_cache["encoder.ln_final.hook_normalized"]
+        with model.hooks(fwd_hooks=[self._hook(each, senders) for each in self.receivers]):
+            if stack == "encoder":
+                audio = model.encoder.finish(model.encoder.run_blocks(resid, start=layer))
+                resid = model.decoder(tokens, audio, stop_at_layer=model.cfg.n_text_layers)
+            else:
+                if any(map(reads_audio, self.receivers)):
+                    audio = audio.repeat_interleave(n, dim=0)  # each row has keys of its own
+                resid = model.decoder.run_blocks(resid, audio, None, start=layer)
+            logits = model.decoder.finish(self._seen(resid))
+        # A metric may have a token for each row, so that it takes one sender's rows at a time.
+        read = self.metric if self.positions is None else self.metric.of_positions
+        logits = logits.unflatten(0, (-1, n))
+        return torch.stack(
+            [check_values(read(logits[:, i]), len(logits), self.metric) for i in range(n)]
+        )
+
+    def _seen(self, resid: Tensor) -> Tensor:
+        """The positions whose logits the metric reads."""
+        return resid if self.positions is None else resid[:, self.positions]
+
+    def _hook(self, receiver: Receiver, senders: list[Sender]) -> tuple[str, Callable[..., Any]]:
+        """What puts the receiver's new input in its place."""
+        new = self._new_input(receiver, senders)
+
+        def put(value: Tensor, hook: HookPoint) -> Tensor:
+            if not isinstance(receiver, HeadInput):
+                return new
+            value = value.clone()
+            value[:, :, receiver.head.head] = new
+            return value
+
+        return put_at(receiver), put
+
+    def _new_input(self, receiver: Receiver, senders: list[Sender]) -> Tensor:
+        """The receiver's input: the base run's stream with each sender's change, normalized."""
+        name, norm = read_through(self.model, receiver)
+        resid = self.base_cache[name]
+        changes = [
+            self._change(sender) if reaches(self.model, sender, receiver) else 0 * resid
+            for sender in senders
+        ]
+        x = (resid[:, None] + torch.stack(changes, dim=1)).flatten(0, 1)
+        x = norm(self._seen(x) if receiver == "logits" else x)
+        if not isinstance(receiver, HeadInput):
+            return x
+        head = receiver.head
+        attention = getattr(block_of(self.model, head), head.kind)
+        linear = {"q": attention.query, "k": attention.key, "v": attention.value}[receiver.part]
+        point = getattr(attention, f"hook_{receiver.part}")  # the user's hooks act here too
+        return point(linear(x).unflatten(-1, (attention.n_heads, -1)))[:, :, head.head]
+
+    def _change(self, sender: Sender) -> Float[Tensor, "batch pos d_model"]:
+        """What the sender writes in the other run, less what it writes in the base run."""
+        name = written_at(sender)
+        change = self.source_cache[name] - self.base_cache[name]
+        if isinstance(sender, MLPLayer):
+            return change
+        W_O = getattr(block_of(self.model, sender), sender.kind).W_O[sender.head]
+        return change[:, :, sender.head] @ W_O.to(change.dtype)
+
+
+def _several(receivers: Receiver | Sequence[Receiver]) -> list[Receiver]:
+    if isinstance(receivers, str) or not isinstance(receivers, Iterable):
+        return [receivers]
+    if not receivers:
+        raise InterventionError('no receivers; pass head.q, an MLPLayer, "logits", or several.')
+    return list(receivers)
+
+
+def _describe(sender: Sender) -> tuple[str, int, str, int | None]:
+    if isinstance(sender, Head):
+        return sender.stack, sender.layer, sender.kind, sender.head
+    return sender.stack, sender.layer, "mlp", None
