@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from hooked_whisper.errors import (
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.interventions.edits import HookPair, SiteEdit, take, widen
-from hooked_whisper.interventions.sites import Part, Site
+from hooked_whisper.interventions.sites import Part, Site, axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
 
@@ -81,29 +82,31 @@ class ProjectOut(SiteEdit):
                 "[direction width]."
             )
         _check_numbers(self.direction, "the direction")
-        if bool((self.direction.reshape(-1, self.direction.shape[-1]).norm(dim=-1) == 0).any()):
+        if bool((self.direction.norm(dim=-1) == 0).any()) or self.direction.numel() == 0:
             raise InterventionError("a direction is zero, which points nowhere; leave it out.")
         for name in self.site.names(model):
-            widen(
-                self.direction[None, 0] if self.direction.ndim == 2 else self.direction[None],
-                model,
-                name,
-                "the direction",
-            )
+            axes, width = model.hook_dict[name].axes, axis_sizes(model, name)[-1]
+            if not axes[-1].startswith("d_") and axes[-1] != "vocab":
+                raise SiteError(f"{name!r} has axes {axes}: no vectors on the last one.")
+            if self.direction.shape[-1] != width:
+                raise AlignmentError(
+                    f"direction has shape {tuple(self.direction.shape)}; the vectors at {name!r} "
+                    f"are {width} wide."
+                )
         return super().hooks(model)
 
     def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
-        basis = self.basis.to(old)
-        return old - (old @ basis.T) @ basis
+        basis, wide = self._basis.to(old.device), old.float()
+        return wide - (wide @ basis.T) @ basis
 
-    @property
-    def basis(self) -> Float[Tensor, "direction width"]:
+    @cached_property
+    def _basis(self) -> Float[Tensor, "direction width"]:
         """Orthogonal unit vectors that span the directions."""
         directions = self.direction.reshape(-1, self.direction.shape[-1]).double()
         directions = directions / directions.norm(dim=-1, keepdim=True)
         _, sizes, basis = torch.linalg.svd(directions, full_matrices=False)
         # Directions that depend on others add nothing but rounding.
-        return basis[sizes > 1e-6 * sizes[0]].to(self.direction.dtype)
+        return basis[sizes > 1e-6 * sizes[0]].float()
 
 
 def class_mean_difference(
@@ -195,6 +198,14 @@ def _vectors(source: Any, name: Any, all_frames: bool) -> Tensor:
     if all_frames or not has_padding or value.shape[counted.index(along[0])] == 1:
         return rows
     return rows[_is_sound(source, value.shape[: len(counted)], along[0]).flatten()]
+
+
+def _check_numbers(vector: Tensor, what: str) -> None:
+    if not vector.is_floating_point() or not bool(torch.isfinite(vector).all()):
+        raise InterventionError(
+            f"{what} has dtype {vector.dtype}, shape {tuple(vector.shape)}; it must be finite "
+            "floating-point numbers."
+        )
 
 
 def _is_sound(cache: WhisperCache, shape: Sequence[int], axis: str) -> Tensor:

@@ -1,0 +1,240 @@
+"""What edits do to transcripts: before, after, and the word error rate between."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hooked_whisper.config import SAMPLE_RATE_HZ
+from hooked_whisper.errors import AudioError, InterventionError
+from hooked_whisper.interventions.edits import Edit, Interventions
+from hooked_whisper.interventions.transcript_metrics import Repetition, WordErrorRate
+from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.speech.audio import load_audio
+from hooked_whisper.speech.mel import Mel
+
+if TYPE_CHECKING:
+    import pandas
+
+NO_EDITS = "none"
+"""What tables call the run without edits."""
+
+_SILENCE = 1e-3
+"""Recordings whose loudest sample is under this, -60 dB of full scale, hold no speech."""
+
+
+@dataclass(frozen=True)
+class TranscriptComparison:
+    """Transcripts without and with edits; `print` shows them as a table.
+
+    Args:
+        recordings: Names of the recordings.
+        before: Their transcripts without edits.
+        after: Their transcripts with each set of edits, by its name.
+        references: What is said in each; "" for nothing, None where unknown.
+        is_silent: Which recordings hold no speech: the reference is "", or the
+            loudest sample is under -60 dB of full scale.
+        normalize: What is done to texts before words are compared.
+    """
+
+    recordings: tuple[str, ...]
+    before: tuple[str, ...]
+    after: Mapping[str, tuple[str, ...]]
+    references: tuple[str | None, ...]
+    is_silent: tuple[bool, ...]
+    normalize: Callable[[str], str] = field(repr=False, default=str)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each recording and set of edits, that of no edits first.
+
+        Each has the keys
+
+            recording        its name
+            edits            the name of the edits; "none" without
+            text             the transcript
+            reference        what is said, or None
+            word_error_rate  of the text, against the reference
+            change           the word error rate of the text against that without edits
+            invented_words   words written where there is silence
+            repetition       share of three-word runs that came before in the text
+
+        An error rate is NaN without a reference; with an empty one it is 0 for
+        an empty text and NaN for another, whose words `invented_words` counts.
+        """
+        rows = []
+        for i, recording in enumerate(self.recordings):
+            for edits, texts in {NO_EDITS: self.before, **self.after}.items():
+                text, reference = texts[i], self.references[i]
+                rows.append(
+                    {
+                        "recording": recording,
+                        "edits": edits,
+                        "text": text,
+                        "reference": reference,
+                        "word_error_rate": self._error_rate(reference, text),
+                        "change": self._error_rate(self.before[i], text),
+                        "invented_words": len(self._words(text)) if self.is_silent[i] else 0,
+                        "repetition": Repetition()(text),
+                    }
+                )
+        return rows
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """`rows()` as a table of pandas."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
+    def __str__(self) -> str:
+        shown = ["recording", "edits", "text", "word_error_rate", "change", "invented_words"]
+        titles = ["recording", "edits", "text", "WER", "change", "invented"]
+        if all(reference is None for reference in self.references):
+            del shown[3], titles[3]
+        if not any(self.is_silent):
+            del shown[-1], titles[-1]
+        lines = [titles, *([_cell(row[name]) for name in shown] for row in self.rows())]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+    def _words(self, text: str) -> list[str]:
+        return self.normalize(text).split()
+
+    def _error_rate(self, reference: str | None, text: str) -> float:
+        if reference is None:
+            return math.nan
+        if not self._words(reference):
+            return math.nan if self._words(text) else 0.0
+        return WordErrorRate(reference, self.normalize)(text)
+
+
+def compare_transcripts(
+    model: HookedWhisper,
+    audio: Any,
+    edits: Edit | Sequence[Edit] | Mapping[str, Edit | Sequence[Edit]],
+    references: str | Sequence[str | None] | None = None,
+    *,
+    rate_hz: float | int | None = None,
+    normalize: Callable[[str], str] | None = None,
+    progress: bool = True,
+    **decode_options: Any,
+) -> TranscriptComparison:
+    """Transcribe recordings without edits and with them.
+
+    Args:
+        model: The model.
+        audio: A recording of any length for `model.transcribe`: a path, or an
+            array; or a list of these. A `Mel` of windows goes to
+            `model.generate`, all at once.
+        edits: One edit or several that act together; or several such sets,
+            each with its name.
+        references: What is said in each recording; "" where nothing is.
+        rate_hz: Sampling rate of arrays, 16 kHz by default.
+        normalize: What to do to texts before their words are compared. By
+            default openai-whisper's basic normalizer, which takes case and
+            punctuation away. Published error rates use its
+            `EnglishTextNormalizer()`, which also makes "three one" "31".
+        progress: Show a progress bar.
+        decode_options: For `transcribe` or `generate`. The temperature is 0,
+            without openai-whisper's random retries, unless given.
+
+    Raises:
+        InterventionError: No edits, or as many references as there are no recordings.
+        AudioError: No recordings, or unusable ones.
+    """
+    from tqdm import tqdm
+
+    sets = _named(model, edits)
+    names, inputs, is_silent = _prepare(audio, rate_hz)
+    references = _references(references, len(names))
+    options = {"temperature": 0.0, **decode_options}
+    n_runs = len(inputs) * (1 + len(sets))
+    with tqdm(total=n_runs, desc="transcripts", unit="run", disable=not progress) as bar:
+
+        def run(chosen: Interventions) -> tuple[str, ...]:
+            texts: list[str] = []
+            for each in inputs:
+                with chosen:
+                    texts += _transcribe(model, each, options)
+                bar.update()
+            return tuple(texts)
+
+        before = run(Interventions(model))
+        after = {name: run(chosen) for name, chosen in sets.items()}
+    silent = tuple(
+        quiet or (reference is not None and not reference.strip())
+        for quiet, reference in zip(is_silent, references, strict=True)
+    )
+    words_of = normalize or _basic_normalizer()
+    return TranscriptComparison(names, before, after, references, silent, words_of)
+
+
+def _named(model: HookedWhisper, edits: Any) -> dict[str, Interventions]:
+    """The sets of edits by name, all checked."""
+    named = edits if isinstance(edits, Mapping) else {"edited": edits}
+    if not named:
+        raise InterventionError("there are no edits to compare. Pass at least one.")
+    sets = {}
+    for name, each in named.items():
+        if name == NO_EDITS:
+            raise InterventionError(
+                f"a set of edits is called {NO_EDITS!r}, which is the run without edits. "
+                "Give it another name."
+            )
+        each = [each] if isinstance(each, Edit) else each
+        if not isinstance(each, Sequence) or not each:
+            raise InterventionError(f"{name!r} is {each!r}; it must be an edit, or a list of them.")
+        sets[name] = Interventions(model, *each)
+        _ = sets[name].fwd_hooks  # refuses what cannot be done, before anything runs
+    return sets
+
+
+def _prepare(audio: Any, rate_hz: Any) -> tuple[tuple[str, ...], list[Any], list[bool]]:
+    """The names of recordings, what to run on, and which of them are silent."""
+    if isinstance(audio, Mel):
+        flat = audio.values.flatten(1)
+        silent = (flat.amax(dim=1) - flat.amin(dim=1) < 1e-6).tolist()
+        return tuple(map(str, range(len(audio)))), [audio], silent
+    several: list[Any] = audio if isinstance(audio, list) else [audio]
+    if not several:
+        raise AudioError("the list of audio is empty; pass at least one recording.")
+    names, inputs = [], []
+    for i, each in enumerate(several):
+        is_file = isinstance(each, str | Path)
+        names.append(Path(each).name if is_file else str(i))
+        rate = None if is_file or isinstance(each, tuple) else rate_hz or SAMPLE_RATE_HZ
+        inputs.append(load_audio(each, rate))
+    return tuple(names), inputs, [bool(each.abs().max() < _SILENCE) for each in inputs]
+
+
+def _references(references: Any, n: int) -> tuple[str | None, ...]:
+    if references is None:
+        return (None,) * n
+    several = [references] if isinstance(references, str) else list(references)
+    if len(several) != n:
+        raise InterventionError(
+            f"{len(several)} references and {n} recordings do not match. Pass one for each, None "
+            'where it is unknown, "" where nothing is said.'
+        )
+    return tuple(several)
+
+
+def _transcribe(model: HookedWhisper, recording: Any, options: dict[str, Any]) -> list[str]:
+    if isinstance(recording, Mel):
+        return model.generate(recording, **options).texts
+    return [str(model.transcribe(recording, **options)["text"]).strip()]
+
+
+def _basic_normalizer() -> Callable[[str], str]:
+    from whisper.normalizers.basic import BasicTextNormalizer
+
+    return BasicTextNormalizer()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.2f}"
+    return str(value)
