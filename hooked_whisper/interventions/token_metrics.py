@@ -1,12 +1,11 @@
 """Metrics of single tokens: their logits, probabilities and ranks at one position."""
 
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from hooked_whisper.errors import MetricError
@@ -14,8 +13,8 @@ from hooked_whisper.interventions.metrics import Metric, check_position, describ
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.tokens import get_tokenizer
 
-TokenIds = int | Sequence[int] | Int[Tensor, "*batch"]
-"""One token for all rows, or one for each."""
+TokenIds = Any
+"""A token id for all rows, or several, one for each: numbers or a tensor; see `token_ids`."""
 
 
 class _OfTokens(Metric):
