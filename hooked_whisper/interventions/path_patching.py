@@ -119,14 +119,15 @@ def path_patch(
     Between sender and receivers all heads and MLPs keep what they wrote in
     the base run. An encoder's sender reaches the decoder through the
     encoder's last LayerNorm and cross-attention's keys and values. Each
-    sender is patched on its own; several receivers are patched together.
+    sender is patched on its own; several receivers are patched together, and
+    one behind another reads nothing of what the first one changes.
 
     Args:
         model: The model.
         clean: One run.
         corrupted: The other, with as many recordings and tokens.
         senders: A head or an MLP, or several, each for itself.
-        receivers: A head's `q`, `k` or `v`, an MLP, or `"logits"`; or several at once.
+        receivers: A head's `q`, `k` or `v`, or an MLP; several at once; or `"logits"`.
         metric: From logits to one number for each row.
         direction: `"denoising"` puts the clean run's output into the corrupted
             run; `"noising"` the other way round.
@@ -214,6 +215,11 @@ class _Paths:
             check_part(model, sender, "sender")
         for receiver in receivers:
             check_part(model, receiver, "receiver")
+        if "logits" in receivers and len(receivers) > 1:
+            raise InterventionError(
+                '"logits" can be a receiver by itself only: put in, they would hide what the other '
+                "receivers do. Call path_patch for it apart."
+            )
         check_pair(model, clean, corrupted)
         self.model, self.metric, self.direction = model, as_metric(metric), direction
         self.metric.check(len(clean), clean.n_pos, model.cfg.d_vocab)
