@@ -5,6 +5,7 @@ import gc
 import multiprocessing
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,23 @@ def _peak(
     tasks = {task.name: task for task in make_tasks(models, n_tokens, n_new)}
     run = next(run for run in tasks[task_name].runs if run.label == label)
     model = models[run.model]
+    return added_by(models, lambda: run.call(model))
+
+
+def added_by(models: Models, call: Callable[[], object]) -> int:
+    """Bytes that a call adds to the memory in use just before it."""
     models.forget_weights()
     gc.collect()
     if models.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run.call(model)
+        call()
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL(None).malloc_trim(0)  # what loading used is given back
     _CLEAR.write_text("5")  # the highest resident memory is counted anew from here
     before = _resident("VmHWM")
-    run.call(model)
+    call()
     return _resident("VmHWM") - before
 
 

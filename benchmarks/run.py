@@ -50,7 +50,7 @@ def main() -> None:
     load = f"{os.getloadavg()[0]:.1f}"
     result = {
         "title": f"Whisper {args.size} size, {args.device}, {args.dtype}",
-        "conditions": _conditions(args, models, load),
+        "conditions": describe_conditions(args, models, load),
         "versions": {name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
         "tasks": [_measure(task, models, args, memory.get(task.name)) for task in tasks],
@@ -111,7 +111,8 @@ _CLOCK_MEANING = {"wall": "wall", "cpu": "processor time of the process"}
 _PACKAGES = ("torch", "openai-whisper", "transformers", "transformer-lens")
 
 
-def _conditions(args: argparse.Namespace, models: Models, load: str) -> dict[str, Any]:
+def describe_conditions(args: argparse.Namespace, models: Models, load: str) -> dict[str, Any]:
+    """What a result was measured on, and how."""
     gpu = {"GPU": torch.cuda.get_device_name()} if models.device.type == "cuda" else {}
     return {
         "date": datetime.date.today().isoformat(),
