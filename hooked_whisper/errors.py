@@ -17,7 +17,8 @@
     ├── InterventionError        (ValueError)  an edit or a sweep that cannot be done
     │   ├── SiteError                          a part of an activation that does not exist
     │   ├── AlignmentError                     two runs that do not match in length or shape
-    │   └── MetricError                        a metric that gives no number, or NaN
+    │   ├── MetricError                        a metric that gives no number, or NaN
+    │   └── SweepError                         a sweep broke off; it holds what was done
     └── WeightsError
         ├── SourceError          (ValueError)  a name or path that leads to no weights
         ├── DownloadError        (OSError)     no network, wrong hash, broken off, refused
@@ -105,6 +106,19 @@ class AlignmentError(InterventionError):
 
 class MetricError(InterventionError):
     """A metric that gives no number for each row, or NaN."""
+
+
+class SweepError(InterventionError):
+    """Something went wrong in the middle of a sweep.
+
+    Args:
+        message: What, and after how much.
+        result: What was done until then.
+    """
+
+    def __init__(self, message: str, result: object) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class WeightsError(HookedWhisperError):

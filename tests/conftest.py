@@ -80,6 +80,17 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """What users run: jaxtyping's checks would answer bad input before the package does.
+
+    Also for loops over every hook name, which are twice as fast without.
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(scope="session")
 def tiny_cfg() -> HookedWhisperConfig:
     """A Whisper of 0.6 s in which no two sizes that might be mixed up are equal."""

@@ -20,6 +20,7 @@ from hooked_whisper.interventions.ablation import check_stack
 from hooked_whisper.interventions.edits import Edit, HookPair, rows_for
 from hooked_whisper.interventions.sites import (
     Positions,
+    Window,
     axis_sizes,
     check_window,
     first_pos,
@@ -131,7 +132,7 @@ class CutAttention(_CutEdges):
     name: NamesFilter
     query: Positions | None = None
     key: Positions | None = None
-    window_s: tuple[float | int, float | int] | None = None
+    window_s: Window | None = None
     head: Heads = None
 
     def hooks(self, model: HookedWhisper) -> list[HookPair]:

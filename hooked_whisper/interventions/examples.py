@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_SECOND, HOP_LENGTH, SAMPLE_RATE_HZ
 from hooked_whisper.errors import AlignmentError, InputError
-from hooked_whisper.interventions.sites import check_window, window_to_places
+from hooked_whisper.interventions.sites import Window, check_window, window_to_places
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import check_tokens
@@ -76,7 +76,7 @@ class Example:
         """The same recording with other tokens."""
         return replace(self, tokens=tokens)
 
-    def with_silence(self, window_s: tuple[float, float] | None = None) -> "Example":
+    def with_silence(self, window_s: Window | None = None) -> "Example":
         """The same tokens over silence: all the time, or in a window of it, in seconds.
 
         Raises:
@@ -87,7 +87,7 @@ class Example:
     def with_white_noise(
         self,
         model: HookedWhisper,
-        window_s: tuple[float, float] | None = None,
+        window_s: Window | None = None,
         *,
         level_db: float | int = -20.0,
         seed: int = 0,
@@ -111,7 +111,7 @@ class Example:
     def spliced(
         self,
         other: "Example | Mel",
-        window_s: tuple[float, float],
+        window_s: Window,
         from_s: float | int | None = None,
     ) -> "Example":
         """The same tokens over this recording with some of its time from another one.
@@ -143,7 +143,7 @@ class Example:
     def _length_s(self) -> float:
         return self.mel.shape[2] / FRAMES_PER_SECOND
 
-    def _filled(self, values: Tensor, window_s: tuple[float, float] | None) -> "Example":
+    def _filled(self, values: Tensor, window_s: Window | None) -> "Example":
         """With these values in the window; how much holds sound stays, to compare the same time."""
         if window_s is None:
             filled = values

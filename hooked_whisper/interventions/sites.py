@@ -13,6 +13,8 @@ from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.model.whisper import HookedWhisper
 
 Positions = int | slice | Sequence[int]
+Window = tuple[float | int, float | int]
+"""Start and end of a time, in seconds."""
 
 _POSITION_AXES = ("pos", "query", "key")
 _NEURON_AXES = ("d_mlp", "d_model", "d_head")
@@ -53,7 +55,7 @@ class Site:
     name: NamesFilter
     head: int | Sequence[int] | None = None
     pos: Positions | None = None
-    window_s: tuple[float, float] | None = None
+    window_s: Window | None = None
     neuron: int | Sequence[int] | None = None
 
     def names(self, model: HookedWhisper) -> list[str]:
@@ -188,7 +190,7 @@ def axis_sizes(model: HookedWhisper, name: str) -> tuple[int | None, ...]:
     return tuple(sizes.get(axis) for axis in axes)
 
 
-def window_to_places(window_s: tuple[float, float], axis: str = "pos") -> tuple[int, int]:
+def window_to_places(window_s: Window, axis: str = "pos") -> tuple[int, int]:
     """First place of a time and the first one after it, on an axis of the encoder; at least one.
 
     >>> window_to_places((0.5, 1.0))
@@ -199,7 +201,7 @@ def window_to_places(window_s: tuple[float, float], axis: str = "pos") -> tuple[
     return start, max(start + 1, round(window_s[1] * rate_hz))
 
 
-def check_window(window_s: tuple[float, float], length_s: float) -> None:
+def check_window(window_s: Window, length_s: float) -> None:
     """Refuse a time that is empty, or outside the recording.
 
     Raises:

@@ -1,24 +1,12 @@
 """What the tests of the model share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import jaxtyping
 import pytest
 
 from hooked_whisper.config import HookedWhisperConfig
-
-
-@pytest.fixture
-def without_shape_checks() -> Iterator[None]:
-    """What users run: jaxtyping's checks would answer bad input before the package does.
-
-    Also for loops over every hook name, which are twice as fast without.
-    """
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

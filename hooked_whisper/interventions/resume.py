@@ -1,0 +1,377 @@
+"""Patched runs from where they begin to differ, many of them side by side.
+
+`BaseRun` holds what one run computed. Its `logits(patches)` gives, for each
+patch, what the model would say with it, and computes nothing twice: rows join
+the residual stream at the layer that they are patched in; decoder rows hold
+only the positions from the first patched one on, behind the base run's keys
+and values; the encoder is not run for the decoder's patches, nor are
+cross-attention's keys and values.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_whisper.config import Stack
+from hooked_whisper.generation.kv_cache import KVCache
+from hooked_whisper.hooks.collector import any_hooked
+from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.interventions.entries import Entry, Stop, find_entry
+from hooked_whisper.interventions.examples import Example
+from hooked_whisper.interventions.sites import Site
+from hooked_whisper.model.whisper import HookedWhisper
+
+Step = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class RowPatch:
+    """One patch of one row.
+
+    Args:
+        name: The hook.
+        site: Which part of its activation.
+        value: What to put there: the whole activation of another run, batch of 1.
+    """
+
+    name: str
+    site: Site
+    value: Tensor
+
+    def first_pos(self, point: HookPoint) -> int:
+        """The first position of its stack that the patch changes."""
+        part = self.site.part(self.name, point.axes, self.value.shape)
+        axis = next((point.axes.index(a) for a in ("pos", "query") if a in point.axes), None)
+        if self.site.pos is None or part is None or axis is None:
+            return 0
+        return int(part.whole[axis].min())
+
+    def apply(self, row: Tensor, point: HookPoint, first_pos: int) -> None:
+        """Write the patch over a row, batch of 1, which holds positions from `first_pos` on."""
+        part = self.site.part(self.name, point.axes, row.shape, first_pos)
+        if part is not None:
+            row[part.here] = self.value[part.whole].to(row)
+
+
+class BaseRun:
+    """What a run of one example computed, ready to be resumed anywhere.
+
+    Args:
+        model: The model. Its hooks act in resumed runs as in the base run.
+        example: One recording and its tokens.
+        names: Hooks that will be patched.
+        positions: Decoder positions whose logits are wanted; None is all.
+    """
+
+    def __init__(
+        self,
+        model: HookedWhisper,
+        example: Example,
+        names: Sequence[str],
+        positions: Sequence[int] | None = None,
+    ) -> None:
+        self.model, self.example = model, example
+        self.entries = {name: find_entry(name, model.cfg) for name in names}
+        n = example.n_pos
+        self.positions = torch.arange(n) if positions is None else torch.tensor(positions) % n
+        # A function of the user's may count positions or rows: give it the whole text.
+        self.is_hooked = any_hooked(model.hook_dict.values())
+        with torch.no_grad():
+            logits, self.cache = model.run_with_cache(
+                example.mel, example.tokens, names_filter=self._needed()
+            )
+        self.encoder_output = self.cache["encoder.ln_final.hook_normalized"]
+        self.base_logits: Float[Tensor, "1 pos vocab"] = logits[:, self.positions]
+        self._cross = {} if self._wants("decoder") is None else self._cross_keys_and_values()
+
+    def _needed(self) -> list[str]:
+        """The activations that resumed runs begin with."""
+        needed = {"encoder.ln_final.hook_normalized", "decoder.blocks.0.hook_resid_mid"}
+        for entry in self.entries.values():
+            if entry.base is not None:
+                needed.add(entry.base)
+            if entry.kind not in ("hook", "start"):
+                needed.add(entry.name)
+        if self._wants("decoder") is not None:
+            needed |= set(self.model.hook_names("decoder.blocks.*attn.hook_[kv]"))
+        return sorted(needed)
+
+    def _wants(self, stack: Stack) -> Entry | None:
+        """An entry into a stack, if there is any."""
+        return next((each for each in self.entries.values() if each.stack == stack), None)
+
+    def _cross_keys_and_values(self) -> dict[Any, Tensor]:
+        """By projection, with each head's vectors together in memory, as every row reads them."""
+        found = {}
+        for layer, block in enumerate(self.model.decoder.blocks):
+            for name in ("key", "value"):
+                kept = self.cache[f"decoder.blocks.{layer}.cross_attn.hook_{name[0]}"]
+                together = kept.transpose(1, 2).contiguous().transpose(1, 2)
+                found[getattr(block.cross_attn, name)] = together
+        return found
+
+    def first_pos(self, patch: RowPatch) -> int:
+        """The first decoder position that a resumed run computes."""
+        entry = self.entries[patch.name]
+        whole = entry.stack == "encoder" or entry.kind == "start" or self.is_hooked
+        return 0 if whole else patch.first_pos(self.model.hook_dict[patch.name])
+
+    def group_key(self, patch: RowPatch) -> tuple[Any, ...]:
+        """Patches with the same key can run side by side; keys sort in the order of computing."""
+        entry = self.entries[patch.name]
+        alone = "" if entry.shares_audio and entry.kind != "start" else patch.name
+        return (entry.stack, self.first_pos(patch), alone)
+
+    def row_bytes(self, patch: RowPatch) -> int:
+        """About how much memory one row takes while it runs."""
+        cfg, entry = self.model.cfg, self.entries[patch.name]
+        n_pos, n_audio = self.example.n_pos - self.first_pos(patch), cfg.n_audio_ctx
+        numbers = n_pos * (8 * cfg.d_model + 2 * cfg.d_mlp) + 3 * len(self.positions) * cfg.d_vocab
+        if entry.stack == "encoder":
+            numbers += n_audio * (8 * cfg.d_model + 2 * cfg.d_mlp)
+        if patch.name.endswith(("hook_attn_scores", "hook_pattern")):
+            n_query = n_audio if entry.stack == "encoder" else n_pos
+            reads_text = entry.stack == "decoder" and entry.sublayer == "attn"
+            n_key = self.example.n_pos if reads_text else n_audio
+            numbers += 4 * cfg.n_heads(entry.stack) * n_query * n_key
+        if not entry.shares_audio:
+            numbers += 4 * n_audio * cfg.d_model
+        return 4 * numbers
+
+    @torch.no_grad()
+    def logits(self, patches: Sequence[RowPatch]) -> Float[Tensor, "row position vocab"]:
+        """The logits with each of the patches, which must have one `group_key`.
+
+        Returns:
+            float32 logits at the wanted positions, in the order of the patches.
+        """
+        back, ordered = self._in_order(patches)
+        start = self.first_pos(ordered[0])
+        with self._patching(ordered, start), self._from_pos(start):
+            if self.entries[ordered[0].name].stack == "encoder":
+                logits = self._finish(self._decode(self._encode(ordered)), 0)
+            else:
+                logits = self._finish(self._resume_decoder(ordered, start), start)
+        return logits[back]
+
+    @torch.no_grad()
+    def encoder_outputs(self, patches: Sequence[RowPatch]) -> Float[Tensor, "row pos d_model"]:
+        """The encoder's output with each of some patches of the encoder, in their order."""
+        back, ordered = self._in_order(patches)
+        with self._patching(ordered, 0):
+            return self._encode(ordered)[back]
+
+    def shapes(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """The shapes of activations of this run."""
+        _, cache = self.model.run_with_cache(
+            self.example.mel, self.example.tokens, names_filter=list(names)
+        )
+        return {name: tuple(cache[name].shape) for name in names}
+
+    def _in_order(self, patches: Sequence[RowPatch]) -> tuple[Tensor, list[RowPatch]]:
+        """Patches in the order of computing, rows of one hook together; and the way back."""
+
+        def key(i: int) -> tuple[Any, ...]:
+            return (self.entries[patches[i].name].stop, patches[i].name)
+
+        order = sorted(range(len(patches)), key=key)
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return back, [patches[i] for i in order]
+
+    # The two stacks
+
+    def _encode(self, patches: Sequence[RowPatch]) -> Tensor:
+        """The encoder's output with each patch."""
+        encoder = self.model.encoder
+        boarding = self._boarding(patches, 0, lambda n: encoder.embed(self._mel(n)))
+        steps = (
+            [block.hook_resid_pre, block.attend, block.feed_forward] for block in encoder.blocks
+        )
+        return encoder.finish(_ride(steps, boarding, len(encoder.blocks)))
+
+    def _decode(self, encoder_output: Tensor) -> Tensor:
+        """The decoder's last stream for several encoder outputs: it first differs in block 0."""
+        n_rows = len(encoder_output)
+        resid = self.cache["decoder.blocks.0.hook_resid_mid"].expand(n_rows, -1, -1)
+        boarding = {Stop(0, 2): resid}
+        steps = self._decoder_steps(encoder_output, None, 0)
+        return _ride(steps, boarding, self.model.cfg.n_text_layers)
+
+    def _resume_decoder(self, patches: Sequence[RowPatch], start: int) -> Tensor:
+        """The decoder's last stream from position `start` on, with each patch."""
+        decoder, n_rows = self.model.decoder, len(patches)
+        tokens = self.example.tokens
+
+        def embed(n: int) -> Tensor:
+            return decoder.embed(tokens.expand(n, -1), self.encoder_output.dtype)
+
+        cache, encoder_output = KVCache(), self.encoder_output
+        for module, value in self._cross.items():
+            cache[module] = value
+        entry = self.entries[patches[0].name]
+        if not entry.shares_audio:
+            attention = decoder.blocks[entry.layer].cross_attn
+            del cache[attention.key], cache[attention.value]
+            encoder_output = encoder_output.expand(n_rows, -1, -1)
+        boarding = self._boarding(patches, start, embed)
+        steps = self._decoder_steps(encoder_output, cache, start)
+        return _ride(steps, boarding, len(decoder.blocks))
+
+    def _decoder_steps(
+        self, encoder_output: Tensor, cache: KVCache | None, start: int
+    ) -> Iterator[list[Step]]:
+        for layer, block in enumerate(self.model.decoder.blocks):
+            attend = partial(self._attend_behind_prefix, layer, block, cache, start)
+            cross = partial(block.cross_attend, encoder_output=encoder_output, kv_cache=cache)
+            yield [block.hook_resid_pre, attend, cross, block.feed_forward]
+
+    def _attend_behind_prefix(
+        self, layer: int, block: Any, cache: KVCache | None, start: int, resid: Tensor
+    ) -> Tensor:
+        """Self-attention of the rows, whose earlier positions are the base run's."""
+        if start == 0 or cache is None:
+            return block.attend(resid)
+        for letter, module in (("k", block.attn.key), ("v", block.attn.value)):
+            kept = self.cache[f"decoder.blocks.{layer}.attn.hook_{letter}"][:, :start]
+            cache[module] = kept.expand(len(resid), -1, -1, -1)
+        return block.attend(resid, cache)
+
+    def _finish(self, resid: Tensor, start: int) -> Tensor:
+        """Logits at the wanted positions, from the stream of positions from `start` on."""
+        decoder, wanted = self.model.decoder, self.positions
+        behind = wanted >= start
+        points = [
+            decoder.hook_logits,
+            decoder.ln_final.hook_scale,
+            decoder.ln_final.hook_normalized,
+        ]
+        if any_hooked(points):
+            computed = decoder.finish(resid)[:, wanted[behind] - start]
+        elif len(wanted) == self.example.n_pos:
+            computed = decoder.finish(resid)
+        else:
+            computed = decoder.finish(resid[:, wanted[behind] - start])
+        if bool(behind.all()):
+            return computed
+        n_rows, n_wanted, n_vocab = len(resid), len(wanted), computed.shape[2]
+        logits = computed.new_empty(n_rows, n_wanted, n_vocab)
+        logits[:, behind], logits[:, ~behind] = computed, self.base_logits[:, ~behind]
+        return logits
+
+    # Rows
+
+    def _boarding(
+        self, patches: Sequence[RowPatch], start: int, embed: Callable[[int], Tensor]
+    ) -> dict[Stop, Tensor]:
+        """The streams with which rows join, by the place where they do; patches are in order."""
+        boarding: dict[Stop, list[Tensor]] = {}
+        for name in dict.fromkeys(patch.name for patch in patches):
+            rows = [patch for patch in patches if patch.name == name]
+            entry = self.entries[name]
+            boarding.setdefault(entry.stop, []).append(self._enter(entry, rows, start, embed))
+        return {stop: _joined(streams) for stop, streams in boarding.items()}
+
+    def _enter(
+        self,
+        entry: Entry,
+        rows: Sequence[RowPatch],
+        start: int,
+        embed: Callable[[int], Tensor],
+    ) -> Tensor:
+        """The residual stream of rows that are patched at one hook."""
+        if entry.kind == "start":
+            return embed(len(rows))
+        if entry.kind == "hook":
+            assert entry.base is not None
+            return self.cache[entry.base][:, start:].expand(len(rows), -1, -1)
+        patched = self.cache[entry.name][:, start:].repeat_interleave(len(rows), dim=0)
+        point = self.model.hook_dict[entry.name]
+        for number, row in enumerate(rows):
+            row.apply(patched[number : number + 1], point, start)
+        if entry.kind == "resid":
+            return patched
+        assert entry.base is not None
+        block = getattr(self.model, entry.stack).blocks[entry.layer]
+        written = _write(block, entry, patched)
+        return _resid_behind(block, entry)(self.cache[entry.base][:, start:] + written)
+
+    @contextmanager
+    def _patching(self, patches: Sequence[RowPatch], start: int) -> Iterator[None]:
+        """Hooks for the patches that nothing but a hook can do."""
+        pairs = []
+        for name in dict.fromkeys(patch.name for patch in patches):
+            if self.entries[name].kind in ("hook", "start"):
+                rows = {i: patch for i, patch in enumerate(patches) if patch.name == name}
+                pairs.append((name, partial(_patch_rows, rows, start)))
+        with ExitStack() as stack:
+            if pairs:
+                stack.enter_context(self.model.hooks(fwd_hooks=pairs))
+            yield
+
+    @contextmanager
+    def _from_pos(self, start: int) -> Iterator[None]:
+        """Tell hooks which position comes first."""
+        try:
+            self.model.decoder.first_pos = start
+            yield
+        finally:
+            self.model.decoder.first_pos = 0
+
+    def _mel(self, n_rows: int) -> Tensor:
+        return self.example.mel.values.expand(n_rows, -1, -1)
+
+
+def _ride(blocks: Iterator[list[Step]], boarding: dict[Stop, Tensor], n_layers: int) -> Tensor:
+    """Pass the residual stream through the blocks; rows join it at their stops."""
+    resid = None
+    for layer, steps in enumerate(blocks):
+        for stage, step in enumerate(steps):
+            resid = _join(resid, boarding.get(Stop(layer, stage)))
+            if resid is not None:
+                resid = step(resid)
+    resid = _join(resid, boarding.get(Stop(n_layers, 0)))
+    assert resid is not None
+    return resid
+
+
+def _join(resid: Tensor | None, joining: Tensor | None) -> Tensor | None:
+    if resid is None or joining is None:
+        return joining if resid is None else resid
+    return torch.cat([resid, joining])
+
+
+def _joined(streams: list[Tensor]) -> Tensor:
+    return streams[0] if len(streams) == 1 else torch.cat(streams)
+
+
+def _write(block: Any, entry: Entry, patched: Tensor) -> Tensor:
+    """What the patched sublayer adds to the stream."""
+    if entry.kind == "output":
+        return patched
+    if entry.kind == "post":
+        return block.hook_mlp_out(block.mlp.fc_out(patched))
+    written = getattr(block, str(entry.sublayer)).write(patched)
+    return (block.hook_attn_out if entry.sublayer == "attn" else block.hook_cross_attn_out)(written)
+
+
+def _resid_behind(block: Any, entry: Entry) -> HookPoint:
+    """The hook on the stream behind a sublayer."""
+    if entry.sublayer == "mlp":
+        return block.hook_resid_post
+    return block.hook_resid_mid if entry.sublayer == "attn" else block.hook_resid_mid_cross
+
+
+def _patch_rows(rows: dict[int, RowPatch], start: int, value: Tensor, hook: HookPoint) -> Tensor:
+    """A hook function that patches some rows."""
+    value = value.clone()
+    first_pos = start if hook.name is not None and hook.name.startswith("decoder") else 0
+    for number, row in rows.items():
+        row.apply(value[number : number + 1], hook, first_pos)
+    return value

@@ -1,0 +1,345 @@
+"""Activation patching over many places, in one call."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_whisper.errors import AlignmentError, InterventionError, SweepError
+from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.interventions.edits import Interventions, Patch, check_fits
+from hooked_whisper.interventions.examples import Example, check_pair
+from hooked_whisper.interventions.grid import Grid, Per, make_grid
+from hooked_whisper.interventions.metrics import (
+    as_metric,
+    check_values,
+    metric_name,
+    resolve_positions,
+)
+from hooked_whisper.interventions.results import SweepResult
+from hooked_whisper.interventions.resume import BaseRun, RowPatch
+from hooked_whisper.interventions.transcript_metrics import check_value
+from hooked_whisper.model.whisper import HookedWhisper
+
+Direction = Literal["denoising", "noising"]
+Corrupted = Example | Sequence[Example] | WhisperCache | Literal["zero"]
+
+DEFAULT_MAX_BYTES = 256 * 2**20
+
+
+def patch_sweep(
+    model: HookedWhisper,
+    clean: Example | Sequence[Example],
+    corrupted: Corrupted,
+    names_filter: NamesFilter,
+    *,
+    metric: Any,
+    per: Per = None,
+    parts: Sequence[Any] | None = None,
+    direction: Direction = "denoising",
+    window_s: float | int = 1.0,
+    all_frames: bool = False,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    progress: bool = True,
+    resume: SweepResult | None = None,
+) -> SweepResult:
+    """Patch one run into another at one place after the other, and measure each time.
+
+    The numbers are those of the plain loop, one `run_with_hooks` a patch, to
+    float32's last digits; but nothing before a patch is computed again, and
+    patches run side by side. Hooks of the user's own stay in effect.
+
+    Args:
+        model: The model.
+        clean: The run that is right: an example, one with several rows, or a list.
+        corrupted: The run that is not, one for each clean one: another
+            recording, silence, noise, a spliced one. Or, to put into the clean
+            run: a cache, for instance of a reference set's means; or `"zero"`.
+        names_filter: The hooks to patch: a name, a glob, a list, ...
+        metric: A metric of logits or of the transcript, or a function of
+            logits `[batch pos vocab]`; a list has one for each pair.
+        per: Patch whole activations (None), or each `"head"`, `"pos"`
+            (position of the stack), `"window"` (time of the recording) or
+            `"neuron"` by itself.
+        parts: Only these heads, positions, neurons, or windows as pairs of seconds.
+        direction: `"denoising"` puts clean activations into the corrupted
+            run; `"noising"` corrupted ones into the clean run.
+        window_s: Length of a window, in seconds.
+        all_frames: Have windows over the padding too.
+        max_bytes: About how much memory the runs side by side may take.
+        progress: Show a progress bar on stderr.
+        resume: An unfinished result of the same sweep, to go on with. It is not changed.
+
+    Returns:
+        The metric for each place. After Ctrl-C, what was done so far:
+        `result.complete` is False.
+
+    Raises:
+        HookNameError, SiteError: No such hook, or it has no such parts.
+        AlignmentError: Runs that do not fit together.
+        MetricError: A metric that gives no finite number, already on the runs
+            without a patch.
+        SweepError: Something went wrong on the way; `error.result` has what was done.
+
+    Source: Meng et al. 2022 (ROME), causal tracing; names after Heimersheim and Nanda 2024.
+    """
+    pairs = _pair_up(model, clean, corrupted, direction)
+    grid = make_grid(
+        model, [base for base, _ in pairs], names_filter, per, parts, window_s, all_frames
+    )
+    metrics = _metrics(metric, len(pairs))
+    if max_bytes <= 0:
+        raise InterventionError(f"max_bytes is {max_bytes}; give a number of bytes above 0.")
+    result = _empty_result(grid, len(pairs), direction, metrics[0], model, resume)
+    bar = _progress_bar(result, progress)
+    try:
+        for number, (base, source) in enumerate(pairs):
+            todo = [cell for cell in grid.cells() if result.values[(number, *cell[0])].isnan()]
+            if todo:
+                run = _PairSweep(model, base, source, todo, metrics[number], max_bytes)
+                run.baselines(result, number)
+                for places, values in run.values():
+                    for place, value in zip(places, values.tolist(), strict=True):
+                        result.values[(number, *place)] = value
+                    bar.update(len(places))
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped after {result.n_done} of {result.n_cells} patches; pass "
+            "resume=result to go on.",
+            file=sys.stderr,
+        )
+    except Exception as error:
+        if result.n_done == 0:
+            raise
+        raise SweepError(
+            f"after {result.n_done} of {result.n_cells} patches: {type(error).__name__}: {error} "
+            "What is done is in error.result.",
+            result,
+        ) from error
+    finally:
+        bar.close()
+    return result
+
+
+class _PairSweep:
+    """The sweep of one pair.
+
+    Args:
+        model: The model.
+        base: The run that is patched.
+        source: What is put into it: a run, a cache, or zeros.
+        cells: Place in the table, hook and part, of each patch.
+        metric: What to measure.
+        max_bytes: Memory for the runs side by side.
+    """
+
+    def __init__(
+        self,
+        model: HookedWhisper,
+        base: Example,
+        source: Example | WhisperCache | None,
+        cells: list[Any],
+        metric: Any,
+        max_bytes: int,
+    ) -> None:
+        self.model, self.source, self.metric, self.max_bytes = model, source, metric, max_bytes
+        self.reads_transcript = getattr(metric, "reads_transcript", False)
+        names = list(dict.fromkeys(name for _, name, _ in cells))
+        positions = None if self.reads_transcript else resolve_positions(metric, base.n_pos)
+        if not self.reads_transcript:
+            metric.check(1, base.n_pos, model.cfg.d_vocab)
+        self.base = BaseRun(model, base, names, positions)
+        self.source_logits: Tensor | None = None
+        self.patches = self._patches(cells, self._source_values(names))
+
+    def baselines(self, result: SweepResult, number: int) -> None:
+        """Measure both runs without a patch, which also tries the metric out."""
+        runs = {"base": self._measure_base(), "source": self._measure_source()}
+        is_denoising = result.direction == "denoising"
+        clean, corrupted = ("source", "base") if is_denoising else ("base", "source")
+        result.clean[number], result.corrupted[number] = runs[clean], runs[corrupted]
+
+    def values(self) -> Iterator[tuple[list[Any], Float[Tensor, " row"]]]:
+        """Places in the table, and the metric there, group by group."""
+        for group in self._groups():
+            places, patches = zip(*group, strict=True)
+            if self.reads_transcript:
+                yield list(places), self._of_texts(patches)
+            else:
+                logits = self.base.logits(patches)
+                yield list(places), check_values(self._of_logits(logits), len(logits), self.metric)
+
+    def _source_values(self, names: list[str]) -> dict[str, Tensor]:
+        """The activations to put in."""
+        if isinstance(self.source, WhisperCache):
+            for name in names:
+                check_fits(self.source[name], self.model, name, "the source")
+            return {name: self.source[name] for name in names}
+        if self.source is None:
+            cache = self.base.shapes(names)
+            return {name: torch.zeros(()).expand(shape) for name, shape in cache.items()}
+        with torch.no_grad():
+            logits, kept = self.model.run_with_cache(
+                self.source.mel, self.source.tokens, names_filter=names
+            )
+        self.source_logits = logits[:, self.base.positions]
+        return {name: kept[name] for name in names}
+
+    def _patches(
+        self, cells: list[Any], values: dict[str, Tensor]
+    ) -> list[tuple[tuple[int, int, int], RowPatch]]:
+        return [(place, RowPatch(name, site, values[name])) for place, name, site in cells]
+
+    def _groups(self) -> Iterator[list[tuple[Any, RowPatch]]]:
+        """Patches that run side by side, within the memory."""
+        keyed: dict[Any, list[tuple[Any, RowPatch]]] = {}
+        for place, patch in self.patches:
+            keyed.setdefault(self.base.group_key(patch), []).append((place, patch))
+        for key in sorted(keyed):
+            rows = sorted(keyed[key], key=lambda row: self.base.entries[row[1].name].stop)
+            while rows:
+                most = max(self.base.row_bytes(patch) for _, patch in rows)
+                n = max(1, self.max_bytes // most)
+                group, rows = rows[:n], rows[n:]
+                yield group
+
+    def _of_logits(self, logits: Tensor) -> Tensor:
+        return self.metric.of_positions(logits)
+
+    def _measure_base(self) -> float:
+        if self.reads_transcript:
+            return self._of_text(self.model.generate(encoder_output=self.base.encoder_output))
+        values = self._of_logits(self.base.base_logits)
+        return float(check_values(values, 1, self.metric))
+
+    def _measure_source(self) -> float:
+        if not isinstance(self.source, Example):
+            return float("nan")
+        if self.reads_transcript:
+            return self._of_text(self.model.generate(self.source.mel))
+        assert self.source_logits is not None
+        return float(check_values(self._of_logits(self.source_logits), 1, self.metric))
+
+    def _of_texts(self, patches: Sequence[RowPatch]) -> Tensor:
+        """The metric of what is decoded with each patch."""
+        if self.base.entries[patches[0].name].stack == "encoder":
+            outputs = self.base.encoder_outputs(patches)
+            texts = [self.model.generate(encoder_output=row[None]) for row in outputs]
+        else:
+            texts = []
+            for patch in patches:
+                with Interventions(self.model, Patch(patch.site, patch.value)):
+                    texts.append(self.model.generate(encoder_output=self.base.encoder_output))
+        return torch.tensor([self._of_text(text) for text in texts])
+
+    def _of_text(self, generation: Any) -> float:
+        return check_value(self.metric(generation.texts[0]), self.metric)
+
+
+def _pair_up(
+    model: HookedWhisper, clean: Any, corrupted: Any, direction: str
+) -> list[tuple[Example, Example | WhisperCache | None]]:
+    """The run to patch and what to put into it, for each pair."""
+    if direction not in ("denoising", "noising"):
+        raise InterventionError(f"direction is {direction!r}; it can be 'denoising' or 'noising'.")
+    rights = _one_by_one(clean)
+    if isinstance(corrupted, WhisperCache) or corrupted == "zero":
+        if direction == "denoising":
+            raise InterventionError(
+                "activations of no run can only be put into the clean run; pass direction="
+                '"noising".'
+            )
+        source = corrupted if isinstance(corrupted, WhisperCache) else None
+        return [(right, source) for right in rights]
+    wrongs = _one_by_one(corrupted)
+    if len(rights) != len(wrongs):
+        raise AlignmentError(
+            f"{len(rights)} clean runs and {len(wrongs)} corrupted ones cannot be paired."
+        )
+    for right, wrong in zip(rights, wrongs, strict=True):
+        check_pair(model, right, wrong)
+    pairs = list(zip(rights, wrongs, strict=True))
+    return [(wrong, right) for right, wrong in pairs] if direction == "denoising" else pairs
+
+
+def _one_by_one(examples: Any) -> list[Example]:
+    """Each row as an example of its own."""
+    found = [examples] if isinstance(examples, Example) else examples
+    if not isinstance(found, Sequence) or not all(isinstance(each, Example) for each in found):
+        raise InterventionError(
+            f"{type(examples).__name__} given; pass an Example or a list of them: "
+            "Example.from_audio(model, path)."
+        )
+    rows = [
+        Example(example.mel[i], example.tokens[i : i + 1])
+        for example in found
+        for i in range(len(example))
+    ]
+    if not rows:
+        raise InterventionError("an empty sweep: no examples were given.")
+    return rows
+
+
+def _metrics(metric: Any, n_pairs: int) -> list[Any]:
+    """One metric for each pair."""
+    many = list(metric) if isinstance(metric, (list, tuple)) else [metric] * n_pairs
+    if len(many) != n_pairs:
+        raise InterventionError(f"{len(many)} metrics for {n_pairs} pairs; give one, or as many.")
+    return [each if getattr(each, "reads_transcript", False) else as_metric(each) for each in many]
+
+
+def _empty_result(
+    grid: Grid,
+    n_pairs: int,
+    direction: str,
+    metric: Any,
+    model: HookedWhisper,
+    resume: SweepResult | None,
+) -> SweepResult:
+    """The table to fill, with what is already there."""
+    axes: dict[str, list[Any]] = {
+        "pair": list(range(n_pairs)),
+        "site": grid.sites,
+        "layer": grid.layers,
+        grid.part_axis: grid.parts,
+    }
+    nan = torch.full((n_pairs,), torch.nan)
+    shape = [len(labels) for labels in axes.values()]
+    result = SweepResult(
+        torch.full(shape, torch.nan),
+        axes,
+        grid.names,
+        nan.clone(),
+        nan.clone(),
+        direction,
+        metric_name(metric),
+        {"model": model.cfg.model_name},
+    )
+    if resume is None:
+        return result
+    for what in ("names", "direction", "metric", "conditions"):
+        if getattr(resume, what) != getattr(result, what):
+            raise InterventionError(
+                f"the result to resume has other {what}: {getattr(resume, what)!r}, not "
+                f"{getattr(result, what)!r}. Leave out resume to begin anew."
+            )
+    if resume.values.shape != result.values.shape or str(resume.axes) != str(result.axes):
+        raise InterventionError(
+            f"the result to resume is {resume!r}; this sweep is {result!r}. Leave out resume to "
+            "begin anew."
+        )
+    for what in ("values", "clean", "corrupted"):
+        setattr(result, what, getattr(resume, what).clone())
+    return result
+
+
+def _progress_bar(result: SweepResult, show: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(
+        total=result.n_cells, initial=result.n_done, desc="patches", unit="", disable=not show
+    )
