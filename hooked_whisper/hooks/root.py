@@ -210,7 +210,7 @@ class HookedEncoderDecoder(HookedRootModule):
     def _run_backward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward without leaving gradients on the parameters."""
         needed = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        with torch.enable_grad(), _frozen(needed):
+        with torch.enable_grad(), frozen(needed):
             output = self(*args, **kwargs)
             if not isinstance(output, Tensor) or output.numel() != 1:
                 shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -234,7 +234,7 @@ class HookedEncoderDecoder(HookedRootModule):
 
 
 @contextmanager
-def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Parameters that need no gradients for the length of a `with` block."""
     for parameter in parameters:
         parameter.requires_grad_(False)
