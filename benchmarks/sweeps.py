@@ -6,6 +6,7 @@ python -m benchmarks.sweeps --only decoder --metric last --rounds 2 --no-memory
 
 import argparse
 import datetime
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -308,6 +309,8 @@ def _arguments() -> argparse.Namespace:
     add("--no-memory", action="store_true")
     add("--label", help="the results' file name; no machine's name, please")
     args = parser.parse_args()
+    if importlib.util.find_spec("nnsight") is None:
+        parser.error("nnsight is missing: pip install -c constraints.txt -e '.[bench]'")
     args.label = args.label or f"{datetime.date.today()}-sweeps-{args.device}-{args.dtype}"
     if not re.fullmatch(r"[\w.-]+", args.label):
         parser.error(f"--label {args.label!r}: letters, digits, dots and dashes, please.")
