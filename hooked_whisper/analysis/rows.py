@@ -245,8 +245,11 @@ def _mask(
     """Which of the first positions count (None: all of these), and how many to look at."""
     if limit is None:
         return None, size
-    if isinstance(limit, int):
+    if isinstance(limit, int) and (limit or not size):
         return None, limit
+    if isinstance(limit, int):
+        # One position stays, not counted: no statistic has to mind an axis without any.
+        return torch.zeros(1, dtype=torch.bool, device=device), 1
     last = int(limit.max())
     return torch.arange(last, device=device) < limit.to(device)[..., None], last
 

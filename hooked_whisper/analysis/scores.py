@@ -36,15 +36,16 @@ def width(p: Rows) -> Scores:
 def half_width(p: Rows, share: float) -> Scores:
     """The least k such that keys within ±k positions of the query hold a share of the row."""
     n_query, n_key = p.shape[-2:]
-    before = torch.nn.functional.pad(p.detach().cumsum(dim=-1), (1, 0))
+    up_to = p.detach().cumsum(dim=-1)
     query = torch.arange(n_query, device=p.device).expand(p.shape[:-1])
     low = torch.zeros_like(query)
     high = torch.full_like(query, max(n_query, n_key))
     for _ in range(max(n_query, n_key).bit_length() + 1):
         k = (low + high) // 2
-        upper = before.gather(-1, (query + k + 1).clamp(max=n_key)[..., None])
-        lower = before.gather(-1, (query - k).clamp(min=0, max=n_key)[..., None])
-        enough = (upper - lower)[..., 0] >= share - 1e-6
+        first, last = query - k, (query + k).clamp(max=n_key - 1)
+        upper = up_to.gather(-1, last[..., None])[..., 0]
+        lower = up_to.gather(-1, (first - 1).clamp(min=0, max=n_key - 1)[..., None])[..., 0]
+        enough = upper - lower.where(first > 0, 0.0) >= share - 1e-6
         low, high = torch.where(enough, low, k + 1).minimum(high), torch.where(enough, k, high)
     return high.float()
 

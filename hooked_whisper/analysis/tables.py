@@ -280,9 +280,12 @@ def _head_scores(
         raise InputError(f"{layer.name}, recording {recording}, head {head}: {error}") from error
     pattern = pattern[counted.queries].float()
     n_key = counted.n_key
+    if not len(pattern) or not n_key:
+        return {}  # nothing was said
     p = pattern[:, :n_key]
-    p = p / p.sum(dim=-1, keepdim=True)
-    alive = ~p[:, :1].isnan().any(dim=-1)  # a row may have all of its attention on padding
+    total = p.sum(dim=-1, keepdim=True)
+    alive = (total > 0)[:, 0]  # a row may have all of its attention on padding
+    p = p / total.where(total > 0, 1.0)
 
     def mean(values: Float[Tensor, "query"]) -> float:
         return float(values.where(alive, torch.nan).nanmean())
@@ -299,12 +302,13 @@ def _head_scores(
     if layer.kind == "attn":
         found |= {name: mean(score(p)) for name, score in scores.SELF_SCORES.items()}
     else:
-        found["monotonicity"] = float(scores.moves_on(scores.place(p, by="expected")))
+        places = scores.place(p, by="expected")
+        found["monotonicity"] = float(scores.moves_on(places.where(alive, torch.nan)))
     if counted.n_speech is not None:
         found["on_padding"] = float(pattern[:, counted.n_speech :].sum(dim=-1).mean())
     if energy is not None and layer.frame_keys:
         loud = energy[recording, :n_key].to(p.device, torch.float32)
-        found["energy_correlation"] = float(pearson(p.nanmean(dim=0), loud))
+        found["energy_correlation"] = float(pearson(alive.float() @ p, loud))
     return found
 
 
