@@ -1,4 +1,4 @@
-"""Lenses and attributions as pictures: what each layer would say, and what made the decoder say it."""
+"""Lenses and attributions as pictures: what each layer would say, and what made it say so."""
 
 import math
 from collections.abc import Sequence
@@ -123,7 +123,7 @@ def plot_attribution(
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axhline(0.5, color="black", linewidth=0.5)
     axes.margins(x=0.12, y=0.01)
-    axes.set_xlabel(f"added to the {label}")
+    axes.set_xlabel(f"added to the {label}", fontsize=9)
     _open_frame(axes)
     _entitle(figure, title)
     return figure
@@ -214,7 +214,9 @@ def plot_trajectories(
             linestyle="-" if each < len(LINES) else "--",
             label=short(token),
         )
-    axes.set_xticks(range(len(places)), places, rotation=60, ha="right", fontsize=8)
+    is_long = max(map(len, places)) > 3
+    turned = {"rotation": 60, "ha": "right"} if is_long else {}
+    axes.set_xticks(range(len(places)), places, fontsize=8, **turned)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel(x_label)
     axes.set_ylabel("probability")

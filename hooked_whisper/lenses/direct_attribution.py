@@ -67,6 +67,7 @@ class Attribution:
         targets: The tokens whose logits these are.
         versus: The tokens whose logits are subtracted, if any.
         target_texts: The targets of each row, readable.
+        versus_texts: The subtracted tokens of each row, readable.
     """
 
     components: tuple[Component, ...]
@@ -76,6 +77,7 @@ class Attribution:
     targets: Int[Tensor, "batch pos"]
     versus: Int[Tensor, "batch pos"] | None
     target_texts: tuple[tuple[str, ...], ...]
+    versus_texts: tuple[tuple[str, ...], ...] | None
 
     @property
     def labels(self) -> list[str]:
@@ -141,8 +143,9 @@ class Attribution:
         """
         from hooked_whisper.figures.lenses import plot_attribution
 
-        what = "logit" if self.versus is None else "difference of logits"
-        label = f"{what} of {self.target_texts[row][pos]!r}"
+        label = f"logit of {self.target_texts[row][pos].strip()!r}"
+        if self.versus_texts is not None:
+            label += f" less that of {self.versus_texts[row][pos].strip()!r}"
         return plot_attribution(
             self.values[:, row, pos], self.labels, n=n, label=label, title=title
         )
@@ -195,15 +198,16 @@ def direct_attribution(
     for component, value in biases:
         components.append(component)
         values.append(value[None])
-    grid = run.asked["targets"]
+    grid, versus_grid = run.asked["targets"], run.asked.get("versus")
     return Attribution(
         components=tuple(components),
         values=torch.cat(values),
         logits=logits,
         positions=run.positions,
         targets=grid,
-        versus=run.asked.get("versus"),
-        target_texts=tuple(tuple(token_texts(model.cfg, row)) for row in grid),
+        versus=versus_grid,
+        target_texts=texts_of_rows(model, grid),
+        versus_texts=None if versus_grid is None else texts_of_rows(model, versus_grid),
     )
 
 
@@ -232,6 +236,13 @@ def direct_path(
         (Component("b_U", "bias"), unembed_bias),
     ]
     return direction, logits, biases
+
+
+def texts_of_rows(
+    model: HookedWhisper, grid: Int[Tensor, "batch pos"]
+) -> tuple[tuple[str, ...], ...]:
+    """A readable string for each token of each row."""
+    return tuple(tuple(token_texts(model.cfg, row)) for row in grid)
 
 
 def _terms(

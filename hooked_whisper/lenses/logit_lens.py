@@ -118,7 +118,7 @@ class LogitLens:
         """One line for each site, row of the batch and position, with the likeliest token."""
         import pandas as pd
 
-        n_sites, n_rows, n_pos = self.target_logprobs.shape
+        n_sites, n_rows = self.target_logprobs.shape[:2]
         index = pd.MultiIndex.from_product(
             [range(n_sites), range(n_rows), self.positions], names=["place", "batch", "pos"]
         )

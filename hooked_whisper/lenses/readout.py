@@ -1,4 +1,4 @@
-"""From the decoder's residual stream to tokens: its last LayerNorm and unembedding, without hooks."""
+"""From the decoder's residual stream to tokens: last LayerNorm and unembedding, without hooks."""
 
 from dataclasses import dataclass
 

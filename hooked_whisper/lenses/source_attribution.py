@@ -6,6 +6,7 @@ to a logit is a sum over the encoder's positions, and over windows of time.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.errors import InputError
-from hooked_whisper.lenses.direct_attribution import Component, direct_path
-from hooked_whisper.lenses.runs import Positions, Source, Tokens, last_stream, open_run, token_texts
+from hooked_whisper.lenses.direct_attribution import Component, direct_path, texts_of_rows
+from hooked_whisper.lenses.runs import Positions, Source, Tokens, last_stream, open_run
 from hooked_whisper.model.whisper import HookedWhisper
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def source_attribution(
         positions=run.positions,
         targets=grid,
         versus=run.asked.get("versus"),
-        target_texts=tuple(tuple(token_texts(model.cfg, row)) for row in grid),
+        target_texts=texts_of_rows(model, grid),
     )
 
 
@@ -219,7 +220,7 @@ def _windows(
                 "after it starts."
             )
     ordered = sorted(chosen)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         if _places(second)[0] < _places(first)[1]:
             raise InputError(
                 f"the windows {first} and {second} s overlap, so that their shares would not add "

@@ -81,6 +81,39 @@ class TestResult:
         with model.hooks([never_end]):
             assert model.generate(tiny_mel, n).tokens.shape == (2, length)
 
+    def test_from_an_encoder_output_is_that_of_its_mel(self, model: Any, tiny_mel: Tensor) -> None:
+        from_mel = model.generate(tiny_mel, 6, return_cache=True)
+        encoder_output = model(tiny_mel)
+        fired: list[str] = []
+        with model.hooks([("encoder.*", lambda value, hook: fired.append(hook.name))]):
+            result = model.generate(None, 6, encoder_output=encoder_output, return_cache=True)
+        assert fired == []
+        assert torch.equal(result.tokens, from_mel.tokens)
+        assert result.texts == from_mel.texts
+        assert list(result.cache) == [name for name in from_mel.cache if name[:7] == "decoder"]
+        name = "decoder.blocks.1.hook_resid_post"
+        torch.testing.assert_close(result.cache[name], from_mel.cache[name], atol=1e-4, rtol=1e-4)
+
+    def test_refuses_neither_or_both_of_mel_and_encoder_output(
+        self, model: Any, tiny_mel: Tensor
+    ) -> None:
+        with pytest.raises(InputError, match="neither of mel and encoder_output given"):
+            model.generate()
+        with pytest.raises(InputError, match="both of mel and encoder_output given"):
+            model.generate(tiny_mel, 3, encoder_output=model(tiny_mel))
+
+    def test_trap_3_refuses_hooks_that_an_encoder_output_skips(
+        self, model: Any, tiny_mel: Tensor
+    ) -> None:
+        with pytest.raises(HookNameError, match=r"'encoder\.\*' fires with encoder_output="):
+            model.generate(
+                None,
+                3,
+                encoder_output=model(tiny_mel),
+                return_cache=True,
+                names_filter="encoder.*",
+            )
+
     @pytest.mark.parametrize(
         ("max_new_tokens", "options", "message"),
         [
