@@ -1,5 +1,6 @@
 """Ablation: zero, a mean, another example's value, or no layer at all."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.config import Stack
-from hooked_whisper.errors import InterventionError, SiteError
+from hooked_whisper.errors import AlignmentError, InterventionError, SiteError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.interventions.edits import (
@@ -98,9 +99,9 @@ class ResampleAblation(Edit):
             source = source_at(self.cache, name)  # type: ignore[arg-type]
             axes = model.hook_dict[name].axes
             if source.ndim != len(axes) or len(source) == 0:
-                raise InterventionError(
+                raise AlignmentError(
                     f"the examples for {name!r} have shape {tuple(source.shape)}; the axes must be "
-                    f"{axes}. Cache them without remove_batch_dim."
+                    f"{axes}, with a row for each. Cache them without remove_batch_dim."
                 )
             check_fits(source, model, name, "the examples")
 
@@ -169,7 +170,9 @@ class SkipLayer(Edit):
         return ZeroAblation(Site([f"{block}.{name}" for name in added])).hooks(model)
 
 
-def ablate_head_everywhere(stack: Stack, head: int, kind: str = "attn") -> ZeroAblation:
+def ablate_head_everywhere(
+    stack: Stack, head: int | Sequence[int], kind: str = "attn"
+) -> ZeroAblation:
     """Zero one head index in all layers of a stack.
 
     Args:

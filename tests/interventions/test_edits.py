@@ -187,7 +187,7 @@ def test_a_refused_edit_leaves_the_others_out(tiny_model):
 
 
 def test_what_is_no_edit_is_refused(tiny_model, without_shape_checks):
-    with pytest.raises(InterventionError, match="'encoder' is no edit. Pass edits such as Patch"):
+    with pytest.raises(InterventionError, match=r"'encoder' is no edit\. Pass edits such as Patch"):
         Interventions(tiny_model, "encoder")
 
 
