@@ -165,7 +165,10 @@ class CutAttention(_CutEdges):
                 "window_s."
             )
         n_text = model.cfg.n_text_ctx
-        for wanted, n, what in ((self.query, n_query, "query"), (self.key, n_key, "key")):
+        for wanted, n, what in (
+            (self.query, n_query, "query position"),
+            (self.key, n_key, "key position"),
+        ):
             if wanted is not None:
                 places_on(wanted, n or n_text, what, name)
         cut = self._is_key(name, n_key or n_text)
