@@ -1,0 +1,266 @@
+"""Attribution patching: what every patch of a sweep would do, estimated from one backward pass.
+
+The first-order estimate of patching a site is the change of its activation
+times the metric's gradient there:
+
+    metric(patched) - metric(base)  ≈  (source - base) · ∂metric/∂activation
+
+One forward pass of each run and one backward pass give it for all sites. It
+is exact where the model is linear between the two activations, and misleads
+where it saturates: attention that is sure of itself, a GELU far from zero.
+Gradients averaged over several steps from base to source repair much of that.
+
+Source: Nanda 2023 "Attribution Patching"; Kramár et al. 2024 "AtP*", whose
+plain AtP this is, without their corrections of queries, keys and dropout.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hooked_whisper.errors import InterventionError, MetricError
+from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.hooks.collector import GRADIENT_SUFFIX, Collector, any_hooked
+from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.hooks.root import Hook, frozen
+from hooked_whisper.interventions.edits import check_fits
+from hooked_whisper.interventions.examples import Example
+from hooked_whisper.interventions.grid import Per, make_grid
+from hooked_whisper.interventions.metrics import check_values, metric_name
+from hooked_whisper.interventions.results import SweepResult
+from hooked_whisper.interventions.sites import Site
+from hooked_whisper.interventions.sweep import (
+    Corrupted,
+    Direction,
+    _empty_result,
+    _metrics,
+    _pair_up,
+)
+from hooked_whisper.model.whisper import HookedWhisper
+
+Along = Literal["inputs", "sites"]
+
+_INPUTS = ("encoder.hook_mel", "decoder.hook_embed")
+
+
+def attribution_patch(
+    model: HookedWhisper,
+    clean: Example | Sequence[Example],
+    corrupted: Corrupted,
+    names_filter: NamesFilter = "*.hook_resid_post",
+    *,
+    metric: Any,
+    per: Per = None,
+    parts: Sequence[Any] | None = None,
+    direction: Direction = "denoising",
+    window_s: float | int = 1.0,
+    all_frames: bool = False,
+    n_steps: int = 1,
+    along: Along = "inputs",
+    progress: bool = False,
+) -> SweepResult:
+    """Estimate `patch_sweep` of the same arguments: all places from a backward pass for each pair.
+
+    Args:
+        model: The model.
+        clean: The run that is right; see `patch_sweep`.
+        corrupted: The run that is not; or a cache or `"zero"`, to be put into the clean run.
+        names_filter: The hooks that would be patched.
+        metric: A metric of logits that has gradients; a list has one for each pair.
+        per: Whole activations (None), or `"head"`, `"pos"`, `"window"` or `"neuron"`.
+        parts: Only these parts.
+        direction: `"denoising"` puts clean activations into the corrupted run.
+        window_s: Length of a window, in seconds.
+        all_frames: Have windows over the padding too.
+        n_steps: Over how many points between the two runs gradients are
+            averaged; with 1, the gradient of the run that is patched.
+        along: What moves from base to source in these steps. `"inputs"`: mel
+            and token embeddings move along a straight line, and the gradients
+            at each site are those of such runs; `n_steps` backward passes
+            give all sites. `"sites"`: one site's whole activation moves, all
+            else as in the base run; `n_steps` backward passes for each site,
+            whose parts then add up to the effect of patching it whole.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        What `patch_sweep` returns, with estimates: `values` is the metric of
+        the run that is patched, plus the estimated change.
+
+    Raises:
+        HookNameError, SiteError: No such hook, or it has no such parts.
+        AlignmentError: Runs that do not fit together.
+        MetricError: A metric without finite numbers, or without gradients.
+        InterventionError: Steps that are no number of steps.
+
+    Source: Nanda 2023; Kramár et al. 2024, section 2 (AtP). For `"inputs"`,
+    Hanna et al. 2024 "Have Faith in Faithfulness" (EAP-IG); for `"sites"`,
+    Sundararajan et al. 2017 at the site, as Marks et al. 2024 "Sparse Feature
+    Circuits", section 3. Here the points are the middles of `n_steps` equal steps.
+    """
+    pairs = _pair_up(model, clean, corrupted, direction)
+    examples = [base for base, _ in pairs]
+    grid = make_grid(model, examples, names_filter, per, parts, window_s, all_frames)
+    metrics = _metrics(metric, len(pairs))
+    for each, (base, source) in zip(metrics, pairs, strict=True):
+        _check(model, each, base, source, n_steps, along)
+    result = _empty_result(grid, len(pairs), direction, metrics[0], model, None)
+    result.conditions["estimate"] = _describe(n_steps, along)
+    cells = grid.cells()
+    names = list(dict.fromkeys(name for _, name, _ in cells))
+    n_passes = n_steps * (1 if along == "inputs" or n_steps == 1 else len(names))
+    done = 0
+    with _progress_bar(n_passes * len(pairs), progress) as bar:
+        try:
+            for done, (base, source) in enumerate(pairs):
+                run = _Pair(model, base, source, names, metrics[done])
+                ends = [float(run.source_value), float(run.base_value)]
+                ends = ends if direction == "denoising" else ends[::-1]
+                result.clean[done], result.corrupted[done] = ends
+                for name, product in run.products(n_steps, along, bar.update):
+                    axes = model.hook_dict[name].axes
+                    for place, of, site in cells:
+                        if of == name:
+                            change = _sum_over(site, name, axes, product)
+                            result.values[(done, *place)] = float(run.base_value + change)
+        except KeyboardInterrupt:
+            if result.n_done == 0:
+                raise
+            said = f"\nstopped after {done} of {len(pairs)} pairs; the others are NaN."
+            print(said, file=sys.stderr)
+    return result
+
+
+class _Pair:
+    """Both runs of a pair, and the gradients between them."""
+
+    def __init__(
+        self,
+        model: HookedWhisper,
+        base: Example,
+        source: Example | WhisperCache | None,
+        names: list[str],
+        metric: Any,
+    ) -> None:
+        self.model, self.base, self.names, self.metric = model, base, names, metric
+        needed = list(dict.fromkeys([*names, *_INPUTS, "encoder.ln_final.hook_normalized"]))
+        self.of_base, self.base_value = self._run(base, needed)
+        if isinstance(source, Example):
+            self.of_source, self.source_value = self._run(source, needed)
+        else:
+            self.source_value = torch.tensor(torch.nan)
+            self.of_source = {name: _given(model, source, name, self.of_base) for name in names}
+
+    def _run(self, example: Example, names: list[str]) -> tuple[Any, Tensor]:
+        with torch.no_grad():
+            logits, cache = self.model.run_with_cache(
+                example.mel, example.tokens, names_filter=names
+            )
+        return cache, check_values(self.metric(logits), 1, self.metric)[0]
+
+    def products(
+        self, n_steps: int, along: Along, done: Callable[[], Any]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Each site's change times its mean gradient."""
+        shares = [(step + 0.5) / n_steps for step in range(n_steps)] if n_steps > 1 else [0.0]
+        together = along == "inputs" or n_steps == 1
+        for names in [self.names] if together else [[name] for name in self.names]:
+            moving = [] if n_steps == 1 else list(_INPUTS) if together else names
+            means: dict[str, Tensor] = {}
+            for share in shares:
+                for name, gradient in self._gradients(names, moving, share).items():
+                    means[name] = means.get(name, 0) + gradient / n_steps
+                done()
+            for name in names:
+                yield name, self._change(name) * means[name]
+
+    def _change(self, name: str) -> Tensor:
+        """Source less base; 0 where both are the same, as masked scores of -inf are."""
+        source, base = self.of_source[name], self.of_base[name]
+        return torch.where(source == base, 0.0, source - base)
+
+    def _gradients(self, names: list[str], moving: list[str], share: float) -> dict[str, Tensor]:
+        """The metric's gradient at some sites, with others on their way from base to source."""
+
+        def move(value: Tensor, hook: HookPoint) -> Tensor:
+            name = hook.name or ""
+            return self.of_base[name] + share * self._change(name)
+
+        collector = Collector(with_gradients=True, copy=any_hooked(self.model.hook_dict.values()))
+        hooks: list[Hook] = [(moving, move)] if moving else []
+        needed = [each for each in self.model.parameters() if each.requires_grad]
+        with (
+            torch.enable_grad(),
+            frozen(needed),
+            self.model.hooks(fwd_hooks=[*hooks, (names, collector)]),
+        ):
+            value = check_values(self.metric(self._logits([*names, *moving])), 1, self.metric)
+            if not value.requires_grad:
+                raise MetricError(
+                    f"{metric_name(self.metric)} has no gradient, so that nothing can be estimated "
+                    "from it. Use one that has, such as LogProb or LogitDifference, or patch_sweep."
+                )
+            value.sum().backward()
+        found = collector.tensors
+        return {name: found.get(name + GRADIENT_SUFFIX, 0 * found[name]) for name in names}
+
+    def _logits(self, names: list[str]) -> Tensor:
+        if any(name.startswith("encoder") for name in names):
+            return self.model(self.base.mel, self.base.tokens)
+        audio = self.of_base["encoder.ln_final.hook_normalized"]
+        return self.model(None, self.base.tokens, encoder_output=audio)
+
+
+def _given(
+    model: HookedWhisper, source: WhisperCache | None, name: str, of_base: WhisperCache
+) -> Tensor:
+    """What is put in at a site: from a cache, or zeros."""
+    if source is None:
+        return torch.zeros_like(of_base[name])
+    check_fits(source[name], model, name, "the source")
+    return source[name]
+
+
+def _sum_over(site: Site, name: str, axes: Sequence[str], product: Tensor) -> Tensor:
+    """The sum over a site's part."""
+    part = site.part(name, axes, product.shape)
+    return product.new_zeros(()) if part is None else product[part.here].sum()
+
+
+def _check(
+    model: HookedWhisper, metric: Any, base: Example, source: Any, n_steps: Any, along: Any
+) -> None:
+    """Refuse what cannot be estimated, before anything is computed."""
+    if not isinstance(n_steps, int) or n_steps < 1:
+        raise InterventionError(f"n_steps is {n_steps!r}; it must be an integer of at least 1.")
+    if along not in ("inputs", "sites"):
+        raise InterventionError(f'along is {along!r}; it can be "inputs" or "sites".')
+    if torch.is_inference_mode_enabled():
+        raise InterventionError("gradients are needed; leave torch.inference_mode() for it.")
+    if getattr(metric, "reads_transcript", False):
+        raise MetricError(
+            f"{metric_name(metric)} judges a text, which has no gradient. Give a metric of logits, "
+            "or call patch_sweep."
+        )
+    if n_steps > 1 and along == "inputs" and not isinstance(source, Example):
+        raise InterventionError(
+            "what is put in comes from no run, so that there are no inputs to move to. Pass "
+            'along="sites", or n_steps=1.'
+        )
+    metric.check(1, base.n_pos, model.cfg.d_vocab)
+
+
+def _describe(n_steps: int, along: Along) -> str:
+    """How the numbers were estimated."""
+    if n_steps == 1:
+        return "gradient of the base run"
+    return f"gradients of {n_steps} steps along {along}"
+
+
+def _progress_bar(n: int, show: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=n, desc="backward passes", unit="", disable=not show)
