@@ -15,13 +15,14 @@ import platform
 import random
 import re
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.floor import Floor, make_speeds, seconds
+from benchmarks.floor import Floor, Speed, make_speeds, seconds
 from benchmarks.memory import added_by
 from benchmarks.run import describe_conditions
 from benchmarks.sweep_peers import Peer, SweepModels, make_peers
@@ -50,6 +51,8 @@ SWEEPS = ("decoder", "heads", "encoder")
 TOLERANCE = 1e-4
 N_TARGETED = 3
 """Contestants that the target is about: the first ones."""
+REPEATS = 5
+"""Calls in one measurement of a speed."""
 
 _PACKAGES = ("torch", "transformers", "nnsight", "transformer-lens")
 
@@ -157,7 +160,7 @@ class _Contest:
         for peer in self.peers:
             runs += self._runs(peer, judge, models, inputs)
         for speed in self.speeds:
-            runs.append(Run(speed.name, "hooked", lambda m, speed=speed: speed.call()))
+            runs.append(Run(speed.name, "hooked", partial(_repeat, speed)))
         self.task = Task(sweep.name, sweep.title, runs, base=OURS)
 
     def _runs(self, peer: Peer, judge: Judge, models: SweepModels, inputs: Inputs) -> list[Run]:
@@ -187,7 +190,7 @@ class _Contest:
             once = taken[_preparing(peer)]
             wholes[peer.label] = [a + n * b for a, b in zip(once, each, strict=True)]
         speeds = [
-            {speed.name: taken[speed.name][i] / speed.amount for speed in self.speeds}
+            {speed.name: taken[speed.name][i] / speed.amount / REPEATS for speed in self.speeds}
             for i in range(len(ours))
         ]
         timings = [_timing(label, whole, ours) for label, whole in wholes.items()]
@@ -220,6 +223,11 @@ def _timing(label: str, seconds_: list[float], ours: list[float] | None = None) 
     """A summary whose ratio says how many times faster ours is."""
     ratios = [a / b for a, b in zip(seconds_, ours or seconds_, strict=True)]
     return Timing(label, seconds_, ratios).summary()
+
+
+def _repeat(speed: Speed, model: Any) -> None:
+    for _ in range(REPEATS):
+        speed.call()
 
 
 def _preparing(peer: Peer) -> str:

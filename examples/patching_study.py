@@ -26,7 +26,7 @@ from hooked_whisper.interventions import (
     ExactTranscript,
     Example,
     Interventions,
-    LogProb,
+    LogitDifference,
     RestrictAttention,
     SweepResult,
     patch_sweep,
@@ -92,15 +92,17 @@ def make_pairs(model: HookedWhisper, n_pairs: int) -> list[Pair]:
         Pair(clean, corrupted, right, wrong)
         for right, clean in heard
         for wrong, corrupted in heard
-        if all(a != b for a, b in zip(right, wrong, strict=True))
+        if all(a != b for a, b in zip(right, wrong, strict=True)) and len(set(right)) == N_WORDS
     ]
     step = max(1, len(pairs) // n_pairs)
     return pairs[::step][:n_pairs]
 
 
-def patch_each_digit(model: HookedWhisper, pairs: list[Pair]) -> dict[int, float]:
+def patch_each_digit(
+    model: HookedWhisper, pairs: list[Pair], names: str = "encoder.blocks.*.hook_resid_post"
+) -> dict[int, float]:
     """Share of patches, by layer, after which one digit is the other's and the rest are not."""
-    right = torch.zeros(model.cfg.n_audio_layers)
+    right = torch.zeros(len(model.hook_names(names)))
     for pair in pairs:
         for digit in range(N_WORDS):
             wanted = list(pair.corrupted_words)
@@ -109,7 +111,7 @@ def patch_each_digit(model: HookedWhisper, pairs: list[Pair]) -> dict[int, float
                 model,
                 pair.clean,
                 pair.corrupted,
-                "encoder.blocks.*.hook_resid_post",
+                names,
                 metric=ExactTranscript(" ".join(wanted)),
                 per="window",
                 parts=[slot(digit)],
@@ -117,7 +119,7 @@ def patch_each_digit(model: HookedWhisper, pairs: list[Pair]) -> dict[int, float
             )
             right += result.values[0, 0, :, 0]
     shares = right / (len(pairs) * N_WORDS)
-    return dict(enumerate(shares.tolist()))
+    return dict(zip(result.axes["layer"], shares.tolist(), strict=True))
 
 
 def sweep_cross_heads(model: HookedWhisper, pairs: list[Pair], digit: int) -> SweepResult:
@@ -127,8 +129,14 @@ def sweep_cross_heads(model: HookedWhisper, pairs: list[Pair], digit: int) -> Sw
     Each head's output there is put into the clean run.
     """
     clean = [pair.clean for pair in pairs]
+    # Where a digit is silent, the model goes on with the next one.
     metrics = [
-        LogProb(int(each.tokens[0, N_PROMPT + digit]), pos=N_PROMPT + digit - 1) for each in clean
+        LogitDifference(
+            int(each.tokens[0, N_PROMPT + digit]),
+            int(each.tokens[0, N_PROMPT + digit + 1]),
+            pos=N_PROMPT + digit - 1,
+        )
+        for each in clean
     ]
     return patch_sweep(
         model,
@@ -148,8 +156,9 @@ def knock_out(
     """Shares of recordings in which the digit is gone, and in which the ones before it stay."""
     gone = kept = 0
     edits = [
-        CutAttention(f"decoder.blocks.{layer}.cross_attn.hook_attn_scores", window_s=slot(digit),
-                     head=head)
+        CutAttention(
+            f"decoder.blocks.{layer}.cross_attn.hook_attn_scores", window_s=slot(digit), head=head
+        )
         for layer, head in heads
     ]
     for pair in pairs:
@@ -204,7 +213,9 @@ def main() -> None:
     ranked = [(place["layer"], place["head"]) for place in result.best(24)]
     for n_heads in (1, 2, 4, 6, 8, 12, 24):
         gone, kept = knock_out(model, pairs, ranked[:n_heads], digit)
-        print(f"   the first {n_heads:2d}: digit gone {gone:6.1%}, digits before it kept {kept:6.1%}")
+        print(
+            f"   the first {n_heads:2d}: digit gone {gone:6.1%}, digits before it kept {kept:6.1%}"
+        )
 
     print("\n4. The encoder's attention restricted to so many positions either side:")
     for half_width in (75, 50, 25, 10, 5, 2):

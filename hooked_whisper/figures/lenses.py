@@ -215,7 +215,7 @@ def plot_trajectories(
             label=short(token),
         )
     is_long = max(map(len, places)) > 3
-    turned = {"rotation": 60, "ha": "right"} if is_long else {}
+    turned: dict[str, Any] = {"rotation": 60, "ha": "right"} if is_long else {}
     axes.set_xticks(range(len(places)), places, fontsize=8, **turned)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel(x_label)

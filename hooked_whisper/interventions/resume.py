@@ -67,6 +67,8 @@ class BaseRun:
         example: One recording and its tokens.
         names: Hooks that will be patched.
         positions: Decoder positions whose logits are wanted; None is all.
+        encoder_output: Used instead of running the encoder, where only the
+            decoder will be patched.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class BaseRun:
         example: Example,
         names: Sequence[str],
         positions: Sequence[int] | None = None,
+        encoder_output: Float[Tensor, "1 audio_pos d_model"] | None = None,
     ) -> None:
         self.model, self.example = model, example
         self.entries = {name: find_entry(name, model.cfg) for name in names}
@@ -84,15 +87,22 @@ class BaseRun:
         self.is_hooked = any_hooked(model.hook_dict.values())
         with torch.no_grad():
             logits, self.cache = model.run_with_cache(
-                example.mel, example.tokens, names_filter=self._needed()
+                example.mel if encoder_output is None else None,
+                example.tokens,
+                names_filter=self._needed(encoder_output is None),
+                encoder_output=encoder_output,
             )
-        self.encoder_output = self.cache["encoder.ln_final.hook_normalized"]
+        if encoder_output is None:
+            encoder_output = self.cache["encoder.ln_final.hook_normalized"]
+        self.encoder_output = encoder_output
         self.base_logits: Float[Tensor, "1 pos vocab"] = logits[:, self.positions]
         self._cross = {} if self._wants("decoder") is None else self._cross_keys_and_values()
 
-    def _needed(self) -> list[str]:
+    def _needed(self, runs_encoder: bool) -> list[str]:
         """The activations that resumed runs begin with."""
-        needed = {"encoder.ln_final.hook_normalized", "decoder.blocks.0.hook_resid_mid"}
+        needed = {"decoder.blocks.0.hook_resid_mid"}
+        if runs_encoder:
+            needed.add("encoder.ln_final.hook_normalized")
         for entry in self.entries.values():
             if entry.base is not None:
                 needed.add(entry.base)

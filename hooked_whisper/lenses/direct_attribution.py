@@ -10,7 +10,7 @@ Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from einops import einsum
@@ -39,7 +39,8 @@ _DETAILS = ("component", "head", "neuron")
 _ATTENTION = ("attn", "cross_attn")
 
 
-class Component(NamedTuple):
+@dataclass(frozen=True)
+class Component:
     """Something that writes to the decoder's residual stream, or adds to its logits.
 
     Args:
@@ -192,9 +193,9 @@ def direct_attribution(
     direction, logits, biases = direct_path(model, run)
     components: list[Component] = []
     values: list[Tensor] = []
-    for component, value in _terms(model, run, by, direction):
-        components += component
-        values.append(value)
+    for several, added in _terms(model, run, by, direction):
+        components += several
+        values.append(added)
     for component, value in biases:
         components.append(component)
         values.append(value[None])
@@ -255,6 +256,7 @@ def _terms(
     heads = _heads(model, run, direction) if by == "head" else {}
     for label in ("embed", "pos_embed"):
         yield [Component(label, "embed")], whole[label][None]
+    block: Any
     for layer, block in enumerate(model.decoder.blocks):
         for kind in _ATTENTION:
             if by == "head":
@@ -295,7 +297,7 @@ def _heads(
 
 
 def _neurons(
-    mlp: torch.nn.Module, layer: int, run: Run, direction: Tensor
+    mlp: Any, layer: int, run: Run, direction: Tensor
 ) -> tuple[list[Component], Float[Tensor, "component batch pos"]]:
     """An MLP's neurons, with what they add; never `[neuron pos d_model]` in memory."""
     post = run.read(f"decoder.blocks.{layer}.mlp.hook_post").float()

@@ -7,7 +7,7 @@ to a logit is a sum over the encoder's positions, and over windows of time.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -155,6 +155,7 @@ def source_attribution(
     run = open_run(model, source, tokens, names, pos, {"targets": targets, "versus": versus})
     direction, _, _ = direct_path(model, run)
     values, rest, heads = [], [], []
+    block: Any
     for layer, block in enumerate(model.decoder.blocks):
         by_key = _by_key(
             run.cache[hooks[layer] + "pattern"][:, :, list(run.positions)].float(),

@@ -124,7 +124,7 @@ class OpenAIInterface(nn.Module):
         return decode(self, mel.values if isinstance(mel, Mel) else mel, options, **kwargs)
 
     def transcribe(
-        self, audio: Any, *, rate_hz: float | None = None, **kwargs: Any
+        self, audio: Any, *, rate_hz: float | int | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Transcribe a recording of any length with openai-whisper.
 

@@ -172,7 +172,7 @@ class HookedWhisper(Pretrained, HookedEncoderDecoder):
 
     # Speech in, text out
 
-    def to_mel(self, audio: Any, *, rate_hz: float | None = None, cut: bool = False) -> Mel:
+    def to_mel(self, audio: Any, *, rate_hz: float | int | None = None, cut: bool = False) -> Mel:
         """The log-mel of recordings, padded to the model's window, with their lengths.
 
         Args:

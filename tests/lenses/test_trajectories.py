@@ -70,9 +70,9 @@ def test_the_table_has_the_numbers(tiny_model: Any, make_inputs: Any) -> None:
 
 def test_lines_over_sites_or_positions(tiny_model: Any, make_inputs: Any) -> None:
     found = token_trajectories(tiny_model, *make_inputs(2, 4), of=[9, 2])
-    over_sites = found.plot(1, row=1).axes[0]
+    over_sites = found.plot(2, row=1).axes[0]
     drawn = [line.get_ydata().tolist() for line in over_sites.lines]
-    assert drawn == [pytest.approx(found.probs[:, 1, 1, each].tolist()) for each in (0, 1)]
+    assert drawn == [pytest.approx(found.probs[:, 1, 2, each].tolist()) for each in (0, 1)]
     over_positions = found.plot(-1, over="positions").axes[0]
     assert over_positions.lines[0].get_ydata().tolist() == pytest.approx(
         found.probs[-1, 0, :, 0].tolist()

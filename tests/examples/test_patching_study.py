@@ -1,0 +1,66 @@
+"""What the study says of the digits model, where the truth is known."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hooked_whisper import HookedWhisper
+
+DIGIT = 1
+
+
+@pytest.fixture(scope="module")
+def study() -> Any:
+    """The example, as a module."""
+    path = Path(__file__).parents[2] / "examples" / "patching_study.py"
+    spec = importlib.util.spec_from_file_location("patching_study", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["patching_study"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return HookedWhisper.from_pretrained("digits")
+
+
+@pytest.fixture(scope="module")
+def pairs(study: Any, model: Any) -> Any:
+    found = study.make_pairs(model, 4)
+    assert len(found) == 4
+    return found
+
+
+def test_the_time_of_a_digit_carries_that_digit_and_no_other(
+    study: Any, model: Any, pairs: Any
+) -> None:
+    shares = study.patch_each_digit(model, pairs, "encoder.blocks.2.hook_resid_post")
+    assert shares == {2: pytest.approx(1.0, abs=0.1)}
+
+
+def test_the_sweep_finds_the_heads_that_fetch_a_digit(study: Any, model: Any, pairs: Any) -> None:
+    result = study.sweep_cross_heads(model, pairs, DIGIT)
+    ranked = [(place["layer"], place["head"]) for place in result.best(24)]
+    # Without the edges of the twelve found first the digit is gone; without those of the last
+    # twelve, which are as many, it is not.
+    gone, kept = study.knock_out(model, pairs, ranked[:12], DIGIT)
+    assert gone == 1.0 and kept == 1.0
+    gone, kept = study.knock_out(model, pairs, ranked[12:], DIGIT)
+    assert gone == 0.0 and kept == 1.0
+
+
+def test_a_head_found_first_looks_at_the_digit(study: Any, model: Any, pairs: Any) -> None:
+    best = study.sweep_cross_heads(model, pairs, DIGIT).best(1)[0]
+    start_s, end_s = study.slot(DIGIT)
+    for pair in pairs:
+        name = f"decoder.blocks.{best['layer']}.cross_attn.hook_pattern"
+        _, cache = model.run_with_cache(pair.clean.mel, pair.clean.tokens, names_filter=name)
+        row = cache[name][0, best["head"], study.N_PROMPT + DIGIT - 1]
+        on_digit = row[round(start_s * 50) : round(end_s * 50)].sum().item()
+        # The digit's second is a thirtieth of the window.
+        assert on_digit > 5 / 30
