@@ -224,7 +224,7 @@ def seconds(work: Work, speeds: dict[str, float], elementwise: bool = False) -> 
     return sum(
         amount * speeds[name]
         for name, amount in work.items()
-        if True
+        if elementwise or name not in ELEMENTWISE
     )
 
 
