@@ -56,7 +56,7 @@ class RowPatch:
         """Write the patch over a row, batch of 1, which holds positions from `first_pos` on."""
         part = self.site.part(self.name, point.axes, row.shape, first_pos)
         if part is not None:
-            row[part.here] = self.value[part.whole].to(row)
+            part.put(row, self.value)
 
 
 class BaseRun:

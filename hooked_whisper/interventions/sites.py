@@ -33,6 +33,14 @@ class Part:
     here: tuple[Tensor, ...]
     whole: tuple[Tensor, ...]
 
+    def put(self, target: Tensor, source: Tensor) -> None:
+        """Copy this part of a whole activation into one that a hook sees."""
+        here, whole = _as_slices(self.here), _as_slices(self.whole)
+        if here is None or whole is None:
+            target[self.here] = source[self.whole].to(target)
+        else:
+            target[here] = source[whole]
+
 
 @dataclass(frozen=True)
 class Site:
@@ -146,6 +154,17 @@ class Site:
         if self.pos is not None and _time_axis(name, axes) == self._position_axis(name, axes):
             raise SiteError(f"{name!r}: both pos and window_s are given; pass one of them.")
         check_window(self.window_s, model.cfg.window_s)
+
+
+def _as_slices(index: tuple[Tensor, ...]) -> tuple[slice, ...] | None:
+    """The same index as ranges, which are copied faster; None where there are gaps."""
+    slices = []
+    for places in index:
+        first, n = int(places.view(-1)[0]), places.numel()
+        if n > 1 and not bool((places.view(-1).diff() == 1).all()):
+            return None
+        slices.append(slice(first, first + n))
+    return tuple(slices)
 
 
 def first_pos(model: HookedWhisper, name: str) -> int:

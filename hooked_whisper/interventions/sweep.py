@@ -201,11 +201,13 @@ class _PairSweep:
             keyed.setdefault(self.base.group_key(patch), []).append((place, patch))
         for key in sorted(keyed):
             rows = sorted(keyed[key], key=lambda row: self.base.entries[row[1].name].stop)
-            while rows:
-                most = max(self.base.row_bytes(patch) for _, patch in rows)
-                n = max(1, self.max_bytes // most)
-                group, rows = rows[:n], rows[n:]
-                yield group
+            # The largest row of the group; those of one name and first position are alike.
+            most = max(
+                self.base.row_bytes(patch) for patch in {p.name: p for _, p in rows}.values()
+            )
+            n = max(1, self.max_bytes // most)
+            for first in range(0, len(rows), n):
+                yield rows[first : first + n]
 
     def _of_logits(self, logits: Tensor) -> Tensor:
         return self.metric.of_positions(logits)
