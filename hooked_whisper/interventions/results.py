@@ -90,7 +90,7 @@ class SweepResult:
         base, source = self.clean, self.corrupted
         if self.direction == "denoising":
             base, source = source, base
-        if bool(source.isnan().any()):
+        if bool(self.corrupted.isnan().all()):
             raise InterventionError(
                 "what was put in comes from no run, so that there is nothing to compare with. "
                 "Use result.values and result.clean."
