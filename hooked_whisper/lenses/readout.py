@@ -10,8 +10,8 @@ from torch import Tensor
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.model.whisper import HookedWhisper
 
-ROOM_BYTES = 2**26
-"""Logits in memory at once while statistics are taken: 323 positions of Whisper's vocabulary."""
+ROOM_BYTES = 2**24
+"""Logits in memory at once while statistics are taken: 80 positions of Whisper's vocabulary."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +103,10 @@ class Readout:
             resid: The stream.
             tokens: Tokens to ask about, at each position.
             top_k: How many of the likeliest to return.
-            room_bytes: Memory for logits; one position's are always held.
+            room_bytes: Memory for logits, and as much for their
+                log-probabilities; one position's are always held.
         """
-        n_rows = max(1, room_bytes // (4 * self.cfg.d_vocab))
-        shape = resid.shape[:2]
+        n_rows, shape = self._rows_at_once(room_bytes), resid.shape[:2]
         parts = [
             self._statistics_of_rows(*chunk, top_k)
             for chunk in zip(
@@ -116,13 +116,30 @@ class Readout:
         joined = [torch.cat(each).unflatten(0, shape) for each in zip(*parts, strict=True)]
         return TokenStatistics(*joined)
 
+    @torch.no_grad()
+    def likeliest(
+        self, resid: Float[Tensor, "batch pos d_model"], room_bytes: int = ROOM_BYTES
+    ) -> Int[Tensor, "batch pos"]:
+        """The likeliest token at each position, likewise."""
+        chunks = resid.flatten(0, 1).split(self._rows_at_once(room_bytes))
+        best = [self.logits(chunk).argmax(dim=-1) for chunk in chunks]
+        return torch.cat(best).unflatten(0, resid.shape[:2])
+
+    def _rows_at_once(self, room_bytes: int) -> int:
+        return max(1, room_bytes // (4 * self.cfg.d_vocab))
+
     def _statistics_of_rows(
         self, resid: Tensor, tokens: Tensor, top_k: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         logits = self.logits(resid)
-        total = logits.logsumexp(dim=-1, keepdim=True)
-        top, top_tokens = logits.topk(top_k, dim=-1)
+        # On a CPU log_softmax is quicker than logsumexp, and a sum of int32 than one of int64.
+        logprobs = logits.log_softmax(dim=-1)
+        top_tokens = logits.topk(top_k, dim=-1).indices
         asked = logits.gather(-1, tokens)
-        ranks = [(logits > one[:, None]).sum(dim=-1) for one in asked.unbind(-1)]
-        rank = torch.stack(ranks, dim=-1) if ranks else torch.zeros_like(tokens)
-        return top_tokens, (top - total).exp(), asked - total, rank
+        ranks = [(logits > one[:, None]).sum(dim=-1, dtype=torch.int32) for one in asked.unbind(-1)]
+        return (
+            top_tokens,
+            logprobs.gather(-1, top_tokens).exp(),
+            logprobs.gather(-1, tokens),
+            torch.stack(ranks, dim=-1).long(),
+        )

@@ -135,9 +135,7 @@ def _grids(
 def _with_targets(model: HookedWhisper, run: Run, asked: Mapping[str, Tokens | None]) -> Run:
     """The run, with the model's own likeliest tokens where no targets were given."""
     if "targets" in asked and "targets" not in run.asked:
-        resid = run.read(last_stream(model))
-        none = torch.zeros(*run.shape, 0, dtype=torch.int64, device=resid.device)
-        run.asked["targets"] = Readout.of(model).statistics(resid, none, 1).top_tokens[..., 0]
+        run.asked["targets"] = Readout.of(model).likeliest(run.read(last_stream(model)))
     return run
 
 

@@ -57,6 +57,7 @@ def test_statistics_are_those_of_all_logits(
 
     monkeypatch.setattr(Readout, "logits", logits)
     found = readout.statistics(resid, tokens, 3, room_bytes)
+    assert torch.equal(readout.likeliest(resid, room_bytes), wanted.top_tokens[..., 0])
     assert max(seen) <= max(1, room_bytes // (4 * 101))
     assert torch.equal(found.top_tokens, wanted.top_tokens)
     assert torch.equal(found.ranks, wanted.ranks)
