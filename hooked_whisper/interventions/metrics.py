@@ -62,6 +62,28 @@ class Metric(ABC):
         resolve_positions(self, n_pos)
 
 
+class PositionMetric(Metric):
+    """A metric made of one number for each position that it reads.
+
+    A sweep then need not look again at positions that a patch does not reach.
+    """
+
+    @abstractmethod
+    def at_positions(
+        self, logits: Float[Tensor, "batch n_some vocab"], first: int = 0
+    ) -> Float32[Tensor, "batch n_some"]:
+        """The numbers of some of the positions: those from the `first` that is read on."""
+
+    @abstractmethod
+    def combine(self, numbers: Float32[Tensor, "batch n_positions"]) -> Float32[Tensor, "batch"]:
+        """The metric, from the numbers of all positions that are read."""
+
+    def of_positions(
+        self, logits: Float[Tensor, "batch n_positions vocab"]
+    ) -> Float32[Tensor, "batch"]:
+        return self.combine(self.at_positions(logits))
+
+
 @dataclass(frozen=True)
 class FunctionMetric(Metric):
     """A metric of one's own; see `as_metric`."""

@@ -9,15 +9,18 @@ from torch import Tensor
 
 from hooked_whisper.errors import AlignmentError, MetricError
 from hooked_whisper.interventions.metrics import (
-    Metric,
+    PositionMetric,
     check_position,
     describe,
     metric_name,
     resolve_positions,
 )
 
+_ROWS_AT_ONCE = 8
+"""Rows of a softmax over the vocabulary that the processor's cache holds."""
 
-class _OfText(Metric):
+
+class _OfText(PositionMetric):
     """A metric of the predictions of a text's tokens, each given those before it.
 
     The logits at one position predict the token at the next one.
@@ -82,30 +85,40 @@ class _OfText(Metric):
                 f"the metric's tokens go from {low} to {high}; ids go from 0 to {d_vocab - 1}."
             )
 
-    def _targets(self, logits: Tensor) -> Int[Tensor, "batch n_positions"]:
-        """The tokens that these logits predict, after checking that they fit."""
-        n_rows, n_positions, d_vocab = logits.shape
-        needed = len(self.positions)
+    def of_positions(
+        self, logits: Float[Tensor, "batch n_positions vocab"]
+    ) -> Float32[Tensor, "batch"]:
+        n_positions, needed = logits.shape[1], len(self.positions)
         if n_positions != needed:
             raise MetricError(
                 f"logits of {n_positions} positions were given to {metric_name(self)}, which "
                 f"reads {needed}. Call it with the logits of all positions: metric(logits)."
             )
+        return super().of_positions(logits)
+
+    def _targets(self, logits: Tensor, first: int) -> Int[Tensor, "batch n_some"]:
+        """The tokens that these logits predict, after checking that they fit."""
+        n_rows, n_some, d_vocab = logits.shape
         self.check(n_rows, self.tokens.shape[1], d_vocab)
-        return self.tokens[:, self.start :].to(logits.device).expand(n_rows, -1)
+        start = self.start + first
+        return self.tokens[:, start : start + n_some].to(logits.device).expand(n_rows, -1)
 
-    def _counts(self, logits: Tensor) -> Bool[Tensor, "rows n_positions"]:
+    def _counts(self, device: torch.device) -> Bool[Tensor, "rows n_positions"]:
         """Which of the predictions count: those of tokens that are no padding."""
-        places = torch.arange(self.start, self.tokens.shape[1], device=logits.device)
+        places = torch.arange(self.start, self.tokens.shape[1], device=device)
         n_tokens = self.tokens.shape[1] if self.n_tokens is None else self.n_tokens
-        return places < torch.tensor(n_tokens, device=logits.device).view(-1, 1)
+        return places < torch.tensor(n_tokens, device=device).view(-1, 1)
 
-    def _log_probs(self, logits: Tensor) -> Float32[Tensor, "batch n_positions"]:
-        """Log-probability of each token, in nats; 0 for padding."""
-        targets = self._targets(logits)
-        log_probs = logits.float().log_softmax(dim=-1)
-        picked = log_probs.gather(-1, targets[..., None])[..., 0]
-        return torch.where(self._counts(logits), picked, 0.0)
+    def _log_probs(self, logits: Tensor, first: int) -> Float32[Tensor, "batch n_some"]:
+        """Log-probability of each token, in nats."""
+        targets = self._targets(logits, first)
+        parts = zip(
+            logits.flatten(0, 1).split(_ROWS_AT_ONCE),
+            targets.reshape(-1, 1).split(_ROWS_AT_ONCE),
+            strict=True,
+        )
+        picked = [part.float().log_softmax(dim=-1).gather(1, wanted) for part, wanted in parts]
+        return torch.cat(picked).view(targets.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +142,13 @@ class SequenceLogProb(_OfText):
     start: int = 1
     n_tokens: int | Sequence[int] | None = None
 
-    def of_positions(
-        self, logits: Float[Tensor, "batch n_positions vocab"]
-    ) -> Float32[Tensor, "batch"]:
-        return self._log_probs(logits).sum(dim=-1)
+    def at_positions(
+        self, logits: Float[Tensor, "batch n_some vocab"], first: int = 0
+    ) -> Float32[Tensor, "batch n_some"]:
+        return self._log_probs(logits, first)
+
+    def combine(self, numbers: Float32[Tensor, "batch n_positions"]) -> Float32[Tensor, "batch"]:
+        return torch.where(self._counts(numbers.device), numbers, 0.0).sum(dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,10 +166,14 @@ class Loss(_OfText):
     start: int = 1
     n_tokens: int | Sequence[int] | None = None
 
-    def of_positions(
-        self, logits: Float[Tensor, "batch n_positions vocab"]
-    ) -> Float32[Tensor, "batch"]:
-        return -self._log_probs(logits).sum(dim=-1) / self._counts(logits).sum(dim=-1)
+    def at_positions(
+        self, logits: Float[Tensor, "batch n_some vocab"], first: int = 0
+    ) -> Float32[Tensor, "batch n_some"]:
+        return -self._log_probs(logits, first)
+
+    def combine(self, numbers: Float32[Tensor, "batch n_positions"]) -> Float32[Tensor, "batch"]:
+        counts = self._counts(numbers.device)
+        return torch.where(counts, numbers, 0.0).sum(dim=-1) / counts.sum(dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,15 +191,17 @@ class ExactSequence(_OfText):
     start: int = 1
     n_tokens: int | Sequence[int] | None = None
 
-    def of_positions(
-        self, logits: Float[Tensor, "batch n_positions vocab"]
-    ) -> Float32[Tensor, "batch"]:
-        right = self._targets(logits) == logits.argmax(dim=-1)
-        return (right | ~self._counts(logits)).all(dim=-1).float()
+    def at_positions(
+        self, logits: Float[Tensor, "batch n_some vocab"], first: int = 0
+    ) -> Float32[Tensor, "batch n_some"]:
+        return (self._targets(logits, first) == logits.argmax(dim=-1)).float()
+
+    def combine(self, numbers: Float32[Tensor, "batch n_positions"]) -> Float32[Tensor, "batch"]:
+        return ((numbers == 1) | ~self._counts(numbers.device)).all(dim=-1).float()
 
 
 @dataclass(frozen=True, eq=False)
-class KLDivergence(Metric):
+class KLDivergence(PositionMetric):
     """How far the predictions are from those of a reference run, in nats: KL(reference || run).
 
     The mean over positions; 0 where both predict alike.
@@ -235,7 +257,7 @@ class KLDivergence(Metric):
     def of_positions(
         self, logits: Float[Tensor, "batch n_positions vocab"]
     ) -> Float32[Tensor, "batch"]:
-        expected = self._log_probs.to(logits.device)
+        expected = self._log_probs
         if logits.shape[1:] != expected.shape[1:] or len(expected) not in (1, len(logits)):
             raise AlignmentError(
                 f"the reference has {tuple(expected.shape)} logits at the positions that are "
