@@ -263,7 +263,16 @@ class KLDivergence(PositionMetric):
                 f"the reference has {tuple(expected.shape)} logits at the positions that are "
                 f"compared, the run {tuple(logits.shape)}, [batch pos vocab]."
             )
+        return super().of_positions(logits)
+
+    def at_positions(
+        self, logits: Float[Tensor, "batch n_some vocab"], first: int = 0
+    ) -> Float32[Tensor, "batch n_some"]:
+        expected = self._log_probs[:, first : first + logits.shape[1]].to(logits.device)
         probs = expected.exp()
         apart = expected - logits.float().log_softmax(dim=-1)
         # A token that the reference rules out adds nothing, though its logarithm is infinite.
-        return (probs * torch.where(probs > 0, apart, 0.0)).sum(dim=-1).mean(dim=-1)
+        return (probs * torch.where(probs > 0, apart, 0.0)).sum(dim=-1)
+
+    def combine(self, numbers: Float32[Tensor, "batch n_positions"]) -> Float32[Tensor, "batch"]:
+        return numbers.mean(dim=-1)
