@@ -138,6 +138,7 @@ def test_a_token_that_would_lose_all_keys_is_refused(tiny_model, key):
     with pytest.raises(InterventionError, match=r"query=slice\(1, None\)"):
         CutAttention(OF_DECODER, key=key).hooks(tiny_model)
     assert CutAttention(OF_DECODER, query=slice(2, None), key=key).hooks(tiny_model)
+    assert CutAttention(OF_DECODER, key=2).hooks(tiny_model)  # the first two are there to see
 
 
 @pytest.mark.parametrize(
