@@ -10,7 +10,6 @@ cross-attention's keys and values.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,39 +23,10 @@ from hooked_whisper.hooks.collector import any_hooked
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.interventions.entries import Entry, Stop, find_entry
 from hooked_whisper.interventions.examples import Example
-from hooked_whisper.interventions.sites import Site
+from hooked_whisper.interventions.rows import RowPatch, Rows, patch_rows
 from hooked_whisper.model.whisper import HookedWhisper
 
 Step = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class RowPatch:
-    """One patch of one row.
-
-    Args:
-        name: The hook.
-        site: Which part of its activation.
-        value: What to put there: the whole activation of another run, batch of 1.
-    """
-
-    name: str
-    site: Site
-    value: Tensor
-
-    def first_pos(self, point: HookPoint) -> int:
-        """The first position of its stack that the patch changes."""
-        part = self.site.part(self.name, point.axes, self.value.shape)
-        axis = next((point.axes.index(a) for a in ("pos", "query") if a in point.axes), None)
-        if self.site.pos is None or part is None or axis is None:
-            return 0
-        return int(part.whole[axis].min())
-
-    def apply(self, row: Tensor, point: HookPoint, first_pos: int) -> None:
-        """Write the patch over a row, batch of 1, which holds positions from `first_pos` on."""
-        part = self.site.part(self.name, point.axes, row.shape, first_pos)
-        if part is not None:
-            part.put(row, self.value)
 
 
 class BaseRun:
@@ -85,6 +55,7 @@ class BaseRun:
         self.positions = torch.arange(n) if positions is None else torch.tensor(positions) % n
         # A function of the user's may count positions or rows: give it the whole text.
         self.is_hooked = any_hooked(model.hook_dict.values())
+        self._reads_last_only = self.positions.tolist() == [n - 1]
         with torch.no_grad():
             logits, self.cache = model.run_with_cache(
                 example.mel if encoder_output is None else None,
@@ -155,27 +126,40 @@ class BaseRun:
         return 4 * numbers
 
     @torch.no_grad()
-    def logits(self, patches: Sequence[RowPatch]) -> Float[Tensor, "row position vocab"]:
-        """The logits with each of the patches, which must have one `group_key`.
+    def resume(self, patches: Sequence[RowPatch]) -> "Rows":
+        """The last residual stream with each of the patches, which have one `group_key`.
 
-        Returns:
-            float32 logits at the wanted positions, in the order of the patches.
+        Rows come in the order of the patches, if that is the order of computing (`in_order`).
         """
-        back, ordered = self._in_order(patches)
-        start = self.first_pos(ordered[0])
-        with self._patching(ordered, start), self._from_pos(start):
-            if self.entries[ordered[0].name].stack == "encoder":
-                logits = self._finish(self._decode(self._encode(ordered)), 0)
+        start = self.first_pos(patches[0])
+        first = int((self.positions < start).sum())
+        with self._patching(patches, start), self._from_pos(start):
+            if self.entries[patches[0].name].stack == "encoder":
+                resid = self._decode(self._encode(patches))
             else:
-                logits = self._finish(self._resume_decoder(ordered, start), start)
-        return logits[back]
+                resid = self._resume_decoder(patches, start)
+            if self._finish_is_hooked():
+                logits = self.model.decoder.finish(resid)
+                return Rows(first, None, logits[:, self.positions[first:] - start])
+        if resid.shape[1] == len(self.positions) - first:
+            return Rows(first, resid, None)
+        return Rows(first, resid[:, self.positions[first:] - start], None)
+
+    def _finish_is_hooked(self) -> bool:
+        decoder = self.model.decoder
+        final = decoder.ln_final
+        return any_hooked([decoder.hook_logits, final.hook_scale, final.hook_normalized])
+
+    @torch.no_grad()
+    def finish(self, streams: Sequence[Tensor]) -> Float[Tensor, "row n_some vocab"]:
+        """The logits of several groups of rows, which read the unembedding together."""
+        return self.model.decoder.finish(_joined(list(streams)))
 
     @torch.no_grad()
     def encoder_outputs(self, patches: Sequence[RowPatch]) -> Float[Tensor, "row pos d_model"]:
-        """The encoder's output with each of some patches of the encoder, in their order."""
-        back, ordered = self._in_order(patches)
-        with self._patching(ordered, 0):
-            return self._encode(ordered)[back]
+        """The encoder's output with each of some patches of the encoder, in order."""
+        with self._patching(patches, 0):
+            return self._encode(patches)
 
     def shapes(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """The shapes of activations of this run."""
@@ -184,16 +168,16 @@ class BaseRun:
         )
         return {name: tuple(cache[name].shape) for name in names}
 
-    def _in_order(self, patches: Sequence[RowPatch]) -> tuple[Tensor, list[RowPatch]]:
-        """Patches in the order of computing, rows of one hook together; and the way back."""
+    def changes_nothing(self, patch: RowPatch) -> bool:
+        """Whether the base run holds just what is put in, so that its numbers are the answer."""
+        base = self.cache.get(patch.name)
+        if base is None or self.entries[patch.name].kind in ("hook", "start"):
+            return False
+        return patch.equals(base, self.model.hook_dict[patch.name])
 
-        def key(i: int) -> tuple[Any, ...]:
-            return (self.entries[patches[i].name].stop, patches[i].name)
-
-        order = sorted(range(len(patches)), key=key)
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return back, [patches[i] for i in order]
+    def order(self, patch: RowPatch) -> tuple[Any, ...]:
+        """Sorts patches into the order of computing, rows of one hook together."""
+        return (self.entries[patch.name].stop, patch.name)
 
     # The two stacks
 
@@ -210,9 +194,7 @@ class BaseRun:
         """The decoder's last stream for several encoder outputs: it first differs in block 0."""
         n_rows = len(encoder_output)
         resid = self.cache["decoder.blocks.0.hook_resid_mid"].expand(n_rows, -1, -1)
-        boarding = {Stop(0, 2): resid}
-        steps = self._decoder_steps(encoder_output, None, 0)
-        return _ride(steps, boarding, self.model.cfg.n_text_layers)
+        return self._ride_decoder({Stop(0, 2): resid}, encoder_output, None, 0)
 
     def _resume_decoder(self, patches: Sequence[RowPatch], start: int) -> Tensor:
         """The decoder's last stream from position `start` on, with each patch."""
@@ -231,49 +213,58 @@ class BaseRun:
             del cache[attention.key], cache[attention.value]
             encoder_output = encoder_output.expand(n_rows, -1, -1)
         boarding = self._boarding(patches, start, embed)
-        steps = self._decoder_steps(encoder_output, cache, start)
-        return _ride(steps, boarding, len(decoder.blocks))
+        return self._ride_decoder(boarding, encoder_output, cache, start)
 
-    def _decoder_steps(
-        self, encoder_output: Tensor, cache: KVCache | None, start: int
-    ) -> Iterator[list[Step]]:
-        for layer, block in enumerate(self.model.decoder.blocks):
-            attend = partial(self._attend_behind_prefix, layer, block, cache, start)
-            cross = partial(block.cross_attend, encoder_output=encoder_output, kv_cache=cache)
-            yield [block.hook_resid_pre, attend, cross, block.feed_forward]
-
-    def _attend_behind_prefix(
-        self, layer: int, block: Any, cache: KVCache | None, start: int, resid: Tensor
+    def _ride_decoder(
+        self,
+        boarding: dict[Stop, Tensor],
+        encoder_output: Tensor,
+        cache: KVCache | None,
+        start: int,
     ) -> Tensor:
-        """Self-attention of the rows, whose earlier positions are the base run's."""
-        if start == 0 or cache is None:
-            return block.attend(resid)
-        for letter, module in (("k", block.attn.key), ("v", block.attn.value)):
-            kept = self.cache[f"decoder.blocks.{layer}.attn.hook_{letter}"][:, :start]
-            cache[module] = kept.expand(len(resid), -1, -1, -1)
-        return block.attend(resid, cache)
+        """The last stream; of the last position alone, if nothing reads or hooks the others."""
+        blocks = self.model.decoder.blocks
+        n_layers = len(blocks)
+        last_only = self._reads_last_only and not self._is_hooked_from(n_layers - 1)
+        if last_only:
+            trimmed = {
+                stop: resid[:, -1:]
+                for stop, resid in boarding.items()
+                if stop >= Stop(n_layers - 1, 2)
+            }
+            boarding = {**boarding, **trimmed}
 
-    def _finish(self, resid: Tensor, start: int) -> Tensor:
-        """Logits at the wanted positions, from the stream of positions from `start` on."""
-        decoder, wanted = self.model.decoder, self.positions
-        behind = wanted >= start
-        points = [
-            decoder.hook_logits,
-            decoder.ln_final.hook_scale,
-            decoder.ln_final.hook_normalized,
-        ]
-        if any_hooked(points):
-            computed = decoder.finish(resid)[:, wanted[behind] - start]
-        elif len(wanted) == self.example.n_pos:
-            computed = decoder.finish(resid)
+        def steps() -> Iterator[list[Step]]:
+            for layer, block in enumerate(blocks):
+                trim = last_only and layer == n_layers - 1
+                attend = partial(self._attend, layer, cache, start, trim)
+                cross = partial(block.cross_attend, encoder_output=encoder_output, kv_cache=cache)
+                yield [block.hook_resid_pre, attend, cross, block.feed_forward]
+
+        return _ride(steps(), boarding, n_layers)
+
+    def _is_hooked_from(self, layer: int) -> bool:
+        """Whether anything sees a decoder block, or what lies behind it, in this run."""
+        decoder = self.model.decoder
+        modules = [*decoder.blocks[layer].modules(), *decoder.ln_final.modules()]
+        points = [module for module in modules if isinstance(module, HookPoint)]
+        return any_hooked([*points, decoder.hook_logits])
+
+    def _attend(
+        self, layer: int, cache: KVCache | None, start: int, last_only: bool, resid: Tensor
+    ) -> Tensor:
+        """Self-attention of rows whose earlier positions are the base run's."""
+        block = self.model.decoder.blocks[layer]
+        if start == 0 or cache is None:
+            cache = None
         else:
-            computed = decoder.finish(resid[:, wanted[behind] - start])
-        if bool(behind.all()):
-            return computed
-        n_rows, n_wanted, n_vocab = len(resid), len(wanted), computed.shape[2]
-        logits = computed.new_empty(n_rows, n_wanted, n_vocab)
-        logits[:, behind], logits[:, ~behind] = computed, self.base_logits[:, ~behind]
-        return logits
+            for letter, module in (("k", block.attn.key), ("v", block.attn.value)):
+                kept = self.cache[f"decoder.blocks.{layer}.attn.hook_{letter}"][:, :start]
+                cache[module] = kept.expand(len(resid), -1, -1, -1)
+        if not last_only:
+            return block.attend(resid, cache)
+        x = block.ln1(resid)
+        return resid[:, -1:] + block.attn(x[:, -1:], x, x, cache)[0]
 
     # Rows
 
@@ -319,7 +310,7 @@ class BaseRun:
         for name in dict.fromkeys(patch.name for patch in patches):
             if self.entries[name].kind in ("hook", "start"):
                 rows = {i: patch for i, patch in enumerate(patches) if patch.name == name}
-                pairs.append((name, partial(_patch_rows, rows, start)))
+                pairs.append((name, partial(patch_rows, rows, start)))
         with ExitStack() as stack:
             if pairs:
                 stack.enter_context(self.model.hooks(fwd_hooks=pairs))
@@ -376,12 +367,3 @@ def _resid_behind(block: Any, entry: Entry) -> HookPoint:
     if entry.sublayer == "mlp":
         return block.hook_resid_post
     return block.hook_resid_mid if entry.sublayer == "attn" else block.hook_resid_mid_cross
-
-
-def _patch_rows(rows: dict[int, RowPatch], start: int, value: Tensor, hook: HookPoint) -> Tensor:
-    """A hook function that patches some rows."""
-    value = value.clone()
-    first_pos = start if hook.name is not None and hook.name.startswith("decoder") else 0
-    for number, row in rows.items():
-        row.apply(value[number : number + 1], hook, first_pos)
-    return value

@@ -15,13 +15,15 @@ from hooked_whisper.interventions.edits import Interventions, Patch, check_fits
 from hooked_whisper.interventions.examples import Example, check_pair
 from hooked_whisper.interventions.grid import Grid, Per, make_grid
 from hooked_whisper.interventions.metrics import (
+    PositionMetric,
     as_metric,
     check_values,
     metric_name,
     resolve_positions,
 )
 from hooked_whisper.interventions.results import SweepResult
-from hooked_whisper.interventions.resume import BaseRun, RowPatch
+from hooked_whisper.interventions.resume import BaseRun
+from hooked_whisper.interventions.rows import RowPatch
 from hooked_whisper.interventions.transcript_metrics import check_value
 from hooked_whisper.model.whisper import HookedWhisper
 
@@ -154,6 +156,9 @@ class _PairSweep:
             metric.check(1, base.n_pos, model.cfg.d_vocab)
         self.base = BaseRun(model, base, names, positions)
         self.source_logits: Tensor | None = None
+        self._base_numbers: Tensor | None = None
+        # The logits, their copy, and what the metric makes of them.
+        self._logits_bytes = 3 * 4 * len(self.base.positions) * model.cfg.d_vocab
         self.patches = self._patches(cells, self._source_values(names))
 
     def baselines(self, result: SweepResult, number: int) -> None:
@@ -164,14 +169,51 @@ class _PairSweep:
         result.clean[number], result.corrupted[number] = runs[clean], runs[corrupted]
 
     def values(self) -> Iterator[tuple[list[Any], Float[Tensor, " row"]]]:
-        """Places in the table, and the metric there, group by group."""
-        for group in self._groups():
-            places, patches = zip(*group, strict=True)
-            if self.reads_transcript:
+        """Places in the table, and the metric there, some at a time."""
+        if self.reads_transcript:
+            for group in self._groups():
+                places, patches = zip(*group, strict=True)
                 yield list(places), self._of_texts(patches)
-            else:
-                logits = self.base.logits(patches)
-                yield list(places), check_values(self._of_logits(logits), len(logits), self.metric)
+            return
+        unchanged = [place for place, patch in self.patches if self.base.changes_nothing(patch)]
+        if unchanged:
+            base = check_values(self.metric.of_positions(self.base.base_logits), 1, self.metric)
+            yield unchanged, base.expand(len(unchanged))
+        skipped = set(unchanged)
+        self.patches = [(place, patch) for place, patch in self.patches if place not in skipped]
+        places, streams = [], []
+        for group in self._groups():
+            new, patches = zip(*group, strict=True)
+            rows = self.base.resume(patches)
+            if rows.stream is None or rows.first > 0:
+                logits = rows.logits if rows.stream is None else self.base.finish([rows.stream])
+                yield list(new), self._of_tail(logits, rows.first)
+                continue
+            places += new
+            streams.append(rows.stream)
+            if len(places) * self._logits_bytes > self.max_bytes // 2:
+                yield places, self._of_tail(self.base.finish(streams), 0)
+                places, streams = [], []
+        if places:
+            yield places, self._of_tail(self.base.finish(streams), 0)
+
+    def _of_tail(self, logits: Tensor, first: int) -> Float[Tensor, " row"]:
+        """The metric of rows that are as the base run before the `first` wanted position."""
+        n_rows = len(logits)
+        if isinstance(self.metric, PositionMetric):
+            numbers = self.metric.at_positions(logits, first)
+            if first:
+                if self._base_numbers is None:
+                    self._base_numbers = self.metric.at_positions(self.base.base_logits)
+                before = self._base_numbers[:, :first].expand(n_rows, -1)
+                numbers = torch.cat([before, numbers], dim=1)
+            values = self.metric.combine(numbers)
+        else:
+            if first:
+                before = self.base.base_logits[:, :first].expand(n_rows, -1, -1)
+                logits = torch.cat([before, logits], dim=1)
+            values = self.metric.of_positions(logits)
+        return check_values(values, n_rows, self.metric)
 
     def _source_values(self, names: list[str]) -> dict[str, Tensor]:
         """The activations to put in."""
@@ -200,7 +242,7 @@ class _PairSweep:
         for place, patch in self.patches:
             keyed.setdefault(self.base.group_key(patch), []).append((place, patch))
         for key in sorted(keyed):
-            rows = sorted(keyed[key], key=lambda row: self.base.entries[row[1].name].stop)
+            rows = sorted(keyed[key], key=lambda row: self.base.order(row[1]))
             # The largest row of the group; those of one name and first position are alike.
             most = max(
                 self.base.row_bytes(patch) for patch in {p.name: p for _, p in rows}.values()
@@ -209,13 +251,10 @@ class _PairSweep:
             for first in range(0, len(rows), n):
                 yield rows[first : first + n]
 
-    def _of_logits(self, logits: Tensor) -> Tensor:
-        return self.metric.of_positions(logits)
-
     def _measure_base(self) -> float:
         if self.reads_transcript:
             return self._of_text(self.model.generate(encoder_output=self.base.encoder_output))
-        values = self._of_logits(self.base.base_logits)
+        values = self.metric.of_positions(self.base.base_logits)
         return float(check_values(values, 1, self.metric))
 
     def _measure_source(self) -> float:
@@ -224,7 +263,7 @@ class _PairSweep:
         if self.reads_transcript:
             return self._of_text(self.model.generate(self.source.mel))
         assert self.source_logits is not None
-        return float(check_values(self._of_logits(self.source_logits), 1, self.metric))
+        return float(check_values(self.metric.of_positions(self.source_logits), 1, self.metric))
 
     def _of_texts(self, patches: Sequence[RowPatch]) -> Tensor:
         """The metric of what is decoded with each patch."""

@@ -1,0 +1,23 @@
+"""What the model would say at every depth, and which parts of it wrote what it says."""
+
+from hooked_whisper.lenses.direct_attribution import Attribution, Component, direct_attribution
+from hooked_whisper.lenses.encoder_lens import EncoderLens, encoder_lens, encoder_outputs
+from hooked_whisper.lenses.logit_lens import LogitLens, StreamSite, logit_lens
+from hooked_whisper.lenses.source_attribution import SourceAttribution, source_attribution
+from hooked_whisper.lenses.trajectories import TokenTrajectories, token_trajectories
+
+__all__ = [
+    "LogitLens",
+    "StreamSite",
+    "logit_lens",
+    "EncoderLens",
+    "encoder_lens",
+    "encoder_outputs",
+    "Attribution",
+    "Component",
+    "direct_attribution",
+    "SourceAttribution",
+    "source_attribution",
+    "TokenTrajectories",
+    "token_trajectories",
+]
