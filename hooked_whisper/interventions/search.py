@@ -252,7 +252,7 @@ def head_ablations(
 
     >>> from hooked_whisper import HookedWhisper
     >>> len(head_ablations(HookedWhisper.from_pretrained("digits"), "encoder.*.hook_z"))
-    12
+    24
     """
     ablations: list[Edit] = []
     for name in model.hook_names(names_filter):

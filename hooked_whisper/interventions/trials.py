@@ -13,7 +13,8 @@ from hooked_whisper.interventions.edits import Edit, HookPair, Interventions
 from hooked_whisper.interventions.entries import find_entry
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.metrics import as_metric, check_values, resolve_positions
-from hooked_whisper.interventions.resume import BaseRun, RowPatch
+from hooked_whisper.interventions.resume import BaseRun
+from hooked_whisper.interventions.rows import RowPatch
 from hooked_whisper.interventions.sites import Site
 from hooked_whisper.interventions.transcript_metrics import check_value
 from hooked_whisper.model.whisper import HookedWhisper
@@ -102,7 +103,9 @@ class Trials:
         """Edits to try side by side, of the encoder and of the decoder, and those to try alone."""
         plain = self.metrics[number].reads_transcript
         plain = plain or not all(isinstance(edit, _ROW_BY_ROW) for edit in kept)
-        of_encoder, of_decoder, alone = [], [], []
+        of_encoder: list[int] = []
+        of_decoder: list[int] = []
+        alone: list[int] = []
         for row, edit in enumerate(tried):
             if plain or not self._is_patch(edit):
                 alone.append(row)
@@ -138,11 +141,14 @@ class Trials:
         names = list(dict.fromkeys(name for name, _ in pairs.values()))
         positions = resolve_positions(metric, example.n_pos)
         run = BaseRun(self.model, example, names, positions, encoder_output)
+        rows = sorted(rows, key=lambda row: (run.entries[pairs[row][0]].stop, pairs[row][0]))
         while rows:
             patches = [self._patch(run, pairs[rows[0]])]
             n = max(1, self.max_bytes // run.row_bytes(patches[0]))
             patches += [self._patch(run, pairs[row]) for row in rows[1:n]]
-            logits = run.logits(patches)
+            # Whole activations are patched, so that every position may differ.
+            resumed = run.resume(patches)
+            logits = resumed.logits if resumed.stream is None else run.finish([resumed.stream])
             yield rows[:n], check_values(metric.of_positions(logits), len(patches), metric)
             rows = rows[n:]
 

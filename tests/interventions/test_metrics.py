@@ -9,6 +9,7 @@ from torch import Tensor
 from hooked_whisper.errors import MetricError
 from hooked_whisper.interventions.metrics import (
     Metric,
+    PositionMetric,
     as_metric,
     check_values,
     resolve_positions,
@@ -81,6 +82,26 @@ def test_it_reads_its_positions_only(metric: Metric) -> None:
     places = resolve_positions(metric, N_POS)
     other[:, places] = LOGITS[:, places]
     assert torch.equal(metric(other), metric(LOGITS))
+
+
+@pytest.mark.parametrize("first", [0, 1, 2], ids=lambda first: f"from the {first}th")
+@pytest.mark.parametrize(
+    "metric",
+    [metric for metric in METRICS.values() if isinstance(metric, PositionMetric)],
+    ids=[name for name, metric in METRICS.items() if isinstance(metric, PositionMetric)],
+)
+def test_one_number_for_each_position(metric: PositionMetric, first: int) -> None:
+    """A sweep computes the numbers from the first patched position on, and knows the others."""
+    places = resolve_positions(metric, N_POS)
+    read = LOGITS if places is None else LOGITS[:, places]
+    before, after = (
+        metric.at_positions(read[:, :first]),
+        metric.at_positions(read[:, first:], first),
+    )
+    assert before.shape == (3, first) and before.dtype == after.dtype == torch.float32
+    joined = torch.cat([before, after], dim=1)
+    assert joined.shape == read.shape[:2]
+    torch.testing.assert_close(metric.combine(joined), metric(LOGITS))
 
 
 @every_metric

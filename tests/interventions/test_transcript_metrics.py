@@ -73,6 +73,12 @@ def test_token_error_rate_with_a_tokenizer(digits: HookedWhisper) -> None:
     assert TokenErrorRate(tokenizer, "one two")("one") == 0.5
 
 
+def test_tokens_are_those_that_the_model_writes(digits: HookedWhisper) -> None:
+    """With the space before a word: " wombats" is 2 tokens, "wombats" 3."""
+    assert TokenErrorRate(digits, "wombats")("one") == 1
+    assert TokenErrorRate(digits, "wombats")("one two three") == 1.5
+
+
 @pytest.mark.parametrize(
     ("reference", "text", "expected"),
     [
