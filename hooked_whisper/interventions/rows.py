@@ -40,11 +40,13 @@ class RowPatch:
 
     def first_pos(self, point: HookPoint) -> int:
         """The first position of its stack that the patch changes."""
-        part = self.site.part(self.name, point.axes, self.value.shape)
         axis = next((point.axes.index(a) for a in ("pos", "query") if a in point.axes), None)
-        if self.site.pos is None or part is None or axis is None:
+        if self.site.pos is None or axis is None:
             return 0
-        return int(part.whole[axis].min())
+        if isinstance(self.site.pos, int):
+            return self.site.pos % self.value.shape[axis]
+        part = self.site.part(self.name, point.axes, self.value.shape)
+        return 0 if part is None else int(part.whole[axis].min())
 
     def apply(self, row: Tensor, point: HookPoint, first_pos: int) -> None:
         """Write the patch over a row, batch of 1, which holds positions from `first_pos` on."""
