@@ -15,11 +15,16 @@ import torch
 from torch import Tensor
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.analysis.alignment import frame_energy, time_alignment
-from hooked_whisper.analysis.residual import cosine_by_layer, residual_histogram
-from hooked_whisper.analysis.tables import head_table, residual_table
+from hooked_whisper.analysis import (
+    cosine_by_layer,
+    frame_energy,
+    head_table,
+    residual_histogram,
+    residual_table,
+    time_alignment,
+)
 from hooked_whisper.digits import recordings
-from hooked_whisper.figures.statistics import (
+from hooked_whisper.figures import (
     plot_by_layer,
     plot_cosine_matrix,
     plot_head_scores,

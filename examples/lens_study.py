@@ -14,11 +14,13 @@ from typing import Any
 
 from hooked_whisper import HookedWhisper
 from hooked_whisper.digits import Recording, recordings
-from hooked_whisper.lenses.direct_attribution import direct_attribution
-from hooked_whisper.lenses.encoder_lens import encoder_lens
-from hooked_whisper.lenses.logit_lens import logit_lens
-from hooked_whisper.lenses.source_attribution import source_attribution
-from hooked_whisper.lenses.trajectories import token_trajectories
+from hooked_whisper.lenses import (
+    direct_attribution,
+    encoder_lens,
+    logit_lens,
+    source_attribution,
+    token_trajectories,
+)
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 N_OTHERS = len(DIGITS) - 1

@@ -1,6 +1,33 @@
 """Pictures from plain tensors; matplotlib is loaded when the first one is drawn."""
 
 from hooked_whisper.figures.attention import plot_cross_attention
+from hooked_whisper.figures.lenses import (
+    plot_attribution,
+    plot_encoder_lens,
+    plot_logit_lens,
+    plot_sources,
+    plot_trajectories,
+)
 from hooked_whisper.figures.patching import plot_patching
+from hooked_whisper.figures.statistics import (
+    plot_by_layer,
+    plot_cosine_matrix,
+    plot_head_scores,
+    plot_histograms,
+)
+from hooked_whisper.figures.sweep import plot_sweep
 
-__all__ = ["plot_cross_attention", "plot_patching"]
+__all__ = [
+    "plot_attribution",
+    "plot_by_layer",
+    "plot_cosine_matrix",
+    "plot_cross_attention",
+    "plot_encoder_lens",
+    "plot_head_scores",
+    "plot_histograms",
+    "plot_logit_lens",
+    "plot_patching",
+    "plot_sources",
+    "plot_sweep",
+    "plot_trajectories",
+]

@@ -1,14 +1,14 @@
 """Edits of activations, what they are judged by, and the tools that go through many of them.
 
-    what a run is given    Example
-    where                  Site
-    edits                  Patch, ZeroAblation, MeanAblation, ResampleAblation, SkipLayer,
-                           ablate_head_everywhere, RestrictAttention, CutAttention,
-                           ReplacePattern, Steer, ProjectOut
-    to have them act       Interventions, compare_transcripts
-    what a run is worth    LogitDifference, LogProb, ..., WordErrorRate, ..., as_metric
-    many at once           patch_sweep, path_patch, path_patch_heads, attribution_patch,
-                           greedy_ablation
+what a run is given    Example
+where                  Site
+edits                  Patch, ZeroAblation, MeanAblation, ResampleAblation, SkipLayer,
+                       ablate_head_everywhere, RestrictAttention, CutAttention,
+                       ReplacePattern, Steer, ProjectOut
+to have them act       Interventions, compare_transcripts
+what a run is worth    LogitDifference, LogProb, ..., WordErrorRate, ..., as_metric
+many at once           patch_sweep, path_patch, path_patch_heads, attribution_patch,
+                       greedy_ablation, attention_rollout, gradient_rollout
 """
 
 from hooked_whisper.interventions.ablation import (
@@ -23,13 +23,15 @@ from hooked_whisper.interventions.attention_edits import (
     ReplacePattern,
     RestrictAttention,
 )
+from hooked_whisper.interventions.attribution_patching import attribution_patch
 from hooked_whisper.interventions.edits import Edit, Interventions, Patch, SiteEdit
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.means import mean_activations
-from hooked_whisper.interventions.metrics import Metric, as_metric
+from hooked_whisper.interventions.metrics import Metric, PositionMetric, as_metric
 from hooked_whisper.interventions.path_patching import PathEffects, path_patch, path_patch_heads
 from hooked_whisper.interventions.paths import Head, HeadInput, MLPLayer
 from hooked_whisper.interventions.results import SweepResult
+from hooked_whisper.interventions.rollout import attention_rollout, gradient_rollout
 from hooked_whisper.interventions.search import GreedyAblation, greedy_ablation
 from hooked_whisper.interventions.sequence_metrics import (
     ExactSequence,
@@ -78,6 +80,7 @@ __all__ = [
     "Steer",
     "class_mean_difference",
     "Metric",
+    "PositionMetric",
     "as_metric",
     "LogitDifference",
     "LogProb",
@@ -105,6 +108,9 @@ __all__ = [
     "PathEffects",
     "path_patch",
     "path_patch_heads",
+    "attribution_patch",
+    "attention_rollout",
+    "gradient_rollout",
     "GreedyAblation",
     "greedy_ablation",
 ]

@@ -108,7 +108,12 @@ class SweepResult:
         return (self.effect() if effect else self.values).nanmean(dim=0)
 
     def interval(
-        self, level: float | int = 0.95, *, effect: bool = False, n_resamples: int = 2000, seed: int = 0
+        self,
+        level: float | int = 0.95,
+        *,
+        effect: bool = False,
+        n_resamples: int = 2000,
+        seed: int = 0,
     ) -> tuple[Float[Tensor, "site layer part"], Float[Tensor, "site layer part"]]:
         """Where the mean over pairs lies, by the bootstrap's percentiles.
 

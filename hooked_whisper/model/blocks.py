@@ -126,7 +126,7 @@ class DecoderBlock(Block):
         encoder_output: Float[Tensor, "audio_batch key d_model"],
         kv_cache: KVCache | None = None,
     ) -> Residual:
-        """Attention to the encoder: from the stream after self-attention to `hook_resid_mid_cross`."""
+        """Attention to the encoder: from `hook_resid_mid` to `hook_resid_mid_cross`."""
         cross_attn_out = self._cross_attention(resid, encoder_output, kv_cache)
         return self.hook_resid_mid_cross(resid + cross_attn_out)
 

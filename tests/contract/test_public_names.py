@@ -3,7 +3,10 @@
 A change of these lists belongs into the documentation and the changelog too.
 """
 
+import importlib
 import types
+
+import pytest
 
 import hooked_whisper
 from hooked_whisper import errors
@@ -48,6 +51,46 @@ ERRORS = {
     "WeightShapeError": ("WeightsError", "ValueError"),
 }
 """Every error with what it derives from: code that catches the built-in one counts on it."""
+
+
+ROOMS = {
+    "analysis": """
+        HEAD_SCORES Histogram OutlierDimensions TimeAlignment attention_entropy attention_received
+        correlation_with_energy cosine_by_layer current_token_score diagonal_half_width
+        diagonal_width expected_seconds frame_energy head_table hoyer_sparsity kurtosis
+        mean_distance monotonicity norm_by_layer outlier_dimensions participation_ratio
+        previous_token_score residual_histogram residual_norm residual_table share_below
+        share_on_padding speech_vectors start_token_score time_alignment
+    """,
+    "figures": """
+        plot_attribution plot_by_layer plot_cosine_matrix plot_cross_attention plot_encoder_lens
+        plot_head_scores plot_histograms plot_logit_lens plot_patching plot_sources plot_sweep
+        plot_trajectories
+    """,
+    "interventions": """
+        CompressionRatio CutAttention Edit ExactSequence ExactTranscript Example GreedyAblation
+        Head HeadInput Interventions KLDivergence LogProb LogitDifference Loss MLPLayer
+        MeanAblation Metric NoSpeechProb Patch PathEffects PositionMetric Probability ProjectOut
+        Repetition ReplacePattern ResampleAblation RestrictAttention SequenceLogProb Site SiteEdit
+        SkipLayer Steer SweepResult TokenErrorRate TokenRank TranscriptComparison TranscriptMetric
+        WordErrorRate ZeroAblation ablate_head_everywhere as_metric as_transcript_metric
+        attention_rollout attribution_patch class_mean_difference compare_transcripts
+        gradient_rollout greedy_ablation mean_activations patch_sweep path_patch path_patch_heads
+    """,
+    "lenses": """
+        Attribution Component EncoderLens LogitLens SourceAttribution StreamSite
+        TokenTrajectories direct_attribution encoder_lens encoder_outputs logit_lens
+        source_attribution token_trajectories
+    """,
+}
+"""The public names of the rooms that users import from."""
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_names_of_a_room_are_these(room: str) -> None:
+    module = importlib.import_module(f"hooked_whisper.{room}")
+    assert set(module.__all__) == set(ROOMS[room].split())
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
 
 
 def test_the_public_names_are_these() -> None:

@@ -164,7 +164,8 @@ def test_with_flags_on_and_hooks_of_ones_own(
     fresh_model.set_use_split_qkv_input(True)
     fresh_model.set_use_attn_result(True)
     fresh_model.set_use_hook_mlp_in(True)
-    fresh_model.add_hook("decoder.blocks.1.attn.hook_q", lambda value, hook: 0.5 * value)
+    scale = torch.tensor([0.5, 2.0]).view(2, 1, 1, 1)  # which counts on two rows
+    fresh_model.add_hook("decoder.blocks.1.attn.hook_q", lambda value, hook: scale * value)
     receivers = [Head("decoder", 1, 1).q, MLPLayer("encoder", 1)]
     senders = [Head("encoder", 0, 1), Head("decoder", 0, 1), MLPLayer("decoder", 0)]
     found = path_patch(fresh_model, clean, corrupted, senders, receivers, DIFFERENCE)
