@@ -34,6 +34,7 @@ from hooked_whisper.analysis.residual import (
     speech_vectors,
 )
 from hooked_whisper.analysis.tables import HEAD_SCORES, head_table, residual_table
+from hooked_whisper.analysis.top_activations import Moment, top_activations
 
 __all__ = [
     "attention_entropy",
@@ -66,4 +67,6 @@ __all__ = [
     "HEAD_SCORES",
     "head_table",
     "residual_table",
+    "Moment",
+    "top_activations",
 ]

@@ -55,12 +55,14 @@ ERRORS = {
 
 ROOMS = {
     "analysis": """
-        HEAD_SCORES Histogram OutlierDimensions TimeAlignment attention_entropy attention_received
+        HEAD_SCORES Histogram Moment OutlierDimensions TimeAlignment attention_entropy
+        attention_received
         correlation_with_energy cosine_by_layer current_token_score diagonal_half_width
         diagonal_width expected_seconds frame_energy head_table hoyer_sparsity kurtosis
         mean_distance monotonicity norm_by_layer outlier_dimensions participation_ratio
         previous_token_score residual_histogram residual_norm residual_table share_below
         share_on_padding speech_vectors start_token_score time_alignment
+        top_activations
     """,
     "figures": """
         plot_attribution plot_by_layer plot_cosine_matrix plot_cross_attention plot_encoder_lens
