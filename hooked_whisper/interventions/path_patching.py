@@ -78,7 +78,10 @@ class PathEffects:
 
     @property
     def recovered(self) -> Float[Tensor, "sender batch"]:
-        """The effect as a share of the way from the base run to the other; 1 is all of it."""
+        """The effect as a share of the way from the base run to the other; 1 is all of it.
+
+        Not finite where the metric is the same in both runs.
+        """
         way = self.clean - self.corrupted
         return self.effects / (way if self.direction == "denoising" else -way)
 
