@@ -537,7 +537,22 @@ def test_names_of_edits(edit: Edit, name: str) -> None:
         ({"metric": lambda x: x.mean()}, MetricError, r"returned a tensor of shape \(\)"),
         ({"metric": lambda x: x[:, 0, 0] / 0}, MetricError, r"gave -?inf in row 0"),
     ],
-    ids=str,
+    ids=[
+        "unknown candidates",
+        "no candidates",
+        "tolerance below 0",
+        "tolerance NaN",
+        "no removals",
+        "no memory",
+        "no examples",
+        "too many metrics",
+        "no metric",
+        "position",
+        "token",
+        "too many tokens",
+        "one number for all",
+        "infinite",
+    ],
 )
 def test_it_refuses(
     tiny_model: Any, example: Example, changes: dict[str, Any], error: Any, message: str

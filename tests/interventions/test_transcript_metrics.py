@@ -235,7 +235,9 @@ def test_what_is_no_metric_of_texts(wrong: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [WordErrorRate, ExactTranscript, lambda text: TokenErrorRate(None, text)], ids=str
+    "make",
+    [WordErrorRate, ExactTranscript, lambda text: TokenErrorRate(None, text)],
+    ids=["words", "exact", "tokens"],
 )
 @pytest.mark.parametrize("reference", ["", "  \n"], ids=repr)
 def test_an_empty_reference(make: Any, reference: str) -> None:
