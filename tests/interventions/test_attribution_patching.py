@@ -315,30 +315,18 @@ def _never(logits: Tensor) -> Tensor:
     raise AssertionError("computed before the input was checked")
 
 
+MID = "encoder.blocks.0.hook_resid_mid"
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no such hook": ({"names_filter": "encoder.hook_resid"}, HookNameError, r"no hook 'encoder"),
-    "no heads": (
-        {"names_filter": "encoder.blocks.0.hook_resid_mid", "per": "head"},
-        SiteError,
-        r"no heads",
-    ),
-    "no time": (
-        {"per": "window", "window_s": 0.1},
-        SiteError,
-        r"none of which is the recording's time",
-    ),
+    "no heads": ({"names_filter": MID, "per": "head"}, SiteError, r"no heads"),
+    "no time": ({"per": "window", "window_s": 0.1}, SiteError, r"none of which is the recording's"),
     "no steps": ({"n_steps": 0}, InterventionError, r"n_steps is 0"),
 }
 
 
 @pytest.mark.parametrize(("options", "error", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_arguments(
-    tiny_model: Any,
-    clean: Example,
-    corrupted: Example,
-    options: dict[str, Any],
-    error: type[Exception],
-    message: str,
+    tiny_model: Any, clean: Example, corrupted: Example, options: Any, error: Any, message: str
 ) -> None:
     with pytest.raises(error, match=message):
         attribution_patch(tiny_model, clean, corrupted, metric=_never, **options)
