@@ -116,7 +116,7 @@ class SweepError(InterventionError):
         result: What was done until then.
     """
 
-    def __init__(self, message: str, result: object) -> None:
+    def __init__(self, message: str, result: object = None) -> None:
         super().__init__(message)
         self.result = result
 

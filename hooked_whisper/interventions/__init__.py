@@ -31,8 +31,14 @@ from hooked_whisper.interventions.metrics import Metric, PositionMetric, as_metr
 from hooked_whisper.interventions.path_patching import PathEffects, path_patch, path_patch_heads
 from hooked_whisper.interventions.paths import Head, HeadInput, MLPLayer
 from hooked_whisper.interventions.results import SweepResult
-from hooked_whisper.interventions.rollout import attention_rollout, gradient_rollout
-from hooked_whisper.interventions.search import GreedyAblation, greedy_ablation
+from hooked_whisper.interventions.rollout import Rollout, attention_rollout, gradient_rollout
+from hooked_whisper.interventions.search import (
+    GreedyAblation,
+    Removal,
+    greedy_ablation,
+    head_ablations,
+    layer_ablations,
+)
 from hooked_whisper.interventions.sequence_metrics import (
     ExactSequence,
     KLDivergence,
@@ -109,8 +115,12 @@ __all__ = [
     "path_patch",
     "path_patch_heads",
     "attribution_patch",
+    "Rollout",
     "attention_rollout",
     "gradient_rollout",
     "GreedyAblation",
+    "Removal",
     "greedy_ablation",
+    "head_ablations",
+    "layer_ablations",
 ]

@@ -31,15 +31,10 @@ from hooked_whisper.interventions.edits import check_fits
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.grid import Per, make_grid
 from hooked_whisper.interventions.metrics import check_values, metric_name
+from hooked_whisper.interventions.pairs import Corrupted, Direction, metric_for_each, pair_up
 from hooked_whisper.interventions.results import SweepResult
 from hooked_whisper.interventions.sites import Site
-from hooked_whisper.interventions.sweep import (
-    Corrupted,
-    Direction,
-    _empty_result,
-    _metrics,
-    _pair_up,
-)
+from hooked_whisper.interventions.sweep import empty_result
 from hooked_whisper.model.whisper import HookedWhisper
 
 Along = Literal["inputs", "sites"]
@@ -101,13 +96,13 @@ def attribution_patch(
     Sundararajan et al. 2017 at the site, as Marks et al. 2024 "Sparse Feature
     Circuits", section 3. Here the points are the middles of `n_steps` equal steps.
     """
-    pairs = _pair_up(model, clean, corrupted, direction)
+    pairs = pair_up(model, clean, corrupted, direction)
     examples = [base for base, _ in pairs]
     grid = make_grid(model, examples, names_filter, per, parts, window_s, all_frames)
-    metrics = _metrics(metric, len(pairs))
+    metrics = metric_for_each(metric, len(pairs))
     for each, (base, source) in zip(metrics, pairs, strict=True):
         _check(model, each, base, source, n_steps, along)
-    result = _empty_result(grid, len(pairs), direction, metrics[0], model, None)
+    result = empty_result(grid, len(pairs), direction, metrics[0], model, None)
     result.conditions["estimate"] = _describe(n_steps, along)
     cells = grid.cells()
     names = list(dict.fromkeys(name for _, name, _ in cells))

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from hooked_whisper.config import Stack
 from hooked_whisper.generation.kv_cache import KVCache
@@ -238,17 +238,14 @@ class BaseRun:
             for layer, block in enumerate(blocks):
                 trim = last_only and layer == n_layers - 1
                 attend = partial(self._attend, layer, cache, start, trim)
-                cross = partial(block.cross_attend, encoder_output=encoder_output, kv_cache=cache)
+                cross = partial(self._cross_attend, layer, encoder_output, cache)
                 yield [block.hook_resid_pre, attend, cross, block.feed_forward]
 
         return _ride(steps(), boarding, n_layers)
 
     def _is_hooked_from(self, layer: int) -> bool:
         """Whether anything sees a decoder block, or what lies behind it, in this run."""
-        decoder = self.model.decoder
-        modules = [*decoder.blocks[layer].modules(), *decoder.ln_final.modules()]
-        points = [module for module in modules if isinstance(module, HookPoint)]
-        return any_hooked([*points, decoder.hook_logits])
+        return _is_hooked(self.model.decoder.blocks[layer]) or self._finish_is_hooked()
 
     def _attend(
         self, layer: int, cache: KVCache | None, start: int, last_only: bool, resid: Tensor
@@ -265,6 +262,16 @@ class BaseRun:
             return block.attend(resid, cache)
         x = block.ln1(resid)
         return resid[:, -1:] + block.attn(x[:, -1:], x, x, cache)[0]
+
+    def _cross_attend(
+        self, layer: int, encoder_output: Tensor, cache: KVCache | None, resid: Tensor
+    ) -> Tensor:
+        """Cross-attention of rows; those of one recording are only more queries, side by side."""
+        block = self.model.decoder.blocks[layer]
+        if len(encoder_output) > 1 or len(resid) == 1 or _is_hooked(block):
+            return block.cross_attend(resid, encoder_output, cache)
+        side_by_side = resid.flatten(0, 1)[None]
+        return block.cross_attend(side_by_side, encoder_output, cache).view(resid.shape)
 
     # Rows
 
@@ -327,6 +334,11 @@ class BaseRun:
 
     def _mel(self, n_rows: int) -> Tensor:
         return self.example.mel.values.expand(n_rows, -1, -1)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether anything sees an activation of a module."""
+    return any_hooked(each for each in module.modules() if isinstance(each, HookPoint))
 
 
 def _ride(blocks: Iterator[list[Step]], boarding: dict[Stop, Tensor], n_layers: int) -> Tensor:

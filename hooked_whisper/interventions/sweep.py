@@ -2,33 +2,30 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.errors import AlignmentError, InterventionError, SweepError
+from hooked_whisper.errors import InterventionError, SweepError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.interventions.edits import Interventions, Patch, check_fits
-from hooked_whisper.interventions.examples import Example, check_pair
+from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.grid import Grid, Per, make_grid
 from hooked_whisper.interventions.metrics import (
     PositionMetric,
-    as_metric,
     check_values,
     metric_name,
     resolve_positions,
 )
+from hooked_whisper.interventions.pairs import Corrupted, Direction, metric_for_each, pair_up
 from hooked_whisper.interventions.results import SweepResult
 from hooked_whisper.interventions.resume import BaseRun
 from hooked_whisper.interventions.rows import RowPatch
 from hooked_whisper.interventions.transcript_metrics import check_value
 from hooked_whisper.model.whisper import HookedWhisper
-
-Direction = Literal["denoising", "noising"]
-Corrupted = Example | Sequence[Example] | WhisperCache | Literal["zero"]
 
 DEFAULT_MAX_BYTES = 256 * 2**20
 
@@ -89,14 +86,14 @@ def patch_sweep(
 
     Source: Meng et al. 2022 (ROME), causal tracing; names after Heimersheim and Nanda 2024.
     """
-    pairs = _pair_up(model, clean, corrupted, direction)
+    pairs = pair_up(model, clean, corrupted, direction)
     grid = make_grid(
         model, [base for base, _ in pairs], names_filter, per, parts, window_s, all_frames
     )
-    metrics = _metrics(metric, len(pairs))
+    metrics = metric_for_each(metric, len(pairs))
     if max_bytes <= 0:
         raise InterventionError(f"max_bytes is {max_bytes}; give a number of bytes above 0.")
-    result = _empty_result(grid, len(pairs), direction, metrics[0], model, resume)
+    result = empty_result(grid, len(pairs), direction, metrics[0], model, resume)
     bar = _progress_bar(result, progress)
     try:
         for number, (base, source) in enumerate(pairs):
@@ -281,59 +278,7 @@ class _PairSweep:
         return check_value(self.metric(generation.texts[0]), self.metric)
 
 
-def _pair_up(
-    model: HookedWhisper, clean: Any, corrupted: Any, direction: str
-) -> list[tuple[Example, Example | WhisperCache | None]]:
-    """The run to patch and what to put into it, for each pair."""
-    if direction not in ("denoising", "noising"):
-        raise InterventionError(f"direction is {direction!r}; it can be 'denoising' or 'noising'.")
-    rights = _one_by_one(clean)
-    if isinstance(corrupted, WhisperCache) or corrupted == "zero":
-        if direction == "denoising":
-            raise InterventionError(
-                "activations of no run can only be put into the clean run; pass direction="
-                '"noising".'
-            )
-        source = corrupted if isinstance(corrupted, WhisperCache) else None
-        return [(right, source) for right in rights]
-    wrongs = _one_by_one(corrupted)
-    if len(rights) != len(wrongs):
-        raise AlignmentError(
-            f"{len(rights)} clean runs and {len(wrongs)} corrupted ones cannot be paired."
-        )
-    for right, wrong in zip(rights, wrongs, strict=True):
-        check_pair(model, right, wrong)
-    pairs = list(zip(rights, wrongs, strict=True))
-    return [(wrong, right) for right, wrong in pairs] if direction == "denoising" else pairs
-
-
-def _one_by_one(examples: Any) -> list[Example]:
-    """Each row as an example of its own."""
-    found = [examples] if isinstance(examples, Example) else examples
-    if not isinstance(found, Sequence) or not all(isinstance(each, Example) for each in found):
-        raise InterventionError(
-            f"{type(examples).__name__} given; pass an Example or a list of them: "
-            "Example.from_audio(model, path)."
-        )
-    rows = [
-        Example(example.mel[i], example.tokens[i : i + 1])
-        for example in found
-        for i in range(len(example))
-    ]
-    if not rows:
-        raise InterventionError("an empty sweep: no examples were given.")
-    return rows
-
-
-def _metrics(metric: Any, n_pairs: int) -> list[Any]:
-    """One metric for each pair."""
-    many = list(metric) if isinstance(metric, (list, tuple)) else [metric] * n_pairs
-    if len(many) != n_pairs:
-        raise InterventionError(f"{len(many)} metrics for {n_pairs} pairs; give one, or as many.")
-    return [each if getattr(each, "reads_transcript", False) else as_metric(each) for each in many]
-
-
-def _empty_result(
+def empty_result(
     grid: Grid,
     n_pairs: int,
     direction: str,

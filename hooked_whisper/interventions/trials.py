@@ -12,13 +12,13 @@ from hooked_whisper.interventions.ablation import MeanAblation, SkipLayer, ZeroA
 from hooked_whisper.interventions.edits import Edit, HookPair, Interventions
 from hooked_whisper.interventions.entries import find_entry
 from hooked_whisper.interventions.examples import Example
-from hooked_whisper.interventions.metrics import as_metric, check_values, resolve_positions
+from hooked_whisper.interventions.metrics import check_values, resolve_positions
+from hooked_whisper.interventions.pairs import metric_for_each, one_by_one
 from hooked_whisper.interventions.resume import BaseRun
 from hooked_whisper.interventions.rows import RowPatch
 from hooked_whisper.interventions.sites import Site
 from hooked_whisper.interventions.transcript_metrics import check_value
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.speech.tokens import check_tokens
 
 DEFAULT_MAX_BYTES = 256 * 2**20
 
@@ -54,8 +54,8 @@ class Trials:
         if max_bytes <= 0:
             raise InterventionError(f"max_bytes is {max_bytes}; give a number above 0.")
         self.model, self.max_new_tokens, self.max_bytes = model, max_new_tokens, max_bytes
-        self.examples = _one_by_one(model, examples)
-        self.metrics = _metrics(metric, len(self.examples))
+        self.examples = one_by_one(model, examples)
+        self.metrics = metric_for_each(metric, len(self.examples))
         for example, each in zip(self.examples, self.metrics, strict=True):
             if not each.reads_transcript:
                 each.check(1, example.n_pos, model.cfg.d_vocab)
@@ -168,31 +168,3 @@ class Trials:
             return check_value(metric(written.texts[0]), metric)
         logits = self.model(mel, example.tokens, encoder_output=encoder_output)
         return float(check_values(metric(logits), 1, metric))
-
-
-def _one_by_one(model: HookedWhisper, examples: Any) -> list[Example]:
-    """Each row as an example of its own."""
-    found = [examples] if isinstance(examples, Example) else examples
-    if not isinstance(found, Sequence) or not all(isinstance(each, Example) for each in found):
-        raise InterventionError(
-            f"{type(examples).__name__} given; pass an Example or a list of them: "
-            "Example.from_audio(model, path)."
-        )
-    rows = [
-        Example(example.mel[i], example.tokens[i : i + 1])
-        for example in found
-        for i in range(len(example))
-    ]
-    if not rows:
-        raise InterventionError("no examples were given; pass at least one.")
-    for row in rows:
-        check_tokens(row.tokens, model.cfg.d_vocab, model.cfg.n_text_ctx)
-    return rows
-
-
-def _metrics(metric: Any, n_rows: int) -> list[Any]:
-    """One metric for each row."""
-    many = list(metric) if isinstance(metric, (list, tuple)) else [metric] * n_rows
-    if len(many) != n_rows:
-        raise InterventionError(f"{len(many)} metrics for {n_rows} rows; give one, or as many.")
-    return [each if getattr(each, "reads_transcript", False) else as_metric(each) for each in many]

@@ -69,6 +69,10 @@ class Attention(nn.Module):
         """
         q = self.hook_q(self._project(self.query, query_input))
         k, v = self._keys_and_values(key_input, value_input, kv_cache)
+        if k.shape[0] not in (1, q.shape[0]):
+            # Several hypotheses for each recording: beam search.
+            k, v = (each.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for each in (k, v))
+
         q, k, v = (each.permute(0, 2, 1, 3) for each in (q, k, v))
         if self.needs_scores:
             z, scores = self._attend_explicitly(q, k, v)
@@ -121,29 +125,15 @@ class Attention(nn.Module):
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         n_query, n_key = q.shape[2], k.shape[2]
-        if k.shape[0] != q.shape[0]:
-            return self._attend_shared(q, k, v)
         if not self.causal or n_query == 1:
             return F.scaled_dot_product_attention(q, k, v)
         if n_query == n_key:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=_causal_mask(q, n_key))
 
-    def _attend_shared(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Several rows read one recording: beam search, or patches side by side.
-
-        Without a mask, rows are only more queries, so that keys and values need no copies.
-        """
-        n_rows = q.shape[0] // k.shape[0]
-        queries = q.unflatten(0, (-1, n_rows)).transpose(1, 2).flatten(2, 3)
-        z = F.scaled_dot_product_attention(queries, k, v)
-        return z.unflatten(2, (n_rows, -1)).transpose(1, 2).flatten(0, 1)
-
     def _attend_explicitly(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         # As openai-whisper: half of 1/sqrt(d_head) on either side, softmax in float32.
         scale = q.shape[-1] ** -0.25
-        if k.shape[0] not in (1, q.shape[0]):
-            k, v = (each.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for each in (k, v))
         scores = (q * scale) @ (k * scale).transpose(-1, -2)
         if self.causal and q.shape[2] > 1:
             scores = scores + _causal_mask(q, k.shape[2])

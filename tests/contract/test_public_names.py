@@ -73,11 +73,13 @@ ROOMS = {
         CompressionRatio CutAttention Edit ExactSequence ExactTranscript Example GreedyAblation
         Head HeadInput Interventions KLDivergence LogProb LogitDifference Loss MLPLayer
         MeanAblation Metric NoSpeechProb Patch PathEffects PositionMetric Probability ProjectOut
-        Repetition ReplacePattern ResampleAblation RestrictAttention SequenceLogProb Site SiteEdit
+        Removal Repetition ReplacePattern ResampleAblation RestrictAttention Rollout
+        SequenceLogProb Site SiteEdit
         SkipLayer Steer SweepResult TokenErrorRate TokenRank TranscriptComparison TranscriptMetric
         WordErrorRate ZeroAblation ablate_head_everywhere as_metric as_transcript_metric
         attention_rollout attribution_patch class_mean_difference compare_transcripts
-        gradient_rollout greedy_ablation mean_activations patch_sweep path_patch path_patch_heads
+        gradient_rollout greedy_ablation head_ablations layer_ablations
+        mean_activations patch_sweep path_patch path_patch_heads
     """,
     "lenses": """
         Attribution Component EncoderLens LogitLens SourceAttribution StreamSite
