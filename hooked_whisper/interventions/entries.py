@@ -115,7 +115,7 @@ def _sublayer_of(stack: Stack, rest: str) -> Sublayer:
     """The sublayer that a hook of a block belongs to."""
     first = rest.split(".")[0]
     if first in _SUBLAYERS[stack]:
-        return first  # type: ignore[return-value]
+        return first
     if first in _NORMS[stack]:
         return _NORMS[stack][first]
     if "mlp" in first:

@@ -89,8 +89,8 @@ def make_grid(
         names[sites.index(site)][layers.index(layer)] = name
     grid = Grid(sites, layers, names, _AXES[per], labels)
     _check_positions(examples, hooks, per, labels)
-    for _, _, site in grid.cells():
-        site.names(model)
+    for _, _, part in grid.cells():
+        part.names(model)
     return grid
 
 

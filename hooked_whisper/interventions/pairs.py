@@ -36,8 +36,9 @@ def pair_up(
         )
     for right, wrong in zip(rights, wrongs, strict=True):
         check_pair(model, right, wrong)
-    pairs = list(zip(rights, wrongs, strict=True))
-    return [(wrong, right) for right, wrong in pairs] if direction == "denoising" else pairs
+    if direction == "denoising":
+        return list(zip(wrongs, rights, strict=True))
+    return list(zip(rights, wrongs, strict=True))
 
 
 def one_by_one(model: HookedWhisper, examples: Any) -> list[Example]:

@@ -90,7 +90,7 @@ class BaseRun:
     def _cross_keys_and_values(self) -> dict[Any, Tensor]:
         """By projection, with each head's vectors together in memory, as every row reads them."""
         found = {}
-        for layer, block in enumerate(self.model.decoder.blocks):
+        for layer, block in enumerate(self._blocks("decoder")):
             for name in ("key", "value"):
                 kept = self.cache[f"decoder.blocks.{layer}.cross_attn.hook_{name[0]}"]
                 together = kept.transpose(1, 2).contiguous().transpose(1, 2)
@@ -140,10 +140,10 @@ class BaseRun:
                 resid = self._resume_decoder(patches, start)
             if self._finish_is_hooked():
                 logits = self.model.decoder.finish(resid)
-                return Rows(first, None, logits[:, self.positions[first:] - start])
+                return Rows(first, resid, logits[:, self.positions[first:] - start])
         if resid.shape[1] == len(self.positions) - first:
-            return Rows(first, resid, None)
-        return Rows(first, resid[:, self.positions[first:] - start], None)
+            return Rows(first, resid)
+        return Rows(first, resid[:, self.positions[first:] - start])
 
     def _finish_is_hooked(self) -> bool:
         decoder = self.model.decoder
@@ -186,7 +186,8 @@ class BaseRun:
         encoder = self.model.encoder
         boarding = self._boarding(patches, 0, lambda n: encoder.embed(self._mel(n)))
         steps = (
-            [block.hook_resid_pre, block.attend, block.feed_forward] for block in encoder.blocks
+            [block.hook_resid_pre, block.attend, block.feed_forward]
+            for block in self._blocks("encoder")
         )
         return encoder.finish(_ride(steps, boarding, len(encoder.blocks)))
 
@@ -209,7 +210,7 @@ class BaseRun:
             cache[module] = value
         entry = self.entries[patches[0].name]
         if not entry.shares_audio:
-            attention = decoder.blocks[entry.layer].cross_attn
+            attention = self._blocks("decoder")[entry.layer].cross_attn
             del cache[attention.key], cache[attention.value]
             encoder_output = encoder_output.expand(n_rows, -1, -1)
         boarding = self._boarding(patches, start, embed)
@@ -223,7 +224,7 @@ class BaseRun:
         start: int,
     ) -> Tensor:
         """The last stream; of the last position alone, if nothing reads or hooks the others."""
-        blocks = self.model.decoder.blocks
+        blocks = self._blocks("decoder")
         n_layers = len(blocks)
         last_only = self._reads_last_only and not self._is_hooked_from(n_layers - 1)
         if last_only:
@@ -245,13 +246,13 @@ class BaseRun:
 
     def _is_hooked_from(self, layer: int) -> bool:
         """Whether anything sees a decoder block, or what lies behind it, in this run."""
-        return _is_hooked(self.model.decoder.blocks[layer]) or self._finish_is_hooked()
+        return _is_hooked(self._blocks("decoder")[layer]) or self._finish_is_hooked()
 
     def _attend(
         self, layer: int, cache: KVCache | None, start: int, last_only: bool, resid: Tensor
     ) -> Tensor:
         """Self-attention of rows whose earlier positions are the base run's."""
-        block = self.model.decoder.blocks[layer]
+        block = self._blocks("decoder")[layer]
         if start == 0 or cache is None:
             cache = None
         else:
@@ -267,7 +268,7 @@ class BaseRun:
         self, layer: int, encoder_output: Tensor, cache: KVCache | None, resid: Tensor
     ) -> Tensor:
         """Cross-attention of rows; those of one recording are only more queries, side by side."""
-        block = self.model.decoder.blocks[layer]
+        block = self._blocks("decoder")[layer]
         if len(encoder_output) > 1 or len(resid) == 1 or _is_hooked(block):
             return block.cross_attend(resid, encoder_output, cache)
         side_by_side = resid.flatten(0, 1)[None]
@@ -306,7 +307,7 @@ class BaseRun:
         if entry.kind == "resid":
             return patched
         assert entry.base is not None
-        block = getattr(self.model, entry.stack).blocks[entry.layer]
+        block = self._blocks(entry.stack)[entry.layer]
         written = _write(block, entry, patched)
         return _resid_behind(block, entry)(self.cache[entry.base][:, start:] + written)
 
@@ -331,6 +332,9 @@ class BaseRun:
             yield
         finally:
             self.model.decoder.first_pos = 0
+
+    def _blocks(self, stack: Stack) -> list[Any]:
+        return list(self.model.encoder.blocks if stack == "encoder" else self.model.decoder.blocks)
 
     def _mel(self, n_rows: int) -> Tensor:
         return self.example.mel.values.expand(n_rows, -1, -1)

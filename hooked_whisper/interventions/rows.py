@@ -16,12 +16,12 @@ class Rows(NamedTuple):
     Args:
         first: How many wanted positions come before the patches.
         stream: The last residual stream at the others.
-        logits: Or the logits there, where hooks had to see them made.
+        logits: The logits there, where hooks had to see them made.
     """
 
     first: int
-    stream: Tensor | None
-    logits: Tensor | None
+    stream: Tensor
+    logits: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

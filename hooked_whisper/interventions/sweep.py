@@ -168,31 +168,34 @@ class _PairSweep:
     def values(self) -> Iterator[tuple[list[Any], Float[Tensor, " row"]]]:
         """Places in the table, and the metric there, some at a time."""
         if self.reads_transcript:
-            for group in self._groups():
-                places, patches = zip(*group, strict=True)
-                yield list(places), self._of_texts(patches)
+            for places, patches in self._groups():
+                yield places, self._of_texts(patches)
             return
-        unchanged = [place for place, patch in self.patches if self.base.changes_nothing(patch)]
-        if unchanged:
-            base = check_values(self.metric.of_positions(self.base.base_logits), 1, self.metric)
-            yield unchanged, base.expand(len(unchanged))
-        skipped = set(unchanged)
-        self.patches = [(place, patch) for place, patch in self.patches if place not in skipped]
-        places, streams = [], []
-        for group in self._groups():
-            new, patches = zip(*group, strict=True)
+        yield from self._leave_out_unchanged()
+        waiting: list[Any] = []
+        streams: list[Tensor] = []
+        for places, patches in self._groups():
             rows = self.base.resume(patches)
-            if rows.stream is None or rows.first > 0:
-                logits = rows.logits if rows.stream is None else self.base.finish([rows.stream])
-                yield list(new), self._of_tail(logits, rows.first)
-                continue
-            places += new
-            streams.append(rows.stream)
-            if len(places) * self._logits_bytes > self.max_bytes // 2:
-                yield places, self._of_tail(self.base.finish(streams), 0)
-                places, streams = [], []
-        if places:
-            yield places, self._of_tail(self.base.finish(streams), 0)
+            if rows.logits is not None:
+                yield places, self._of_tail(rows.logits, rows.first)
+            elif rows.first > 0:
+                yield places, self._of_tail(self.base.finish([rows.stream]), rows.first)
+            else:
+                waiting += places
+                streams.append(rows.stream)
+            if len(waiting) * self._logits_bytes > self.max_bytes // 2:
+                yield waiting, self._of_tail(self.base.finish(streams), 0)
+                waiting, streams = [], []
+        if waiting:
+            yield waiting, self._of_tail(self.base.finish(streams), 0)
+
+    def _leave_out_unchanged(self) -> Iterator[tuple[list[Any], Float[Tensor, " row"]]]:
+        """Places where both runs hold the same: the numbers are the base run's."""
+        same = {place for place, patch in self.patches if self.base.changes_nothing(patch)}
+        if same:
+            base = check_values(self.metric.of_positions(self.base.base_logits), 1, self.metric)
+            yield list(same), base.expand(len(same))
+        self.patches = [(place, patch) for place, patch in self.patches if place not in same]
 
     def _of_tail(self, logits: Tensor, first: int) -> Float[Tensor, " row"]:
         """The metric of rows that are as the base run before the `first` wanted position."""
@@ -233,20 +236,19 @@ class _PairSweep:
     ) -> list[tuple[tuple[int, int, int], RowPatch]]:
         return [(place, RowPatch(name, site, values[name])) for place, name, site in cells]
 
-    def _groups(self) -> Iterator[list[tuple[Any, RowPatch]]]:
-        """Patches that run side by side, within the memory."""
+    def _groups(self) -> Iterator[tuple[list[Any], list[RowPatch]]]:
+        """Places and patches that run side by side, within the memory."""
         keyed: dict[Any, list[tuple[Any, RowPatch]]] = {}
         for place, patch in self.patches:
             keyed.setdefault(self.base.group_key(patch), []).append((place, patch))
         for key in sorted(keyed):
             rows = sorted(keyed[key], key=lambda row: self.base.order(row[1]))
-            # The largest row of the group; those of one name and first position are alike.
-            most = max(
-                self.base.row_bytes(patch) for patch in {p.name: p for _, p in rows}.values()
-            )
-            n = max(1, self.max_bytes // most)
+            # Rows of one name and first position are alike.
+            of_names = {patch.name: patch for _, patch in rows}.values()
+            n = max(1, self.max_bytes // max(self.base.row_bytes(patch) for patch in of_names))
             for first in range(0, len(rows), n):
-                yield rows[first : first + n]
+                group = rows[first : first + n]
+                yield [place for place, _ in group], [patch for _, patch in group]
 
     def _measure_base(self) -> float:
         if self.reads_transcript:
