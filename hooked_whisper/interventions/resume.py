@@ -109,13 +109,19 @@ class BaseRun:
         alone = "" if entry.shares_audio and entry.kind != "start" else patch.name
         return (entry.stack, self.first_pos(patch), alone)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is kept of the base run."""
+        cross = sum(value.nbytes for value in self._cross.values())
+        return self.cache.nbytes + self.base_logits.nbytes + cross
+
     def row_bytes(self, patch: RowPatch) -> int:
         """About how much memory one row takes while it runs."""
         cfg, entry = self.model.cfg, self.entries[patch.name]
         n_pos, n_audio = self.example.n_pos - self.first_pos(patch), cfg.n_audio_ctx
         numbers = n_pos * (8 * cfg.d_model + 2 * cfg.d_mlp) + 3 * len(self.positions) * cfg.d_vocab
         if entry.stack == "encoder":
-            numbers += n_audio * (8 * cfg.d_model + 2 * cfg.d_mlp)
+            numbers += n_audio * (12 * cfg.d_model + 3 * cfg.d_mlp)
         if patch.name.endswith(("hook_attn_scores", "hook_pattern")):
             n_query = n_audio if entry.stack == "encoder" else n_pos
             reads_text = entry.stack == "decoder" and entry.sublayer == "attn"

@@ -145,7 +145,7 @@ class _PairSweep:
         metric: Any,
         max_bytes: int,
     ) -> None:
-        self.model, self.source, self.metric, self.max_bytes = model, source, metric, max_bytes
+        self.model, self.source, self.metric = model, source, metric
         self.reads_transcript = getattr(metric, "reads_transcript", False)
         names = list(dict.fromkeys(name for _, name, _ in cells))
         positions = None if self.reads_transcript else resolve_positions(metric, base.n_pos)
@@ -156,7 +156,10 @@ class _PairSweep:
         self._base_numbers: Tensor | None = None
         # The logits, their copy, and what the metric makes of them.
         self._logits_bytes = 3 * 4 * len(self.base.positions) * model.cfg.d_vocab
-        self.patches = self._patches(cells, self._source_values(names))
+        values = self._source_values(names)
+        self.patches = [(place, RowPatch(name, site, values[name])) for place, name, site in cells]
+        held = self.base.nbytes + sum(value.nbytes for value in values.values())
+        self.max_bytes = max(1, max_bytes - held)
 
     def baselines(self, result: SweepResult, number: int) -> None:
         """Measure both runs without a patch, which also tries the metric out."""
@@ -230,11 +233,6 @@ class _PairSweep:
             )
         self.source_logits = logits[:, self.base.positions]
         return {name: kept[name] for name in names}
-
-    def _patches(
-        self, cells: list[Any], values: dict[str, Tensor]
-    ) -> list[tuple[tuple[int, int, int], RowPatch]]:
-        return [(place, RowPatch(name, site, values[name])) for place, name, site in cells]
 
     def _groups(self) -> Iterator[tuple[list[Any], list[RowPatch]]]:
         """Places and patches that run side by side, within the memory."""
