@@ -39,14 +39,15 @@ class Grid:
     def cells(self) -> list[tuple[tuple[int, int, int], str, Site]]:
         """Place in the table, hook and part, of every patch."""
         return [
-            ((row, column, number), name, self._site(name, part))
+            ((row, column, number), name, self.site(name, part))
             for row, names in enumerate(self.names)
             for column, name in enumerate(names)
             if name is not None
             for number, part in enumerate(self.parts)
         ]
 
-    def _site(self, name: str, part: Any) -> Site:
+    def site(self, name: NamesFilter, part: Any) -> Site:
+        """A part of one hook, or of several."""
         if self.part_axis == "part":
             return Site(name)
         if self.part_axis == "window_s":
@@ -89,8 +90,8 @@ def make_grid(
         names[sites.index(site)][layers.index(layer)] = name
     grid = Grid(sites, layers, names, _AXES[per], labels)
     _check_positions(examples, hooks, per, labels)
-    for _, _, part in grid.cells():
-        part.names(model)
+    for label in labels:
+        grid.site(hooks, label).names(model)
     return grid
 
 

@@ -1,7 +1,7 @@
 """Patched runs from where they begin to differ, many of them side by side.
 
-`BaseRun` holds what one run computed. Its `logits(patches)` gives, for each
-patch, what the model would say with it, and computes nothing twice: rows join
+`BaseRun` holds what one run computed. Its `resume(patches)` runs the model with
+each patch, and `finish` says what it says then. Nothing is computed twice: rows join
 the residual stream at the layer that they are patched in; decoder rows hold
 only the positions from the first patched one on, behind the base run's keys
 and values; the encoder is not run for the decoder's patches, nor are
@@ -25,6 +25,9 @@ from hooked_whisper.interventions.entries import Entry, Stop, find_entry
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.rows import RowPatch, Rows, patch_rows
 from hooked_whisper.model.whisper import HookedWhisper
+
+DEFAULT_MAX_BYTES = 256 * 2**20
+"""About how much memory runs side by side take, unless told otherwise."""
 
 Step = Callable[[Tensor], Tensor]
 
@@ -51,6 +54,7 @@ class BaseRun:
     ) -> None:
         self.model, self.example = model, example
         self.entries = {name: find_entry(name, model.cfg) for name in names}
+        self._patches_decoder = any(each.stack == "decoder" for each in self.entries.values())
         n = example.n_pos
         self.positions = torch.arange(n) if positions is None else torch.tensor(positions) % n
         # A function of the user's may count positions or rows: give it the whole text.
@@ -67,7 +71,7 @@ class BaseRun:
             encoder_output = self.cache["encoder.ln_final.hook_normalized"]
         self.encoder_output = encoder_output
         self.base_logits: Float[Tensor, "1 pos vocab"] = logits[:, self.positions]
-        self._cross = {} if self._wants("decoder") is None else self._cross_keys_and_values()
+        self._cross = self._cross_keys_and_values() if self._patches_decoder else {}
 
     def _needed(self, runs_encoder: bool) -> list[str]:
         """The activations that resumed runs begin with."""
@@ -79,13 +83,9 @@ class BaseRun:
                 needed.add(entry.base)
             if entry.kind not in ("hook", "start"):
                 needed.add(entry.name)
-        if self._wants("decoder") is not None:
+        if self._patches_decoder:
             needed |= set(self.model.hook_names("decoder.blocks.*attn.hook_[kv]"))
         return sorted(needed)
-
-    def _wants(self, stack: Stack) -> Entry | None:
-        """An entry into a stack, if there is any."""
-        return next((each for each in self.entries.values() if each.stack == stack), None)
 
     def _cross_keys_and_values(self) -> dict[Any, Tensor]:
         """By projection, with each head's vectors together in memory, as every row reads them."""
@@ -132,10 +132,11 @@ class BaseRun:
         return 4 * numbers
 
     @torch.no_grad()
-    def resume(self, patches: Sequence[RowPatch]) -> "Rows":
+    def resume(self, patches: Sequence[RowPatch]) -> Rows:
         """The last residual stream with each of the patches, which have one `group_key`.
 
-        Rows come in the order of the patches, if that is the order of computing (`in_order`).
+        Args:
+            patches: Sorted by `order`; rows come in the same order.
         """
         start = self.first_pos(patches[0])
         first = int((self.positions < start).sum())
@@ -157,22 +158,20 @@ class BaseRun:
         return any_hooked([decoder.hook_logits, final.hook_scale, final.hook_normalized])
 
     @torch.no_grad()
-    def finish(self, streams: Sequence[Tensor]) -> Float[Tensor, "row n_some vocab"]:
-        """The logits of several groups of rows, which read the unembedding together."""
-        return self.model.decoder.finish(_joined(list(streams)))
+    def finish(self, groups: Sequence[Rows]) -> Float[Tensor, "row n_some vocab"]:
+        """The logits of groups of rows with the same `first`, which read the unembedding once."""
+        finish = self.model.decoder.finish
+        if all(rows.logits is None for rows in groups):
+            return finish(_joined([rows.stream for rows in groups]))
+        return _joined(
+            [finish(rows.stream) if rows.logits is None else rows.logits for rows in groups]
+        )
 
     @torch.no_grad()
     def encoder_outputs(self, patches: Sequence[RowPatch]) -> Float[Tensor, "row pos d_model"]:
         """The encoder's output with each of some patches of the encoder, in order."""
         with self._patching(patches, 0):
             return self._encode(patches)
-
-    def shapes(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        """The shapes of activations of this run."""
-        _, cache = self.model.run_with_cache(
-            self.example.mel, self.example.tokens, names_filter=list(names)
-        )
-        return {name: tuple(cache[name].shape) for name in names}
 
     def changes_nothing(self, patch: RowPatch) -> bool:
         """Whether the base run holds just what is put in, so that its numbers are the answer."""
@@ -232,7 +231,8 @@ class BaseRun:
         """The last stream; of the last position alone, if nothing reads or hooks the others."""
         blocks = self._blocks("decoder")
         n_layers = len(blocks)
-        last_only = self._reads_last_only and not self._is_hooked_from(n_layers - 1)
+        is_seen = _is_hooked(blocks[-1]) or self._finish_is_hooked()
+        last_only = self._reads_last_only and not is_seen
         if last_only:
             trimmed = {
                 stop: resid[:, -1:]
@@ -249,10 +249,6 @@ class BaseRun:
                 yield [block.hook_resid_pre, attend, cross, block.feed_forward]
 
         return _ride(steps(), boarding, n_layers)
-
-    def _is_hooked_from(self, layer: int) -> bool:
-        """Whether anything sees a decoder block, or what lies behind it, in this run."""
-        return _is_hooked(self._blocks("decoder")[layer]) or self._finish_is_hooked()
 
     def _attend(
         self, layer: int, cache: KVCache | None, start: int, last_only: bool, resid: Tensor

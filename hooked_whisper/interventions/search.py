@@ -15,8 +15,9 @@ from hooked_whisper.interventions.ablation import MeanAblation, SkipLayer, ZeroA
 from hooked_whisper.interventions.edits import Edit, SiteEdit
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.metrics import metric_name
+from hooked_whisper.interventions.resume import DEFAULT_MAX_BYTES
 from hooked_whisper.interventions.sites import Site
-from hooked_whisper.interventions.trials import DEFAULT_MAX_BYTES, Trials
+from hooked_whisper.interventions.trials import Trials
 from hooked_whisper.model.whisper import HookedWhisper
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ _ROWS_AT_ONCE = 8
 """Rows of a softmax over the vocabulary that the processor's cache holds."""
 
 
+@dataclass(frozen=True, eq=False)
 class _OfText(PositionMetric):
     """A metric of the predictions of a text's tokens, each given those before it.
 
@@ -27,8 +28,8 @@ class _OfText(PositionMetric):
     """
 
     tokens: Int[Tensor, "batch pos"]
-    start: int
-    n_tokens: int | Sequence[int] | None
+    start: int = 1
+    n_tokens: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         tokens = self.tokens
@@ -138,10 +139,6 @@ class SequenceLogProb(_OfText):
     tensor([-1.3863])
     """
 
-    tokens: Int[Tensor, "batch pos"]
-    start: int = 1
-    n_tokens: int | Sequence[int] | None = None
-
     def at_positions(
         self, logits: Float[Tensor, "batch n_some vocab"], first: int = 0
     ) -> Float32[Tensor, "batch n_some"]:
@@ -161,10 +158,6 @@ class Loss(_OfText):
     >>> Loss(torch.tensor([[0, 1, 1]]))(torch.zeros(1, 3, 2))
     tensor([0.6931])
     """
-
-    tokens: Int[Tensor, "batch pos"]
-    start: int = 1
-    n_tokens: int | Sequence[int] | None = None
 
     def at_positions(
         self, logits: Float[Tensor, "batch n_some vocab"], first: int = 0
@@ -186,10 +179,6 @@ class ExactSequence(_OfText):
     >>> ExactSequence(torch.tensor([[0, 1, 1]]))(torch.eye(2)[[1, 1, 0]][None])
     tensor([1.])
     """
-
-    tokens: Int[Tensor, "batch pos"]
-    start: int = 1
-    n_tokens: int | Sequence[int] | None = None
 
     def at_positions(
         self, logits: Float[Tensor, "batch n_some vocab"], first: int = 0

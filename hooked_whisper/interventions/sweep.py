@@ -22,12 +22,11 @@ from hooked_whisper.interventions.metrics import (
 )
 from hooked_whisper.interventions.pairs import Corrupted, Direction, metric_for_each, pair_up
 from hooked_whisper.interventions.results import SweepResult
-from hooked_whisper.interventions.resume import BaseRun
-from hooked_whisper.interventions.rows import RowPatch
+from hooked_whisper.interventions.resume import DEFAULT_MAX_BYTES, BaseRun
+from hooked_whisper.interventions.rows import RowPatch, Rows
+from hooked_whisper.interventions.sites import axis_sizes
 from hooked_whisper.interventions.transcript_metrics import check_value
 from hooked_whisper.model.whisper import HookedWhisper
-
-DEFAULT_MAX_BYTES = 256 * 2**20
 
 
 def patch_sweep(
@@ -176,21 +175,19 @@ class _PairSweep:
             return
         yield from self._leave_out_unchanged()
         waiting: list[Any] = []
-        streams: list[Tensor] = []
+        groups: list[Rows] = []
         for places, patches in self._groups():
             rows = self.base.resume(patches)
-            if rows.logits is not None:
-                yield places, self._of_tail(rows.logits, rows.first)
-            elif rows.first > 0:
-                yield places, self._of_tail(self.base.finish([rows.stream]), rows.first)
-            else:
-                waiting += places
-                streams.append(rows.stream)
+            if rows.first > 0:
+                yield places, self._of_tail(self.base.finish([rows]), rows.first)
+                continue
+            waiting += places
+            groups.append(rows)
             if len(waiting) * self._logits_bytes > self.max_bytes // 2:
-                yield waiting, self._of_tail(self.base.finish(streams), 0)
-                waiting, streams = [], []
+                yield waiting, self._of_tail(self.base.finish(groups), 0)
+                waiting, groups = [], []
         if waiting:
-            yield waiting, self._of_tail(self.base.finish(streams), 0)
+            yield waiting, self._of_tail(self.base.finish(groups), 0)
 
     def _leave_out_unchanged(self) -> Iterator[tuple[list[Any], Float[Tensor, " row"]]]:
         """Places where both runs hold the same: the numbers are the base run's."""
@@ -225,14 +222,20 @@ class _PairSweep:
                 check_fits(self.source[name], self.model, name, "the source")
             return {name: self.source[name] for name in names}
         if self.source is None:
-            cache = self.base.shapes(names)
-            return {name: torch.zeros(()).expand(shape) for name, shape in cache.items()}
+            return {name: torch.zeros(()).expand(self._shape(name)) for name in names}
         with torch.no_grad():
             logits, kept = self.model.run_with_cache(
                 self.source.mel, self.source.tokens, names_filter=names
             )
         self.source_logits = logits[:, self.base.positions]
         return {name: kept[name] for name in names}
+
+    def _shape(self, name: str) -> list[int]:
+        """The shape of an activation in the base run."""
+        n_pos, axes = self.base.example.n_pos, self.model.hook_dict[name].axes
+        unknown = [1 if axis == "batch" else n_pos for axis in axes]
+        sizes = axis_sizes(self.model, name)
+        return [n if size is None else size for n, size in zip(unknown, sizes, strict=True)]
 
     def _groups(self) -> Iterator[tuple[list[Any], list[RowPatch]]]:
         """Places and patches that run side by side, within the memory."""

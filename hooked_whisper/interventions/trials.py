@@ -20,8 +20,6 @@ from hooked_whisper.interventions.sites import Site
 from hooked_whisper.interventions.transcript_metrics import check_value
 from hooked_whisper.model.whisper import HookedWhisper
 
-DEFAULT_MAX_BYTES = 256 * 2**20
-
 _ROW_BY_ROW = (ZeroAblation, MeanAblation, SkipLayer)
 """Edits that treat rows alike, however many there are side by side."""
 
@@ -147,8 +145,7 @@ class Trials:
             n = max(1, self.max_bytes // run.row_bytes(patches[0]))
             patches += [self._patch(run, pairs[row]) for row in rows[1:n]]
             # Whole activations are patched, so that every position may differ.
-            resumed = run.resume(patches)
-            logits = resumed.logits if resumed.stream is None else run.finish([resumed.stream])
+            logits = run.finish([run.resume(patches)])
             yield rows[:n], check_values(metric.of_positions(logits), len(patches), metric)
             rows = rows[n:]
 

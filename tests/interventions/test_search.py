@@ -372,11 +372,21 @@ def test_the_decoders_candidates_run_the_encoder_once(
 # What stays as it was
 
 
-def test_hooks_of_the_users_own_act_too(tiny_model: Any, example: Example) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["encoder.blocks.0.hook_mlp_out", "decoder.blocks.1.hook_attn_out"],
+        ["decoder.ln_final.hook_normalized", "decoder.hook_logits"],
+    ],
+    ids=["in the blocks", "behind them"],
+)
+def test_hooks_of_the_users_own_act_too(
+    tiny_model: Any, example: Example, names: list[str]
+) -> None:
     def louder(value: Tensor, hook: Any) -> Tensor:
         return 1.5 * value
 
-    own = [("encoder.blocks.0.hook_mlp_out", louder), ("decoder.blocks.1.hook_attn_out", louder)]
+    own = [(name, louder) for name in names]
     metrics = both(LogitDifference(5, 60))
     with tiny_model.hooks(fwd_hooks=own):
         hooks = all_heads(tiny_model, layers=(1,))
