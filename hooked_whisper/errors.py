@@ -19,6 +19,11 @@
     │   ├── AlignmentError                     two runs that do not match in length or shape
     │   ├── MetricError                        a metric that gives no number, or NaN
     │   └── SweepError                         a sweep broke off; it holds what was done
+    ├── SAEError
+    │   ├── SAEConfigError       (ValueError)  sizes or switches that no autoencoder can have
+    │   ├── SAEFileError         (ValueError)  a file that is no autoencoder, or an inconsistent one
+    │   ├── SpliceError          (ValueError)  an autoencoder that does not fit its site
+    │   └── TrainingError        (ValueError)  training that cannot go on: NaN, no data, k too large
     └── WeightsError
         ├── SourceError          (ValueError)  a name or path that leads to no weights
         ├── DownloadError        (OSError)     no network, wrong hash, broken off, refused
@@ -119,6 +124,26 @@ class SweepError(InterventionError):
     def __init__(self, message: str, result: object = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+class SAEError(HookedWhisperError):
+    """Base of the errors about sparse autoencoders."""
+
+
+class SAEConfigError(SAEError, ValueError):
+    """Sizes or switches that no sparse autoencoder can have."""
+
+
+class SAEFileError(SAEError, ValueError):
+    """A file that holds no sparse autoencoder, or one that does not fit together."""
+
+
+class SpliceError(SAEError, ValueError):
+    """An autoencoder that does not fit the site that it is spliced into."""
+
+
+class TrainingError(SAEError, ValueError):
+    """Training that cannot begin or go on as it was asked for."""
 
 
 class WeightsError(HookedWhisperError):

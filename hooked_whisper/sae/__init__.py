@@ -1,0 +1,1 @@
+"""Sparse autoencoders: spliced into any hook point, trained, loaded, saved and judged."""

@@ -1,0 +1,1 @@
+"""The architectures of sparse autoencoders, one file each."""
