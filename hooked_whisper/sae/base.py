@@ -8,17 +8,22 @@ Symbols, as in SAELens:
 
 `encode` passes its pre-activations through `self.hook_sae_acts_pre`, as SAELens's
 classes do: there a splice reads and edits them.
+
+`losses` is the way of training: the same latents and reconstructions, computed
+with as few passes over memory as possible, and not passed through that module.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hooked_whisper.errors import SAEConfigError
+from hooked_whisper.errors import SAEConfigError, SAEError
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class SAEConfig:
         normalize_activations: How inputs are scaled at run time, as SAELens
             writes it: `"none"`, `"layer_norm"`, `"constant_norm_rescale"`,
             or `"expected_average_only_in"`, which is left to whoever gives the inputs.
+        unit_norm_decoder: Keep the decoder's rows at length 1 while training.
         metadata: Anything else to keep with it, in values that JSON has.
 
     Raises:
@@ -46,6 +52,7 @@ class SAEConfig:
     hook_name: str | None = None
     apply_b_dec_to_input: bool = True
     normalize_activations: str = "none"
+    unit_norm_decoder: bool = True
     metadata: dict[str, Any] = field(default_factory=dict)
 
     NORMALIZATIONS: ClassVar[tuple[str, ...]] = (
@@ -60,6 +67,10 @@ class SAEConfig:
             value = getattr(self, each.name)
             if each.type is int and (type(value) is not int or value < 1):
                 raise SAEConfigError(f"{each.name} is {value!r}; it must be a positive integer.")
+            if each.type is bool and type(value) is not bool:
+                raise SAEConfigError(f"{each.name} is {value!r}; it must be True or False.")
+            if each.type is float and not _is_number(value):
+                raise SAEConfigError(f"{each.name} is {value!r}; it must be a finite number.")
         if self.normalize_activations not in self.NORMALIZATIONS:
             raise SAEConfigError(
                 f"normalize_activations is {self.normalize_activations!r}; it can be one of "
@@ -79,13 +90,6 @@ class SAEConfig:
     def to_dict(self) -> dict[str, Any]:
         """Everything, the architecture's name included, in values that JSON has."""
         return {"architecture": self.architecture, **asdict(self)}
-
-
-class SparseLatents(NamedTuple):
-    """The latents of a batch that may be active: `values` at `indices`, all others 0."""
-
-    values: Float[Tensor, "batch k"]
-    indices: Tensor
 
 
 class Losses(NamedTuple):
@@ -108,15 +112,29 @@ class Losses(NamedTuple):
     l0: Float[Tensor, ""]
 
 
+class Scale(NamedTuple):
+    """How activations were normalised before encoding: `x = normalised * factor + shift`."""
+
+    factor: Float[Tensor, "*batch 1"]
+    shift: Float[Tensor, "*batch 1"] | None
+
+
 class SAE(nn.Module, ABC):
     """A sparse autoencoder.
+
+    The decoder's rows begin as random directions of length 1; the encoder as the
+    decoder's transpose; the biases as 0.
 
     Args:
         cfg: Its sizes.
         generator: Draws the initial weights; None is torch's own.
+
+    Raises:
+        SAEConfigError: The configuration is another architecture's.
     """
 
     Config: ClassVar[type[SAEConfig]]
+    cfg: SAEConfig
 
     W_enc: Float[Tensor, "d_in latent"]
     b_enc: Float[Tensor, " latent"]
@@ -128,10 +146,20 @@ class SAE(nn.Module, ABC):
         if type(cfg) is not self.Config:
             raise SAEConfigError(
                 f"a {type(self).__name__} needs a {self.Config.__name__}; got a "
-                f"{type(cfg).__name__}."
+                f"{type(cfg).__name__}. make_sae(cfg) finds the class that belongs to it."
             )
         self.cfg = cfg
         self.hook_sae_acts_pre = nn.Identity()
+        self._scale: Scale | None = None
+        directions = torch.randn(cfg.d_sae, cfg.d_out, generator=generator)
+        self.W_dec = nn.Parameter(nn.functional.normalize(directions, dim=-1))
+        self.b_dec = nn.Parameter(torch.zeros(cfg.d_out))
+        self._make_encoder(generator)
+
+    def _make_encoder(self, generator: torch.Generator | None) -> None:
+        """The encoder's weights, after the decoder's."""
+        self.W_enc = nn.Parameter(self.W_dec.detach().T.contiguous())
+        self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae))
 
     # Using it
 
@@ -139,13 +167,31 @@ class SAE(nn.Module, ABC):
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
         """The latents of activations."""
 
-    @abstractmethod
     def decode(self, latents: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch d_out"]:
-        """The activations that latents stand for."""
+        """The activations that latents stand for; any latents, edited ones too.
+
+        Raises:
+            SAEError: The inputs are normalised at run time, and no activations of
+                this shape were encoded before.
+        """
+        return self._denormalize(latents.to(self.dtype) @ self.W_dec + self.b_dec)
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Activations, reconstructed."""
         return self.decode(self.encode(x))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write it in SAELens's format: `cfg.json` and `sae_weights.safetensors`.
+
+        Args:
+            folder: Made if it does not exist.
+
+        Returns:
+            The folder.
+        """
+        from hooked_whisper.sae.files.save import save_sae
+
+        return save_sae(self, folder)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -156,6 +202,9 @@ class SAE(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.W_dec.device
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.cfg.to_dict().items())
 
     # Training it
 
@@ -171,7 +220,7 @@ class SAE(nn.Module, ABC):
         """The training loss of a batch.
 
         Args:
-            x: Activations.
+            x: Activations; no gradient reaches them.
             target: What to reconstruct; None is `x`.
             warm_up: What the sparsity coefficient is multiplied with, 0 to 1.
             dead: Latents that have not been active for long; an auxiliary
@@ -181,10 +230,18 @@ class SAE(nn.Module, ABC):
     @torch.no_grad()
     def project_gradients_(self) -> None:
         """Take out of the decoder's gradient what would change the length of its rows."""
+        gradient = self.W_dec.grad
+        if gradient is None or not self.cfg.unit_norm_decoder:
+            return
+        along = torch.linalg.vecdot(gradient, self.W_dec)
+        along /= torch.linalg.vecdot(self.W_dec, self.W_dec)
+        gradient.addcmul_(along[:, None], self.W_dec, value=-1)
 
     @torch.no_grad()
     def constrain_(self) -> None:
         """Bring the weights back to where the architecture wants them: unit decoder rows."""
+        if self.cfg.unit_norm_decoder:
+            self.W_dec /= self.W_dec.norm(dim=-1, keepdim=True)
 
     def inference(self) -> "SAE":
         """The autoencoder to use and to save; another architecture where training has its own.
@@ -192,3 +249,49 @@ class SAE(nn.Module, ABC):
         BatchTopK becomes a JumpReLU with its threshold, as SAELens saves it.
         """
         return self
+
+    # For the architectures
+
+    def _encoder_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """Activations as the encoder's matrix gets them: normalised, the decoder's bias off."""
+        x = self._normalize(x.to(self.dtype))
+        return x - self.b_dec if self.cfg.apply_b_dec_to_input else x
+
+    def _normalize(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """Activations as `normalize_activations` wants them; keeps how to undo it.
+
+        Source: SAELens 6.54, `SAE._setup_activation_normalization`.
+        """
+        if self.cfg.normalize_activations == "constant_norm_rescale":
+            factor = x.norm(dim=-1, keepdim=True) / self.cfg.d_in**0.5
+            self._scale = Scale(factor, None)
+            return x / factor
+        if self.cfg.normalize_activations == "layer_norm":
+            shift = x.mean(dim=-1, keepdim=True)
+            factor = x.std(dim=-1, keepdim=True)
+            self._scale = Scale(factor, shift)
+            return (x - shift) / (factor + 1e-5)
+        return x
+
+    def _denormalize(self, recons: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
+        """Undo the normalisation of the activations that were encoded last."""
+        if self.cfg.normalize_activations not in ("constant_norm_rescale", "layer_norm"):
+            return recons
+        if self._scale is None or self._scale.factor.shape[:-1] != recons.shape[:-1]:
+            last = "nothing" if self._scale is None else tuple(self._scale.factor.shape[:-1])
+            raise SAEError(
+                f"normalize_activations is {self.cfg.normalize_activations!r}: decode undoes what "
+                f"encode did to the same activations. Latents of shape {tuple(recons.shape[:-1])} "
+                f"came in, and what was encoded last was {last}. Call encode on their "
+                "activations first."
+            )
+        recons = recons * self._scale.factor
+        return recons if self._scale.shift is None else recons + self._scale.shift
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and files hold: all but what belongs to the last activations."""
+        return {**self.__dict__, "_scale": None}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -1,0 +1,89 @@
+"""ReLU autoencoders with an L1 penalty; SAELens calls them "standard"."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from hooked_whisper.errors import SAEConfigError
+from hooked_whisper.sae.base import SAE, Losses, SAEConfig
+
+
+@dataclass(frozen=True)
+class ReLUConfig(SAEConfig):
+    """A ReLU autoencoder.
+
+    Args:
+        l1_coefficient: Weight of the penalty: the sum of the latents, each times
+            the length of its decoder row.
+        tied: The encoder is the decoder's transpose, as in FREUD and Reid 2023.
+    """
+
+    architecture: ClassVar[str] = "standard"
+
+    l1_coefficient: float = 1.0
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.l1_coefficient < 0:
+            raise SAEConfigError(f"l1_coefficient is {self.l1_coefficient}; it can't be negative.")
+
+
+class ReLUSAE(SAE):
+    """Latents are whatever is positive.
+
+        f = relu((x - b_dec) W_enc + b_enc),  loss = |x - recons|^2 + l1 * sum_i f_i |W_dec_i|
+
+    The encoder begins at `2 d_in / d_sae` times the decoder's transpose: half of the
+    latents are active then, and the first reconstructions are as long as the activations.
+
+    Source: Bricken et al. 2023, "Towards Monosemanticity"; the penalty with decoder
+    lengths from Anthropic's update of April 2024.
+    """
+
+    Config = ReLUConfig
+    cfg: ReLUConfig
+
+    def _make_encoder(self, generator: torch.Generator | None) -> None:
+        self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae))
+        if not self.cfg.tied:
+            share = min(1.0, 2 * self.cfg.d_in / self.cfg.d_sae)
+            self.W_enc = nn.Parameter(share * self.W_dec.detach().T.contiguous())
+
+    def __getattr__(self, name: str) -> Any:
+        # Looked up last, where parameters are too: a tied encoder is a view, not a parameter.
+        if name == "W_enc" and self.cfg.tied:
+            return self.W_dec.T
+        return super().__getattr__(name)
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
+        """The latents of activations."""
+        pre = self._encoder_input(x) @ self.W_enc + self.b_enc
+        return torch.relu(self.hook_sae_acts_pre(pre))
+
+    def losses(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        target: Float[Tensor, "batch d_out"] | None = None,
+        *,
+        warm_up: float = 1.0,
+        dead: Bool[Tensor, " latent"] | None = None,
+    ) -> Losses:
+        """Squared error and L1 penalty (`"mse"`, `"l1"`)."""
+        target = x if target is None else target
+        latents = torch.relu(self._encoder_input(x) @ self.W_enc + self.b_enc)
+        recons = self.decode(latents)
+        mse = (recons - target).square().sum(dim=-1).mean()
+        l1 = (latents * self.W_dec.norm(dim=-1)).sum(dim=-1).mean()
+        l1 = warm_up * self.cfg.l1_coefficient * l1
+        is_active = latents > 0
+        return Losses(
+            total=mse + l1,
+            parts={"mse": mse.detach(), "l1": l1.detach()},
+            recons=recons.detach(),
+            active=is_active.any(dim=0),
+            l0=is_active.sum(dim=-1).float().mean(),
+        )
