@@ -18,12 +18,22 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, cast
 
+from hooked_whisper.config import Stack
 from hooked_whisper.errors import HookDisabledError, HookNameError
 
 NamesFilter = str | Collection[Any] | Callable[[str], bool] | None
 
 _STACKS = ("encoder", "decoder")
 _BLOCK = re.compile(r"(encoder|decoder)\.blocks\.(-?\d+)(?:\.|$)")
+
+
+def stack_of(name: str) -> Stack:
+    """The stack that a hook is in.
+
+    >>> stack_of("encoder.blocks.0.hook_resid_post")
+    'encoder'
+    """
+    return "encoder" if name.startswith("encoder") else "decoder"
 
 
 def match_names(

@@ -1,7 +1,7 @@
 """The hook point: an identity module with a name, declared axes, and checked hooks."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -27,21 +27,33 @@ class HookPoint(lens.HookPoint):
     Args:
         axes: Names of the activation's axes, in order, separated by spaces.
         flag: The configuration switch that the point fires under, if any.
+        sizes: Lengths of axes that the model's configuration does not tell.
     """
 
-    def __init__(self, axes: str, flag: str | None = None) -> None:
+    def __init__(
+        self, axes: str, flag: str | None = None, sizes: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__()
         self.axes = tuple(axes.split())
         self.flag = flag
         self.enabled = flag is None
+        self.sizes = dict(sizes or {})
+        self.splices: list[Callable[[Tensor], Tensor]] = []
+        """What the activation passes behind all hooks, in order: spliced autoencoders."""
 
     def __call__(self, value: Tensor) -> Tensor:
         """The value, as the hooks leave it; with no hook, without the cost of a module's call."""
-        return super().__call__(value) if is_watched(self) else value
+        return self.splice(super().__call__(value)) if is_watched(self) else value
+
+    def splice(self, value: Tensor) -> Tensor:
+        """What flows on, from the value as the hooks left it."""
+        for splice in self.splices:
+            value = splice(value)
+        return value
 
     @property
     def is_hooked(self) -> bool:
-        """Whether anything would see the activation: a hook of ours or a bare torch one."""
+        """Whether anything would see the activation: a hook, a bare torch one, an autoencoder."""
         return is_watched(self)
 
     def own(self, value: Tensor) -> Tensor:
@@ -93,9 +105,11 @@ class HookPoint(lens.HookPoint):
 
 
 def is_watched(*modules: nn.Module) -> bool:
-    """Whether a hook of any kind sees what one of the modules takes or gives."""
+    """Whether a hook of any kind, or a splice, sees what one of the modules takes or gives."""
     for module in modules:
         if module._forward_hooks or module._backward_hooks or module._forward_pre_hooks:
+            return True
+        if module.__dict__.get("splices"):
             return True
     return False
 

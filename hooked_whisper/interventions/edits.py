@@ -17,7 +17,8 @@ from torch import Tensor
 from hooked_whisper.errors import AlignmentError, InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.points import HookPoint
-from hooked_whisper.interventions.sites import Part, Site, axis_sizes, first_pos
+from hooked_whisper.interventions.sites import Part, Site, first_pos
+from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
 HookPair = tuple[str, Callable[..., Any]]

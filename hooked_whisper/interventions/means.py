@@ -12,7 +12,7 @@ from hooked_whisper.errors import InputError, SiteError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.interventions.examples import Example
-from hooked_whisper.interventions.sites import axis_sizes
+from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
 

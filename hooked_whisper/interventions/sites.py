@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, Stack
+from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.errors import SiteError
 from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
 Positions = int | slice | Sequence[int]
@@ -179,34 +180,6 @@ def n_recordings(model: HookedWhisper, name: str, n_rows: int) -> int:
     """
     n = model.decoder.n_recordings if name.startswith("decoder") else n_rows
     return n if n_rows % n == 0 else n_rows
-
-
-def axis_sizes(model: HookedWhisper, name: str) -> tuple[int | None, ...]:
-    """The length of each axis of an activation; None where it depends on the input.
-
-    That is the batch and, in the decoder, the positions and the keys of self-attention.
-    """
-    cfg = model.cfg
-    axes = model.hook_dict[name].axes
-    stack: Stack = "encoder" if name.startswith("encoder") else "decoder"
-    of_audio = None if stack == "decoder" else cfg.n_audio_ctx
-    sizes: dict[str, int | None] = {
-        "mel": cfg.n_mels,
-        "frame": cfg.n_frames,
-        "pos": of_audio,
-        "query": of_audio,
-        "key": cfg.n_audio_ctx if "cross" in name else of_audio,
-        "head": cfg.n_heads(stack),
-        "d_head": cfg.d_head(stack),
-        "d_model": cfg.d_model,
-        "d_mlp": cfg.d_mlp,
-        "vocab": cfg.d_vocab,
-    }
-    if name.endswith("hook_scale"):
-        sizes["d_model"] = 1  # one number for each vector
-    if ".ln1." in name and cfg.use_split_qkv_input:
-        sizes["head"] = 3 * cfg.n_heads(stack)  # the inputs of q, k and v, side by side
-    return tuple(sizes.get(axis) for axis in axes)
 
 
 def window_to_places(window_s: Window, axis: str = "pos") -> tuple[int, int]:

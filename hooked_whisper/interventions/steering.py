@@ -20,7 +20,8 @@ from hooked_whisper.errors import (
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.interventions.edits import HookPair, SiteEdit, take, widen
-from hooked_whisper.interventions.sites import Part, Site, axis_sizes
+from hooked_whisper.interventions.sites import Part, Site
+from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
 

@@ -1,6 +1,5 @@
 """Activation patching over many places, in one call."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.errors import InterventionError, SweepError
+from hooked_whisper.errors import InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.interventions.conditions import conditions
 from hooked_whisper.interventions.edits import Interventions, Patch, check_fits
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.grid import Grid, Per, make_grid
@@ -21,11 +21,12 @@ from hooked_whisper.interventions.metrics import (
     resolve_positions,
 )
 from hooked_whisper.interventions.pairs import Corrupted, Direction, metric_for_each, pair_up
+from hooked_whisper.interventions.progress import keep_what_is_done, progress_bar
 from hooked_whisper.interventions.results import SweepResult
 from hooked_whisper.interventions.resume import DEFAULT_MAX_BYTES, BaseRun
 from hooked_whisper.interventions.rows import RowPatch, Rows
-from hooked_whisper.interventions.sites import axis_sizes
 from hooked_whisper.interventions.transcript_metrics import check_value
+from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
 
@@ -92,9 +93,10 @@ def patch_sweep(
     metrics = metric_for_each(metric, len(pairs))
     if max_bytes <= 0:
         raise InterventionError(f"max_bytes is {max_bytes}; give a number of bytes above 0.")
-    result = empty_result(grid, len(pairs), direction, metrics[0], model, resume)
-    bar = _progress_bar(result, progress)
-    try:
+    result = empty_result(model, grid, pairs, metrics, direction)
+    result.go_on_from(resume)
+    bar = progress_bar(result.n_cells, "patches", progress, n_done=result.n_done)
+    with keep_what_is_done(lambda: result, lambda: patches_done(result), bar):
         for number, (base, source) in enumerate(pairs):
             todo = [cell for cell in grid.cells() if result.values[(number, *cell[0])].isnan()]
             if todo:
@@ -104,22 +106,6 @@ def patch_sweep(
                     for place, value in zip(places, values.tolist(), strict=True):
                         result.values[(number, *place)] = value
                     bar.update(len(places))
-    except KeyboardInterrupt:
-        print(
-            f"\nstopped after {result.n_done} of {result.n_cells} patches; pass "
-            "resume=result to go on.",
-            file=sys.stderr,
-        )
-    except Exception as error:
-        if result.n_done == 0:
-            raise
-        raise SweepError(
-            f"after {result.n_done} of {result.n_cells} patches: {type(error).__name__}: {error} "
-            "What is done is in error.result.",
-            result,
-        ) from error
-    finally:
-        bar.close()
     return result
 
 
@@ -282,53 +268,43 @@ class _PairSweep:
 
 
 def empty_result(
-    grid: Grid,
-    n_pairs: int,
-    direction: str,
-    metric: Any,
     model: HookedWhisper,
-    resume: SweepResult | None,
+    grid: Grid,
+    pairs: Sequence[tuple[Example, Any]],
+    metrics: Sequence[Any],
+    direction: str,
+    **more: str,
 ) -> SweepResult:
-    """The table to fill, with what is already there."""
+    """The table to fill.
+
+    Args:
+        model: The model.
+        grid: The places.
+        pairs: The run to patch and what to put into it, for each pair.
+        metrics: One for each pair.
+        direction: Which of a pair is which.
+        more: Of the conditions.
+    """
     axes: dict[str, list[Any]] = {
-        "pair": list(range(n_pairs)),
+        "pair": list(range(len(pairs))),
         "site": grid.sites,
         "layer": grid.layers,
         grid.part_axis: grid.parts,
     }
-    nan = torch.full((n_pairs,), torch.nan)
-    shape = [len(labels) for labels in axes.values()]
-    result = SweepResult(
-        torch.full(shape, torch.nan),
+    nan = torch.full((len(pairs),), torch.nan)
+    bases, sources = zip(*pairs, strict=True)
+    return SweepResult(
+        torch.full([len(labels) for labels in axes.values()], torch.nan),
         axes,
-        grid.names,
-        nan.clone(),
+        nan,
         nan.clone(),
         direction,
-        metric_name(metric),
-        {"model": model.cfg.model_name},
+        metric_name(metrics[0]),
+        grid.names,
+        conditions=conditions(model, metrics, patched_runs=bases, runs_put_in=sources) | more,
     )
-    if resume is None:
-        return result
-    for what in ("names", "direction", "metric", "conditions"):
-        if getattr(resume, what) != getattr(result, what):
-            raise InterventionError(
-                f"the result to resume has other {what}: {getattr(resume, what)!r}, not "
-                f"{getattr(result, what)!r}. Leave out resume to begin anew."
-            )
-    if resume.values.shape != result.values.shape or str(resume.axes) != str(result.axes):
-        raise InterventionError(
-            f"the result to resume is {resume!r}; this sweep is {result!r}. Leave out resume to "
-            "begin anew."
-        )
-    for what in ("values", "clean", "corrupted"):
-        setattr(result, what, getattr(resume, what).clone())
-    return result
 
 
-def _progress_bar(result: SweepResult, show: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(
-        total=result.n_cells, initial=result.n_done, desc="patches", unit="", disable=not show
-    )
+def patches_done(result: SweepResult) -> str:
+    """How far a sweep is, in words."""
+    return f"{result.n_done} of {result.n_cells} patches"

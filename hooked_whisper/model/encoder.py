@@ -9,7 +9,7 @@ from hooked_whisper.hooks.points import HookPoint, is_watched
 from hooked_whisper.model.blocks import EncoderBlock, Residual
 from hooked_whisper.model.layers import Conv1d, LayerNorm, gelu, sinusoids
 from hooked_whisper.model.stack import TransformerStack
-from hooked_whisper.speech.mel import check_mel
+from hooked_whisper.speech.mel import check_mel, positions_before_padding
 
 
 class Encoder(TransformerStack):
@@ -18,6 +18,10 @@ class Encoder(TransformerStack):
     def __init__(self, cfg: HookedWhisperConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.finds_speech = False
+        """Whether a pass notes where its recordings end, for what acts on speech only."""
+        self.n_positions: Tensor | None = None
+        """Positions of each recording in the present pass before the padding, if noted."""
         self.conv1 = Conv1d(cfg.n_mels, cfg.d_model, kernel_size=3, padding=1)
         self.conv2 = Conv1d(
             cfg.d_model, cfg.d_model, kernel_size=3, stride=FRAMES_PER_POSITION, padding=1
@@ -51,6 +55,7 @@ class Encoder(TransformerStack):
                 f"the mel is on {mel.device} and the model on {self.conv1.weight.device}. "
                 "Move it with mel.to(model.device)."
             )
+        self.n_positions = positions_before_padding(mel) if self.finds_speech else None
         x = self.hook_mel(self.hook_mel.own(mel))
         x = self.hook_conv1(gelu(self.conv1(x), overwrite=not is_watched(self.conv1)))
         x = self.hook_conv2(gelu(self.conv2(x), overwrite=not is_watched(self.conv2)))

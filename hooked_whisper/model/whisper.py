@@ -12,10 +12,10 @@ from hooked_whisper.config import FLAGS, HookedWhisperConfig, Stack
 from hooked_whisper.errors import ConfigError, InputError, TokenError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import Collector
-from hooked_whisper.hooks.root import HookedEncoderDecoder
 from hooked_whisper.model.decoder import Decoder
 from hooked_whisper.model.encoder import Encoder
 from hooked_whisper.model.pretrained import Pretrained
+from hooked_whisper.model.splicing import Splicing
 from hooked_whisper.speech import tokens as speech_tokens
 from hooked_whisper.speech.mel import Mel, to_mel
 
@@ -30,7 +30,7 @@ class Output(NamedTuple):
     loss: Float[Tensor, "*batch_pos"]
 
 
-class HookedWhisper(Pretrained, HookedEncoderDecoder):
+class HookedWhisper(Pretrained, Splicing):
     """Whisper, computed as openai-whisper computes it, with hooks throughout.
 
     `HookedWhisper(cfg)` has random weights, drawn from torch's generator; see
@@ -250,8 +250,8 @@ class HookedWhisper(Pretrained, HookedEncoderDecoder):
         points = [point for point in self.hook_dict.values() if point.flag == flag]
         if not use and (hooked := [point.name for point in points if point.is_hooked]):
             raise ConfigError(
-                f"{flag} cannot go off while {hooked[0]!r} has hooks, which would never fire. "
-                "Call model.reset_hooks() first."
+                f"{flag} cannot go off while {hooked[0]!r} has hooks or an SAE, which would never "
+                "fire. Call model.reset_hooks() or model.reset_saes() first."
             )
         self.cfg = replace(self.cfg, **cast(dict[str, Any], {flag: use}))
         for point in points:

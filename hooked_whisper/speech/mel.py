@@ -260,6 +260,25 @@ def check_mel(values: Any, n_mels: int, n_frames: int) -> None:
             )
 
 
+def positions_before_padding(mel: Float[Tensor, "batch mel frame"]) -> Int[Tensor, "batch"]:
+    """Encoder positions (20 ms) of each recording up to its padding, from the mel alone.
+
+    Padding is what equals the window's last frame, from there to the end: digital
+    silence, or the zeros that `transcribe` fills a last window with. At most one
+    position more than `Mel.n_positions`, as a mel frame also sees its neighbourhood;
+    silence at a recording's own end counts as padding.
+
+    >>> mel = torch.zeros(2, 80, 3000)
+    >>> mel[0, :, :1100] = torch.rand(80, 1100)
+    >>> positions_before_padding(mel)
+    tensor([550,   0])
+    """
+    differs = (mel != mel[..., -1:]).any(dim=1)
+    frames = torch.arange(1, mel.shape[-1] + 1, device=mel.device)
+    n_frames = (differs * frames).amax(dim=-1)
+    return (n_frames + FRAMES_PER_POSITION - 1) // FRAMES_PER_POSITION
+
+
 def _check_axes(values: Any) -> None:
     """Refuse what is no batch of spectrograms of any size."""
     remedy = "Make it with model.to_mel(audio)."
