@@ -24,6 +24,13 @@
     │   ├── SAEFileError         (ValueError)  a file that is no autoencoder, or an inconsistent one
     │   ├── SpliceError          (ValueError)  an autoencoder that does not fit its site
     │   └── TrainingError        (ValueError)  training that cannot go on: NaN, no data, k too large
+    ├── StoreError               (ValueError)  an activation store that cannot be made or read so
+    │   ├── StoreMismatchError                 the folder holds another harvest
+    │   ├── StoreDamagedError                  shards that are missing, cut short or changed
+    │   ├── StoreBusyError       (OSError)     another process harvests into the folder
+    │   ├── StoreWriteError      (OSError)     a full disk, or no permission to write
+    │   ├── RecordingsError                    no recordings, or one that cannot be used
+    │   └── ProbeError                         labels that no probe can learn
     └── WeightsError
         ├── SourceError          (ValueError)  a name or path that leads to no weights
         ├── DownloadError        (OSError)     no network, wrong hash, broken off, refused
@@ -144,6 +151,34 @@ class SpliceError(SAEError, ValueError):
 
 class TrainingError(SAEError, ValueError):
     """Training that cannot begin or go on as it was asked for."""
+
+
+class StoreError(HookedWhisperError, ValueError):
+    """An activation store that cannot be made or read as it was asked for."""
+
+
+class StoreMismatchError(StoreError):
+    """A folder that holds the store of another harvest."""
+
+
+class StoreDamagedError(StoreError):
+    """A store with shards that are missing, cut short or changed."""
+
+
+class StoreBusyError(StoreError, OSError):
+    """A folder that another process harvests into."""
+
+
+class StoreWriteError(StoreError, OSError):
+    """A store that cannot be written: a full disk, or no permission."""
+
+
+class RecordingsError(StoreError):
+    """No recordings, a list of them that cannot be read, or one that cannot be used."""
+
+
+class ProbeError(StoreError):
+    """Labels that no probe can learn: missing, or all the same."""
 
 
 class WeightsError(HookedWhisperError):
