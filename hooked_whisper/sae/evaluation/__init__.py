@@ -1,0 +1,71 @@
+"""Judging sparse autoencoders: by what they give back, by what they do to speech, by labels."""
+
+from hooked_whisper.sae.evaluation.evaluate import evaluate_sae, evaluate_saes
+from hooked_whisper.sae.evaluation.labels import (
+    LatentsBySpeech,
+    frame_labels,
+    label_selectivity,
+    latents_by_speech,
+    recording_labels,
+    word_labels,
+)
+from hooked_whisper.sae.evaluation.reconstruction import (
+    DecoderCosines,
+    Reconstruction,
+    ReconstructionMeter,
+    decoder_cosines,
+    reconstruction,
+)
+from hooked_whisper.sae.evaluation.report import FrameEvaluation, SAEEvaluation, evaluation_table
+from hooked_whisper.sae.evaluation.selectivity import (
+    ActiveLatents,
+    Labels,
+    LabelSelectivity,
+    LatentCollector,
+    Selectivity,
+    auroc,
+    selectivity,
+)
+from hooked_whisper.sae.evaluation.spliced import (
+    Recovered,
+    TranscriptScores,
+    transcript_scores,
+    word_error_rate,
+)
+from hooked_whisper.sae.evaluation.stability import Stability, stability
+from hooked_whisper.sae.evaluation.top_clips import Clip, clips_table, top_clips
+
+__all__ = [
+    "evaluate_sae",
+    "evaluate_saes",
+    "LatentsBySpeech",
+    "frame_labels",
+    "label_selectivity",
+    "latents_by_speech",
+    "recording_labels",
+    "word_labels",
+    "DecoderCosines",
+    "Reconstruction",
+    "ReconstructionMeter",
+    "decoder_cosines",
+    "reconstruction",
+    "FrameEvaluation",
+    "SAEEvaluation",
+    "evaluation_table",
+    "ActiveLatents",
+    "Labels",
+    "LabelSelectivity",
+    "LatentCollector",
+    "Selectivity",
+    "auroc",
+    "selectivity",
+    "Recovered",
+    "TranscriptScores",
+    "transcript_scores",
+    "word_error_rate",
+    "Stability",
+    "stability",
+    "Clip",
+    "clips_table",
+    "top_clips",
+]

@@ -1,0 +1,300 @@
+"""How well an autoencoder gives back what it reads, and with how many latents.
+
+Everything is summed up batch by batch in float64, so that memory does not
+grow with the data, and batches of any size give the same numbers.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from hooked_whisper.analysis.residual import Histogram
+from hooked_whisper.errors import InputError, SpliceError
+
+ALWAYS_ON = 0.9
+"""Share of the vectors above which a latent counts as always on."""
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What an autoencoder does to vectors; shares are of 1.
+
+    Args:
+        n_vectors: How many vectors were judged.
+        fvu: Fraction of variance unexplained: squared error over squared
+            distance from the mean vector. 0 is perfect, 1 as good as the mean.
+        explained_variance: 1 less the variance of the error over that of the
+            vectors. A constant error, which `fvu` counts, does not lower it.
+        mse: Squared error of a vector, summed over its width.
+        cosine: Mean cosine of vector and reconstruction.
+        norm_ratio: Length of the reconstructions over that of the vectors.
+        l0: Latents that are active (not 0) at once, on average.
+        density: Share of the vectors on which each latent is active.
+    """
+
+    n_vectors: int
+    fvu: float
+    explained_variance: float
+    mse: float
+    cosine: float
+    norm_ratio: float
+    l0: float
+    density: Float64[Tensor, " latent"]
+
+    @property
+    def dead_share(self) -> float:
+        """Share of latents that are active on none of the vectors."""
+        return float((self.density == 0).double().mean())
+
+    @property
+    def always_on_share(self) -> float:
+        """Share of latents that are active on more than 90 % of the vectors."""
+        return float((self.density > ALWAYS_ON).double().mean())
+
+    def density_histogram(self, low: float | int = -6, n_bins: int = 24) -> Histogram:
+        """How many latents have which density, over its decimal logarithm from `low` to 0.
+
+        Dead latents, which have no logarithm, count as outside.
+        """
+        if n_bins < 1 or low >= 0:
+            raise InputError(f"low is {low} and n_bins {n_bins}; low is under 0, n_bins over it.")
+        logs = self.density.log10()
+        edges = torch.linspace(low, 0, n_bins + 1, dtype=torch.float64)
+        inside = logs[logs >= low]
+        bins = torch.bucketize(inside, edges, right=True).clamp(max=n_bins) - 1
+        counts = torch.bincount(bins, minlength=n_bins)
+        return Histogram(counts, edges, len(logs) - len(inside))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, and the histogram of densities."""
+        histogram = self.density_histogram()
+        numbers = {
+            name: value for name, value in vars(self).items() if not isinstance(value, Tensor)
+        }
+        return numbers | {
+            "dead_share": self.dead_share,
+            "always_on_share": self.always_on_share,
+            "density": self.density.tolist(),
+            "log10_density_histogram": {
+                "counts": histogram.counts.tolist(),
+                "edges": histogram.edges.tolist(),
+                "dead_or_under": histogram.n_outside,
+            },
+        }
+
+
+class ReconstructionMeter:
+    """Takes batches of vectors one after the other; `result()` says how they were given back."""
+
+    def __init__(self) -> None:
+        self._target = _Moments()
+        self._error = _Moments()
+        self._sums = {"squared_error": 0.0, "cosine": 0.0, "length": 0.0, "length_back": 0.0}
+        self._active: Int[Tensor, " latent"] | None = None
+
+    @property
+    def n_vectors(self) -> int:
+        """Vectors so far."""
+        return self._target.n
+
+    @property
+    def mean(self) -> Float64[Tensor, " d_out"]:
+        """The mean of the vectors that were to be given back."""
+        if not self.n_vectors:
+            raise InputError("no vectors were given; there is nothing to judge.")
+        return self._target.mean
+
+    @torch.no_grad()
+    def update(
+        self,
+        target: Float[Tensor, "vector d_out"],
+        recons: Float[Tensor, "vector d_out"],
+        latents: Float[Tensor, "vector latent"],
+    ) -> None:
+        """Take one batch: what was to be given back, what was, and the latents."""
+        if not len(target):
+            return
+        active = (latents != 0).sum(dim=0).cpu()
+        self._active = active if self._active is None else self._active + active
+        target, recons = target.double().cpu(), recons.double().cpu()
+        error = target - recons
+        self._target.add(target)
+        self._error.add(error)
+        self._sums["squared_error"] += float(error.square().sum())
+        self._sums["cosine"] += float(F.cosine_similarity(target, recons, dim=-1).sum())
+        self._sums["length"] += float(target.norm(dim=-1).sum())
+        self._sums["length_back"] += float(recons.norm(dim=-1).sum())
+
+    def result(self) -> Reconstruction:
+        """The numbers over everything so far.
+
+        Raises:
+            InputError: Nothing was given yet.
+        """
+        n = self.n_vectors
+        if not n or self._active is None:
+            raise InputError("no vectors were given; there is nothing to judge.")
+        density = self._active.double() / n
+        return Reconstruction(
+            n_vectors=n,
+            fvu=_ratio(self._sums["squared_error"], self._target.spread),
+            explained_variance=1 - _ratio(self._error.spread, self._target.spread),
+            mse=self._sums["squared_error"] / n,
+            cosine=self._sums["cosine"] / n,
+            norm_ratio=_ratio(self._sums["length_back"], self._sums["length"]),
+            l0=float(density.sum()),
+            density=density,
+        )
+
+
+@torch.no_grad()
+def reconstruction(sae: Any, activations: Iterable[Any]) -> Reconstruction:
+    """How well an autoencoder gives vectors back, from batches of them, without a model.
+
+    Args:
+        sae: Anything with `encode` and `decode`.
+        activations: Batches `[n, d_in]`; for transcoders, pairs of what is
+            read and what is to be given back.
+
+    Raises:
+        InputError: No vectors.
+        SpliceError: A result of another shape, or not finite.
+    """
+    meter = ReconstructionMeter()
+    for i, batch in enumerate(activations):
+        x, target = batch if isinstance(batch, tuple | list) else (batch, batch)
+        latents = sae.encode(x)
+        recons = sae.decode(latents)
+        if recons.shape != target.shape:
+            raise SpliceError(
+                f"batch {i} of the reconstructions is {tuple(recons.shape)}; it must be "
+                f"{tuple(target.shape)}, as what is to be given back."
+            )
+        for what, value in (("latents", latents), ("reconstructions", recons)):
+            if not bool(torch.isfinite(value).all()):
+                raise SpliceError(f"batch {i} of the {what} holds values that are not finite.")
+        meter.update(target, recons, latents)
+    return meter.result()
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderCosines:
+    """How alike the directions are that the latents write.
+
+    Args:
+        nearest: For each latent, the greatest cosine with any other one.
+    """
+
+    nearest: Float[Tensor, " latent"]
+
+    @property
+    def mean_nearest(self) -> float:
+        """Mean over latents of the cosine with the nearest other one."""
+        return float(self.nearest.double().mean())
+
+    def histogram(self, n_bins: int = 40) -> Histogram:
+        """How many latents have their nearest other one at which cosine, from -1 to 1."""
+        edges = torch.linspace(-1, 1, n_bins + 1)
+        bins = torch.bucketize(self.nearest.clamp(-1, 1), edges, right=True).clamp(max=n_bins) - 1
+        return Histogram(torch.bincount(bins, minlength=n_bins), edges, 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mean, the quantiles and the histogram."""
+        histogram = self.histogram()
+        levels = torch.tensor([0.1, 0.5, 0.9])
+        tenth, median, ninetieth = self.nearest.quantile(levels).tolist()
+        return {
+            "mean_nearest": self.mean_nearest,
+            "tenth": tenth,
+            "median": median,
+            "ninetieth": ninetieth,
+            "above_0.9": float((self.nearest > 0.9).double().mean()),
+            "histogram": {
+                "counts": histogram.counts.tolist(),
+                "edges": histogram.edges.tolist(),
+            },
+        }
+
+
+@torch.no_grad()
+def decoder_cosines(sae: Any) -> DecoderCosines:
+    """How alike the decoder's directions are: for each latent, the cosine with the nearest other.
+
+    A direction of length 0 has cosine 0 with all others; one latent alone has 0.
+    """
+    directions = decoder_directions(sae)
+    n = len(directions)
+    nearest = torch.zeros(n)
+    for start in range(0, n if n > 1 else 0, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        cosines = directions[rows] @ directions.T
+        places = torch.arange(len(cosines))
+        cosines[places, places + start] = -torch.inf
+        nearest[rows] = cosines.amax(dim=1)
+    return DecoderCosines(nearest)
+
+
+@torch.no_grad()
+def decoder_directions(sae: Any) -> Float[Tensor, "latent d_out"]:
+    """What each latent writes, at length 1, in float32 on the CPU; zeros stay zeros.
+
+    Read from `W_dec`, or else found by decoding each latent alone.
+
+    Raises:
+        SpliceError: There is no `W_dec [latent, d_out]`, and the number of latents is unknown.
+    """
+    W_dec = getattr(sae, "W_dec", None)
+    if not isinstance(W_dec, Tensor):
+        W_dec = _decoded_one_by_one(sae)
+    if W_dec.ndim != 2:
+        raise SpliceError(f"W_dec has shape {tuple(W_dec.shape)}; it must be [latent, d_out].")
+    return F.normalize(W_dec.detach().float().cpu(), dim=1)
+
+
+def _decoded_one_by_one(sae: Any) -> Tensor:
+    cfg = getattr(sae, "cfg", None)
+    d_sae = getattr(cfg, "d_sae", None) or getattr(sae, "d_sae", None)
+    if not isinstance(d_sae, int):
+        raise SpliceError(
+            f"{type(sae).__name__} has neither a W_dec nor a d_sae, so that its directions cannot "
+            "be found. Give it one of them."
+        )
+    weights = [each for each in getattr(sae, "parameters", list)() if each.is_floating_point()]
+    like = weights[0] if weights else torch.zeros(())
+    zero = sae.decode(like.new_zeros(1, d_sae))
+    ones = torch.eye(d_sae, dtype=like.dtype, device=like.device).split(_ROWS_AT_ONCE)
+    return torch.cat([sae.decode(part) - zero for part in ones])
+
+
+class _Moments:
+    """Mean and summed squared distance from it, merged batch by batch.
+
+    Source: Chan, Golub and LeVeque 1983, equation 2.1.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.mean = torch.zeros(())
+        self.spread = 0.0
+
+    def add(self, vectors: Float64[Tensor, "vector d"]) -> None:
+        n, mean = len(vectors), vectors.mean(dim=0)
+        spread = float((vectors - mean).square().sum())
+        if self.n:
+            apart, total = mean - self.mean, self.n + n
+            spread += self.spread + float(apart.square().sum()) * self.n * n / total
+            mean = self.mean + apart * (n / total)
+        self.n, self.mean, self.spread = self.n + n, mean, spread
+
+
+def _ratio(part: float, whole: float) -> float:
+    """A share; nothing of nothing is 0, something of nothing has no number."""
+    if whole:
+        return part / whole
+    return 0.0 if not part else float("nan")

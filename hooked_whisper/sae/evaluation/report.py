@@ -1,0 +1,152 @@
+"""What was found out about autoencoders: numbers to keep, to compare and to print."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hooked_whisper.errors import InputError
+from hooked_whisper.sae.evaluation.reconstruction import DecoderCosines, Reconstruction
+from hooked_whisper.sae.evaluation.spliced import Recovered, TranscriptScores
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, eq=False)
+class FrameEvaluation:
+    """What was found out over one extent: frames of speech, all frames, or a text's tokens.
+
+    Args:
+        reconstruction: What it gives back.
+        recovered: What the model predicts with it.
+        transcripts: What the model writes with it, if that was tried.
+        texts: These transcripts.
+    """
+
+    reconstruction: Reconstruction
+    recovered: Recovered
+    transcripts: TranscriptScores | None
+    texts: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, in groups."""
+        return {
+            "reconstruction": self.reconstruction.to_dict(),
+            "recovered": self.recovered.to_dict(),
+            "transcripts": None if self.transcripts is None else self.transcripts.to_dict(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class SAEEvaluation:
+    """Everything that was found out about one autoencoder at one hook.
+
+    Args:
+        hook_name: What it reads.
+        hook_name_out: What it replaces.
+        architecture: What kind it is.
+        d_in: Width of what it reads.
+        d_sae: Number of latents.
+        n_recordings: On how many recordings it was judged.
+        decoder: How alike its directions are.
+        extents: What was found by extent: `"speech"` and `"all"` frames in
+            the encoder, the tokens of the `"text"` in the decoder.
+        transcripts_model: What the model writes without it, if that was tried.
+    """
+
+    hook_name: str
+    hook_name_out: str
+    architecture: str
+    d_in: int
+    d_sae: int
+    n_recordings: int
+    decoder: DecoderCosines
+    extents: dict[str, FrameEvaluation]
+    transcripts_model: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        parts = []
+        for extent, each in self.extents.items():
+            numbers = each.reconstruction
+            text = f"{extent}: FVU {numbers.fvu:.4f}, L0 {numbers.l0:.1f}, "
+            text += f"dead {numbers.dead_share:.1%}, CE recovered {each.recovered.ce_recovered:.4f}"
+            if each.transcripts is not None and each.transcripts.sequence_accuracy is not None:
+                text += f", sequences right {each.transcripts.sequence_accuracy:.1%}"
+            parts.append(text)
+        return f"SAEEvaluation({self.hook_name}, {'; '.join(parts)})"
+
+    @property
+    def speech(self) -> FrameEvaluation:
+        """Over the frames of speech; in the decoder, over the tokens of the text."""
+        return self._extent("text" if "text" in self.extents else "speech")
+
+    @property
+    def all_frames(self) -> FrameEvaluation:
+        """Over all frames of the window, padding included."""
+        return self._extent("all")
+
+    def _extent(self, name: str) -> FrameEvaluation:
+        if name not in self.extents:
+            raise InputError(
+                f"{self.hook_name!r} was judged over {' and '.join(self.extents)}, not over {name}."
+            )
+        return self.extents[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, in groups, in values that JSON has; what has no number is None."""
+        plain = ("hook_name", "hook_name_out", "architecture", "d_in", "d_sae", "n_recordings")
+        return _finite(
+            {
+                **{name: getattr(self, name) for name in plain},
+                "decoder": self.decoder.to_dict(),
+                **{name: each.to_dict() for name, each in self.extents.items()},
+            }
+        )
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write everything as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row for each extent, with all numbers but the histograms."""
+        return evaluation_table([self])
+
+
+def evaluation_table(
+    evaluations: Mapping[str, SAEEvaluation] | Sequence[SAEEvaluation],
+) -> "pandas.DataFrame":
+    """Autoencoders side by side: a row for each and each extent, a column for each number.
+
+    Args:
+        evaluations: What `evaluate_saes` gives, or a list of `evaluate_sae`'s results.
+    """
+    import pandas
+
+    listed = list(evaluations.values() if isinstance(evaluations, Mapping) else evaluations)
+    rows = []
+    for each in listed:
+        for extent, found in each.extents.items():
+            row: dict[str, Any] = {
+                "hook_name": each.hook_name,
+                "frames": extent,
+                "architecture": each.architecture,
+                "d_sae": each.d_sae,
+            }
+            for group in found.to_dict().values():
+                row |= {k: v for k, v in (group or {}).items() if not isinstance(v, dict | list)}
+            row["mean_nearest_cosine"] = each.decoder.mean_nearest
+            rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def _finite(value: Any) -> Any:
+    """The same without NaN and infinity, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

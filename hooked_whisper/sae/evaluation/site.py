@@ -1,0 +1,245 @@
+"""Where an autoencoder is judged: a hook that it reads, one that it replaces, and checks of both."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hooked_whisper.config import Stack
+from hooked_whisper.errors import InputError, SpliceError
+from hooked_whisper.model.axes import axis_sizes
+from hooked_whisper.model.whisper import HookedWhisper
+
+VECTORS_AT_ONCE = 4096
+"""Vectors that are encoded side by side: their latents are what takes memory."""
+
+
+@dataclass(frozen=True)
+class JudgedSite:
+    """An autoencoder at its hooks, checked to fit them.
+
+    Args:
+        sae: Anything with `encode` and `decode`.
+        hook_name: What it reads.
+        hook_name_out: What it replaces; the same, but for transcoders.
+        d_in: Width of what it reads.
+        d_out: Width of what it writes.
+        d_sae: Number of its latents.
+        dtype: What it computes in.
+    """
+
+    sae: Any
+    hook_name: str
+    hook_name_out: str
+    d_in: int
+    d_out: int
+    d_sae: int
+    dtype: torch.dtype
+
+    @property
+    def stack(self) -> Stack:
+        """Whether it sits in the encoder, along time, or in the decoder, along the text."""
+        return "encoder" if self.hook_name_out.startswith("encoder") else "decoder"
+
+    def encode(self, x: Float[Tensor, "vector d_in"]) -> Float[Tensor, "vector latent"]:
+        """The latents of vectors.
+
+        Raises:
+            SpliceError: They have another shape, or are not finite.
+        """
+        latents = self.sae.encode(x.to(self.dtype))
+        return self._checked("latents", latents, (len(x), self.d_sae))
+
+    def decode(self, latents: Float[Tensor, "vector latent"]) -> Float[Tensor, "vector d_out"]:
+        """What latents stand for.
+
+        Raises:
+            SpliceError: It has another shape, or is not finite.
+        """
+        recons = self.sae.decode(latents)
+        return self._checked("reconstruction", recons, (len(latents), self.d_out))
+
+    def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """Activations, encoded and decoded, in their own dtype."""
+        parts = x.reshape(-1, self.d_in).split(VECTORS_AT_ONCE)
+        recons = torch.cat([self.decode(self.encode(part)) for part in parts])
+        return recons.to(x.dtype).view(*x.shape[:-1], self.d_out)
+
+    def _checked(self, what: str, value: Any, shape: tuple[int, ...]) -> Tensor:
+        if not isinstance(value, Tensor) or value.shape != shape:
+            raise SpliceError(
+                f"the {what} of the autoencoder at {self.hook_name!r} is {_describe(value)}; it "
+                f"must be a tensor of shape {shape}."
+            )
+        # One sum is quick and shows every NaN and infinity; it may overflow, so then look closely.
+        if not torch.isfinite(value.detach().sum(dtype=torch.float32)):
+            bad = ~torch.isfinite(value)
+            if bool(bad.any()):
+                vector, place = bad.nonzero()[0].tolist()
+                raise SpliceError(
+                    f"the {what} of the autoencoder at {self.hook_name!r} has {int(bad.sum())} "
+                    f"values that are NaN or infinite, the first in vector {vector}, place "
+                    f"{place}. Check its weights."
+                )
+        return value
+
+
+@torch.no_grad()
+def judged_site(
+    model: HookedWhisper, sae: Any, hook_name: str | None = None, hook_name_out: str | None = None
+) -> JudgedSite:
+    """An autoencoder at a hook of the model, once it is sure that it fits.
+
+    Args:
+        model: The model.
+        sae: Anything with `encode` and `decode`.
+        hook_name: What it reads; None is what its configuration says.
+        hook_name_out: What it replaces; None is what its configuration says,
+            or what it reads.
+
+    Raises:
+        HookNameError: No such hook, or one behind a flag that is off.
+        SpliceError: It has no `encode` or `decode`, no hook is known, or it
+            does not fit: width, shape, values that are not finite.
+    """
+    for method in ("encode", "decode"):
+        if not callable(getattr(sae, method, None)):
+            raise SpliceError(
+                f"{type(sae).__name__} has no {method}; an autoencoder is anything with encode(x) "
+                "and decode(latents)."
+            )
+    home, home_out = configured(sae, "hook_name"), configured(sae, "hook_name_out")
+    hook_name = home if hook_name is None else hook_name
+    if hook_name_out is None and home_out not in (None, home):
+        if hook_name != home:
+            raise SpliceError(
+                f"this autoencoder writes another place than it reads: from {home!r} to "
+                f"{home_out!r}. At {hook_name!r}, say hook_name_out= too."
+            )
+        hook_name_out = home_out
+    if hook_name is None:
+        raise SpliceError(
+            f"the configuration of this {type(sae).__name__} names no hook. Say where to judge it: "
+            'hook_name="encoder.blocks.2.hook_resid_post".'
+        )
+    hook_name_out = hook_name_out or hook_name
+    if str(hook_name).split(".")[0] != str(hook_name_out).split(".")[0]:
+        raise SpliceError(
+            f"the autoencoder reads {hook_name!r} and writes {hook_name_out!r}; both must be in "
+            "the encoder, or both in the decoder, to be judged."
+        )
+    d_in, d_out = (_width(model, name) for name in (hook_name, hook_name_out))
+    stated = configured(sae, "d_in")
+    if stated is not None and stated != d_in:
+        raise SpliceError(
+            f"the autoencoder reads vectors of {stated} numbers; {hook_name!r} gives {d_in}. Judge "
+            "it at the hook that it was trained on."
+        )
+    dtype = _dtype(sae)
+    zeros = torch.zeros(1, d_in, dtype=dtype, device=model.device)
+    try:
+        latents = sae.encode(zeros)
+        recons = sae.decode(latents)
+    except RuntimeError as error:
+        raise SpliceError(
+            f"the autoencoder cannot encode and decode a vector of {d_in} numbers, as "
+            f"{hook_name!r} gives: {error}"
+        ) from error
+    if not isinstance(latents, Tensor) or latents.ndim != 2 or len(latents) != 1:
+        raise SpliceError(
+            f"encode gave {_describe(latents)} for the vectors [1, {d_in}] of {hook_name!r}; it "
+            "must give [1, latents]."
+        )
+    site = JudgedSite(sae, hook_name, hook_name_out, d_in, d_out, latents.shape[1], dtype)
+    site._checked("latents", latents, (1, site.d_sae))
+    site._checked("reconstruction", recons, (1, d_out))
+    return site
+
+
+def configured(sae: Any, name: str) -> Any:
+    """What an autoencoder's configuration says of itself, in its fields or in its metadata."""
+    cfg = getattr(sae, "cfg", None)
+    for place in (cfg, getattr(cfg, "metadata", None)):
+        value = place.get(name) if isinstance(place, dict) else getattr(place, name, None)
+        if value is not None:
+            return value
+    return None
+
+
+@contextmanager
+def replaced(
+    model: HookedWhisper,
+    site: JudgedSite,
+    function: Callable[[Tensor], Tensor],
+    counts: Bool[Tensor, "batch pos"] | None = None,
+) -> Iterator[None]:
+    """Have an activation replaced by a function of what the autoencoder reads.
+
+    Args:
+        model: The model.
+        site: Where.
+        function: Of the activation that is read.
+        counts: The positions to replace; None is all of them.
+    """
+    read: list[Tensor] = []
+
+    def keep(value: Tensor, hook: Any) -> None:
+        read[:] = [value]
+
+    def put(value: Tensor, hook: Any) -> Tensor:
+        new = function(read.pop()).to(value.dtype).expand(value.shape)
+        if counts is None:
+            return new.clone()
+        places = counts.view(*counts.shape, *(1,) * (value.ndim - 2))
+        return torch.where(places, new, value)
+
+    with model.hooks([(site.hook_name, keep), (site.hook_name_out, put)]):
+        yield
+
+
+def counted_positions(
+    n_positions: Tensor | None, n_pos: int, n_rows: int
+) -> Bool[Tensor, "batch pos"]:
+    """Which positions count: the first of each row; None is all of them."""
+    if n_positions is None:
+        return torch.ones(n_rows, n_pos, dtype=torch.bool)
+    return torch.arange(n_pos, device=n_positions.device) < n_positions[:, None]
+
+
+def _width(model: HookedWhisper, name: str) -> int:
+    if not isinstance(name, str):
+        raise InputError(f"hook_name is {name!r}; it must be the name of one hook.")
+    names = model.hook_names(name)
+    if names != [name]:
+        raise InputError(f"{name!r} is {len(names)} hooks; an autoencoder is judged at one.")
+    axes, sizes = model.hook_dict[name].axes, axis_sizes(model, name)
+    if axes[:2] != ("batch", "pos") or len(axes) < 3 or sizes[-1] is None:
+        raise SpliceError(
+            f"{name!r} has axes [{' '.join(axes)}]; an autoencoder needs [batch pos ... width], as "
+            "hook_resid_post has."
+        )
+    return sizes[-1]
+
+
+def _dtype(sae: Any) -> torch.dtype:
+    """What an autoencoder computes in; float32 where it does not show."""
+    if callable(getattr(sae, "parameters", None)):
+        for parameter in sae.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+    for name in ("W_dec", "dtype"):
+        value = getattr(sae, name, None)
+        value = getattr(value, "dtype", value)
+        if isinstance(value, torch.dtype):
+            return value
+    return torch.float32
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return type(value).__name__

@@ -1,0 +1,226 @@
+"""What a spliced autoencoder does to the model: cross-entropy, divergence, transcripts."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hooked_whisper.errors import InputError
+
+Normalize = Callable[[str], str]
+
+KINDS = ("spliced", "zero", "mean")
+"""What stands at the hook: the reconstruction, zeros, or the mean activation."""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How well the model predicts a text with the autoencoder spliced in, in nats a token.
+
+    Args:
+        n_tokens: Predictions that were judged.
+        ce_clean: Cross-entropy of the model as it is.
+        ce_spliced: With reconstructions in place of the activations.
+        ce_zero: With zeros in place of them.
+        ce_mean: With their mean in place of each.
+        kl_spliced: Divergence from the model's own predictions, KL(clean || spliced).
+        kl_zero: The same with zeros.
+        kl_mean: The same with the mean.
+    """
+
+    n_tokens: int
+    ce_clean: float
+    ce_spliced: float
+    ce_zero: float
+    ce_mean: float
+    kl_spliced: float
+    kl_zero: float
+    kl_mean: float
+
+    @property
+    def ce_recovered(self) -> float:
+        """Share of the cross-entropy lost by zeros that splicing wins back: 1 is all of it.
+
+        NaN where zeros lose nothing. Above 1 where the spliced model
+        predicts better than the clean one, below 0 where worse than zeros.
+        """
+        return _share(self.ce_zero - self.ce_spliced, self.ce_zero - self.ce_clean)
+
+    @property
+    def ce_recovered_mean(self) -> float:
+        """The same, compared with the mean in place of zeros."""
+        return _share(self.ce_mean - self.ce_spliced, self.ce_mean - self.ce_clean)
+
+    @property
+    def kl_recovered(self) -> float:
+        """Share of the divergence caused by zeros that splicing does not cause: 1 is all of it."""
+        return _share(self.kl_zero - self.kl_spliced, self.kl_zero)
+
+    @property
+    def kl_recovered_mean(self) -> float:
+        """The same, compared with the mean in place of zeros."""
+        return _share(self.kl_mean - self.kl_spliced, self.kl_mean)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, the shares too."""
+        shares = ("ce_recovered", "ce_recovered_mean", "kl_recovered", "kl_recovered_mean")
+        return vars(self) | {name: getattr(self, name) for name in shares}
+
+
+class RecoveredMeter:
+    """Takes the logits of batches; `result()` says what was recovered over all of them."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._ce = dict.fromkeys(("clean", *KINDS), 0.0)
+        self._kl = dict.fromkeys(KINDS, 0.0)
+
+    @torch.no_grad()
+    def update(
+        self,
+        clean: Float[Tensor, "batch pos vocab"],
+        others: dict[str, Tensor],
+        targets: Int[Tensor, "batch pos"],
+        counts: Bool[Tensor, "batch pos"],
+    ) -> None:
+        """Take one batch.
+
+        Args:
+            clean: Logits of the model as it is.
+            others: Logits of the same shape, by kind: `"spliced"`, `"zero"`, `"mean"`.
+            targets: What should be predicted at each position.
+            counts: The positions that count.
+        """
+        wanted = targets[counts][:, None]
+        expected = clean[counts].double().log_softmax(dim=-1)
+        probs = expected.exp()
+        self._n += len(wanted)
+        self._ce["clean"] -= float(expected.gather(1, wanted).sum())
+        for kind in KINDS:
+            found = others[kind][counts].double().log_softmax(dim=-1)
+            self._ce[kind] -= float(found.gather(1, wanted).sum())
+            # A token that the clean model rules out adds nothing, though its logarithm is infinite.
+            self._kl[kind] += float((probs * torch.where(probs > 0, expected - found, 0.0)).sum())
+
+    def result(self) -> Recovered:
+        """The means over all predictions so far.
+
+        Raises:
+            InputError: There were none.
+        """
+        if not self._n:
+            raise InputError("no predictions were given; there is nothing to judge.")
+        return Recovered(
+            self._n,
+            **{f"ce_{kind}": total / self._n for kind, total in self._ce.items()},
+            **{f"kl_{kind}": total / self._n for kind, total in self._kl.items()},
+        )
+
+
+@dataclass(frozen=True)
+class TranscriptScores:
+    """Free greedy transcripts with the autoencoder spliced in, against those without.
+
+    Words are compared without case and punctuation. What needs to know what
+    is said is None where that is unknown.
+
+    Args:
+        n_recordings: How many were transcribed.
+        sequence_accuracy_model: Share of recordings whose whole text the model gets right.
+        sequence_accuracy: The same with the autoencoder spliced in.
+        wer_model: The model's word error rate over all recordings.
+        wer: The same with the autoencoder spliced in.
+        same_as_model: Share of recordings with the same words spliced in as without.
+        wer_to_model: Word error rate with the model's own transcripts as the truth.
+    """
+
+    n_recordings: int
+    sequence_accuracy_model: float | None
+    sequence_accuracy: float | None
+    wer_model: float | None
+    wer: float | None
+    same_as_model: float
+    wer_to_model: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number."""
+        return dict(vars(self))
+
+
+def transcript_scores(
+    spliced: Sequence[str],
+    model: Sequence[str],
+    texts: Sequence[str] | None = None,
+    normalize: Normalize | None = None,
+) -> TranscriptScores:
+    """Judge transcripts made with an autoencoder spliced in.
+
+    Args:
+        spliced: The transcripts.
+        model: Those of the model without it.
+        texts: What is said, where that is known.
+        normalize: What to do to texts before they are compared; None is
+            openai-whisper's basic normalizer, which takes case and punctuation away.
+
+    Raises:
+        InputError: Not as many of each.
+    """
+    lengths = {len(each) for each in (spliced, model, texts) if each is not None}
+    if lengths == {0} or len(lengths) != 1:
+        raise InputError(
+            f"{len(spliced)} transcripts spliced, {len(model)} of the model and "
+            f"{len(texts) if texts is not None else 'no'} texts do not match; pass one of each for "
+            "each recording."
+        )
+    words = normalize or basic_normalizer()
+    ours, own = ([" ".join(words(text).split()) for text in each] for each in (spliced, model))
+    said = None if texts is None else [" ".join(words(text).split()) for text in texts]
+    return TranscriptScores(
+        n_recordings=len(ours),
+        sequence_accuracy_model=None if said is None else _share_equal(own, said),
+        sequence_accuracy=None if said is None else _share_equal(ours, said),
+        wer_model=None if said is None else word_error_rate(said, own),
+        wer=None if said is None else word_error_rate(said, ours),
+        same_as_model=_share_equal(ours, own),
+        wer_to_model=word_error_rate(own, ours),
+    )
+
+
+def word_error_rate(references: Sequence[str], transcripts: Sequence[str]) -> float:
+    """Words put in, left out or replaced, as a share of all words of the references.
+
+    Words written where nothing is said count as put in. NaN where no
+    reference has a word and some transcript has.
+
+    Source: `jiwer.process_words`.
+    """
+    import jiwer
+
+    pairs = list(zip(references, transcripts, strict=True))
+    spoken = [(reference, text) for reference, text in pairs if reference.split()]
+    n_wrong = sum(len(text.split()) for reference, text in pairs if not reference.split())
+    n_words = sum(len(reference.split()) for reference, _ in spoken)
+    if not n_words:
+        return math.nan if n_wrong else 0.0
+    found = jiwer.process_words([each[0] for each in spoken], [each[1] for each in spoken])
+    n_wrong += found.substitutions + found.deletions + found.insertions
+    return float(n_wrong / n_words)
+
+
+def basic_normalizer() -> Normalize:
+    """openai-whisper's, for any language: no case, no punctuation."""
+    from whisper.normalizers.basic import BasicTextNormalizer
+
+    return BasicTextNormalizer()
+
+
+def _share_equal(some: Sequence[str], others: Sequence[str]) -> float:
+    return sum(a == b for a, b in zip(some, others, strict=True)) / len(some)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else math.nan

@@ -1,0 +1,138 @@
+"""The moments at which latents are most active, over any number of recordings."""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hooked_whisper.analysis.top_activations import top_activations
+from hooked_whisper.errors import InputError
+from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.sae.evaluation.inputs import prepare
+from hooked_whisper.sae.evaluation.labels import encoder_latents, word_at
+from hooked_whisper.sae.evaluation.site import judged_site
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A moment at which a latent is active.
+
+    Args:
+        latent: Which.
+        recording: The number of the recording, from 0.
+        name: The recording's file name, or its number.
+        start_s: Where the encoder position of the peak begins, in seconds.
+        end_s: Where it ends.
+        value: How active the latent is there.
+        word: What is said there, if that is known.
+        text: What is said in the whole recording, if that is known.
+    """
+
+    latent: int
+    recording: int
+    name: str
+    start_s: float
+    end_s: float
+    value: float
+    word: str | None = None
+    text: str | None = None
+
+
+@torch.no_grad()
+def top_clips(
+    sae: Any,
+    model: HookedWhisper,
+    recordings: Any,
+    latents: int | Sequence[int],
+    hook_name: str | None = None,
+    *,
+    n_top: int = 10,
+    least_apart_s: float | int = 0.2,
+    all_frames: bool = False,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> dict[int, list[Clip]]:
+    """The moments at which latents are most active, each latent's greatest first.
+
+    A batch of recordings is run at a time and only the best moments are
+    kept. Moments at which a latent is not active are never among them.
+
+    Args:
+        sae: Anything with `encode` and `decode`.
+        model: The model.
+        recordings: A list of what `model.to_mel` takes, or of anything with such
+            a `.path` or `.audio` (and `.text`, `.words`); or a `Mel` of them all.
+        latents: Which latents.
+        hook_name: What it reads, in the encoder; None is what its configuration says.
+        n_top: Moments for each latent, at most.
+        least_apart_s: Two moments of one latent in one recording are at least
+            so far apart, in seconds.
+        all_frames: Look at the padding too.
+        batch_size: Recordings side by side.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: No such latent, a site in the decoder, nothing asked for.
+        SpliceError: The autoencoder does not fit the site.
+
+    Source: the "top activating examples" of Reid 2023.
+    """
+    site = judged_site(model, sae, hook_name)
+    chosen = [latents] if isinstance(latents, int) else [int(each) for each in latents]
+    if not chosen or not all(0 <= each < site.d_sae for each in chosen):
+        raise InputError(f"latents are {latents}; this autoencoder has 0 to {site.d_sae - 1}.")
+    if n_top < 1 or least_apart_s < 0:
+        raise InputError(
+            f"n_top is {n_top} and least_apart_s {least_apart_s}; they must be at least 1 and 0."
+        )
+    recordings = recordings if hasattr(recordings, "__len__") else [recordings]
+    inputs = prepare(model, recordings, tokens=[[0, 0]] * len(recordings), batch_size=batch_size)
+    best: list[list[tuple[float, int, float, float]]] = [[] for _ in chosen]
+    for first, mel, values in encoder_latents(site, inputs, chosen, progress=progress):
+        # A recording without any speech has no moment; `top_activations` wants one position.
+        lengths = mel.n_positions.clamp(min=1)
+        moments = top_activations(
+            values, lengths, n_top, least_apart_s=least_apart_s, all_frames=all_frames
+        )
+        for each in moments:
+            if each.value <= 0 or not (all_frames or mel.n_positions[each.recording]):
+                continue
+            # Of equals the earlier one stays: its negative number is the greater.
+            entry = (each.value, -(first + each.recording), -each.start_s, each.end_s)
+            heap = best[each.neuron]
+            (heapq.heappush if len(heap) < n_top else heapq.heappushpop)(heap, entry)
+    listed = list(recordings) if not hasattr(recordings, "values") else []
+    return {
+        latent: [_clip(latent, entry, listed) for entry in sorted(heap, reverse=True)]
+        for latent, heap in zip(chosen, best, strict=True)
+    }
+
+
+def clips_table(clips: dict[int, list[Clip]]) -> "pandas.DataFrame":
+    """The clips of all latents, one a row."""
+    import pandas
+
+    return pandas.DataFrame([vars(clip) for each in clips.values() for clip in each])
+
+
+def _clip(latent: int, entry: tuple[float, int, float, float], recordings: list[Any]) -> Clip:
+    value, number, start_s, end_s = entry[0], -entry[1], -entry[2], entry[3]
+    recording = recordings[number] if recordings else None
+    path = getattr(recording, "path", recording)
+    return Clip(
+        latent=latent,
+        recording=number,
+        name=Path(path).name if isinstance(path, str | PathLike) else str(number),
+        start_s=start_s,
+        end_s=end_s,
+        value=value,
+        word=word_at(recording, (start_s + end_s) / 2),
+        text=getattr(recording, "text", None),
+    )
