@@ -1,0 +1,17 @@
+"""Training sparse autoencoders on activations as they come."""
+
+from hooked_whisper.sae.training.config import TrainingConfig
+from hooked_whisper.sae.training.initialise import geometric_median
+from hooked_whisper.sae.training.model_source import ModelActivations
+from hooked_whisper.sae.training.sources import ActivationSource, MemoryActivations
+from hooked_whisper.sae.training.train import train_sae, train_saes
+
+__all__ = [
+    "ActivationSource",
+    "MemoryActivations",
+    "ModelActivations",
+    "TrainingConfig",
+    "geometric_median",
+    "train_sae",
+    "train_saes",
+]

@@ -1,0 +1,80 @@
+"""One file that holds all of a training: weights, optimizer, counters, log and place in the data.
+
+It is written beside its place and then moved there, so that a kill leaves the old one
+or the new one. Everything but tensors is JSON in the file's header; nothing is pickled.
+"""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hooked_whisper.errors import SAEFileError
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+LOG_FILE = "log.jsonl"
+FORMAT = "hooked_whisper.training"
+VERSION = 1
+
+
+def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> None:
+    """Write a checkpoint in place of the last one.
+
+    Args:
+        folder: Made if it does not exist.
+        tensors: By name; they may lie anywhere, but not share memory.
+        values: Everything else; JSON must have it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {"format": FORMAT, "training": json.dumps({"version": VERSION, **values})}
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with _replacing(folder / CHECKPOINT_FILE) as part:
+        save_file(plain, part, metadata=header)
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The tensors and the values of a folder's checkpoint; None where it has none.
+
+    Raises:
+        SAEFileError: The file is no checkpoint of a training, or of a later version.
+    """
+    path = folder / CHECKPOINT_FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise SAEFileError(f"{path} cannot be read as safetensors: {error}") from error
+    if header.get("format") != FORMAT:
+        raise SAEFileError(f"{path} holds no training; its format is {header.get('format')!r}.")
+    values = json.loads(header["training"])
+    if values.pop("version") != VERSION:
+        raise SAEFileError(f"{path} was written by a later version. Upgrade hooked_whisper.")
+    return tensors, values
+
+
+def write_log(folder: Path, log: list[dict[str, Any]]) -> None:
+    """Write the log as JSON lines."""
+    with _replacing(folder / LOG_FILE) as part:
+        part.write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Any:
+    """A path beside another one; what is written there takes the other's place at the end."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()

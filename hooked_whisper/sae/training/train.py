@@ -1,0 +1,302 @@
+"""Training sparse autoencoders, one or several in one pass over the activations."""
+
+import inspect
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hooked_whisper.errors import TrainingError
+from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.sae.base import SAE
+from hooked_whisper.sae.training.batches import check_batch, has_target
+from hooked_whisper.sae.training.config import TrainingConfig
+from hooked_whisper.sae.training.interrupts import uninterrupted
+from hooked_whisper.sae.training.sources import ActivationSource
+from hooked_whisper.sae.training.trainer import Trainer
+
+OnLog = Callable[[dict[str, Any]], object] | None
+"""What gets each line of the log: losses, FVU, L0 and dead share of a step."""
+
+
+def train_sae(
+    cfg: TrainingConfig,
+    activations: Any,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    on_log: OnLog = None,
+) -> SAE:
+    """Train a sparse autoencoder.
+
+    With `cfg.folder`, that folder gets the autoencoder (SAELens's format), the log
+    (`log.jsonl`) and a checkpoint, which is also written on Ctrl-C and on errors. The
+    same config and data with `resume=True` then go on, and come to the same weights,
+    bit for bit, as if nothing had been in between.
+
+    Args:
+        cfg: What to train and how.
+        activations: An iterable of batches `[n, d_in]` of any size (for transcoders pairs
+            of what is read and what is written), or an `ActivationSource`, such as
+            `ModelActivations(model, recordings)` or a store, which gives the activations of
+            `cfg.sae.hook_name`.
+        resume: Go on from the checkpoint in `cfg.folder`; from the start if there is none
+            yet. A plain iterable has to give the same batches again; those that were used
+            are passed over.
+        progress: Whether to show a bar on stderr.
+        on_log: Called with each line of the log.
+
+    Returns:
+        The autoencoder, in eval mode, of activations as they are. Its metadata say how it
+        was trained.
+
+    Raises:
+        SAEConfigError: No such autoencoder.
+        TrainingError: Activations of another shape, NaN or infinity (nothing is learned from
+            that batch), none at all, a loss that is not finite, or a folder with another
+            training.
+    """
+    if isinstance(activations, ActivationSource):
+        seed = cfg.seed
+        return train_saes(
+            {"": cfg}, activations, seed=seed, resume=resume, progress=progress, on_log=on_log
+        )[""]
+    trainer = Trainer(cfg, data="an iterable of batches")
+    trainer.prepare_folder(resume=resume)
+    run = _Run({"": trainer}, progress, on_log)
+    return run(enumerate(_iterate(activations)), lambda item, trainer: item)[""]
+
+
+def train_saes(
+    cfgs: Mapping[str, TrainingConfig],
+    activations: Any,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    progress: bool = True,
+    on_log: OnLog = None,
+) -> dict[str, SAE]:
+    """Train several sparse autoencoders in one pass: of other hooks, widths, k, seeds.
+
+    Each one learns as `train_sae` would have it do, on the same batches where the hooks are
+    the same. It is saved when it is done, also where others still learn.
+
+    Args:
+        cfgs: By names of your own. `cfg.sae.hook_name` says what each one learns from.
+        activations: An `ActivationSource`, or an iterable of dicts of batches by hook.
+        seed: Of the order of the data.
+        resume: Go on from the checkpoints in the folders of the configs.
+        progress: Whether to show a bar on stderr.
+        on_log: Called with each line of the log; `"sae"` in it is the name.
+
+    Returns:
+        The autoencoders by the names in `cfgs`.
+
+    Raises:
+        SAEConfigError: No such autoencoder.
+        TrainingError: As in `train_sae`; a config without a hook, or two with one folder.
+    """
+    _check_together(cfgs)
+    hook_names = list(dict.fromkeys(name for cfg in cfgs.values() for name in _hooks(cfg)))
+    batch_size = max(cfg.batch_size for cfg in cfgs.values())
+    is_source = isinstance(activations, ActivationSource)
+    data: Any = "an iterable of dicts of batches"
+    if is_source:
+        data = {"hook_names": hook_names, "batch_size": batch_size, "seed": seed}
+    trainers = {name: Trainer(cfg, name, data) for name, cfg in cfgs.items()}
+    for trainer in trainers.values():
+        trainer.prepare_folder(resume=resume)
+    run = _Run(trainers, progress, on_log)
+    if not is_source:
+        return run(enumerate(_iterate(activations)), _of_hooks)
+    skip = min((each.position.batch for each in run.unfinished), default=0)
+    options: dict[str, Any] = {"seed": seed}
+    can_skip = "skip" in inspect.signature(activations.stream).parameters
+    if can_skip and skip:
+        options["skip"] = skip
+    stream = activations.stream(hook_names, batch_size, **options)
+    with closing(stream) if hasattr(stream, "close") else nullcontext():
+        return run(enumerate(stream, skip if can_skip else 0), _of_hooks)
+
+
+class _Run:
+    """Trainers side by side on the batches of one pass."""
+
+    def __init__(self, trainers: Mapping[str, Trainer], progress: bool, on_log: OnLog) -> None:
+        self.trainers, self.on_log = trainers, on_log
+        self.unfinished = [each for each in trainers.values() if not each.is_done]
+        self.results: dict[str, SAE] = {
+            name: each.result() for name, each in trainers.items() if each.is_done
+        }
+        self.bar: Any = None
+        self._watched_s = 0.0
+        if progress and self.unfinished:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(
+                total=sum(each.cfg.total_vectors for each in trainers.values()),
+                initial=sum(each.n_vectors for each in trainers.values()),
+                unit="vector",
+                unit_scale=True,
+                dynamic_ncols=True,
+            )
+
+    def __call__(
+        self, items: Iterator[tuple[int, Any]], pick: Callable[[Any, Trainer], Any]
+    ) -> dict[str, SAE]:
+        try:
+            while self.unfinished:
+                number, item = next(items, (-1, None))
+                if number < 0:
+                    self._run_dry()
+                    break
+                for trainer in list(self.unfinished):
+                    self._feed(trainer, number, pick(item, trainer))
+        except BaseException:
+            with uninterrupted():
+                for trainer in self.unfinished:
+                    trainer.save()
+            raise
+        finally:
+            if self.bar is not None:
+                self.bar.close()
+        return {name: self.results[name] for name in self.trainers}
+
+    def _feed(self, trainer: Trainer, number: int, item: Any) -> None:
+        """Give a trainer its part of a batch of the data, and let it do the steps it can do."""
+        if item is None or number < trainer.position.batch:
+            return
+        sae = trainer.cfg.sae
+        of = f" of {sae.hook_name!r}" if sae.hook_name else ""
+        x, target = check_batch(item, number, sae.d_in, sae.d_out, paired=trainer.has_target, of=of)
+        trainer.batches.add(number, x, target)
+        while trainer.can_step:
+            self._step(trainer)
+        if trainer.is_done:
+            self._finish(trainer)
+
+    def _step(self, trainer: Trainer) -> None:
+        now_s = time.monotonic()
+        watch = self.bar is not None and now_s - self._watched_s > 1
+        n_before, n_lines = trainer.n_vectors, len(trainer.log)
+        trainer.do_step(watch=watch)
+        if self.on_log is not None and len(trainer.log) > n_lines:
+            self.on_log(trainer.log[-1])
+        if self.bar is None:
+            return
+        self.bar.update(trainer.n_vectors - n_before)
+        if watch:
+            self._watched_s = now_s
+            shown = ("loss", "fvu", "l0", "dead")
+            numbers = {name: trainer.latest[name] for name in shown}
+            self.bar.set_description(trainer.name)
+            self.bar.set_postfix({name: f"{n:.3g}" for name, n in numbers.items() if n is not None})
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Keep what a trainer came to, and write it where it has a folder."""
+        sae = trainer.result()
+        with uninterrupted():
+            trainer.save()
+            if trainer.folder is not None:
+                sae.save(trainer.folder)
+        name = next(name for name, each in self.trainers.items() if each is trainer)
+        self.results[name] = sae
+        self.unfinished.remove(trainer)
+
+    def _run_dry(self) -> None:
+        """Use what did not fill a batch, and end with what there is."""
+        for trainer in list(self.unfinished):
+            if trainer.batches.n_waiting:
+                self._step(trainer)
+            if trainer.has_begun:
+                self._finish(trainer)
+                _warn_of_end(trainer)
+        if self.unfinished:
+            name = self.unfinished[0].name
+            raise TrainingError(
+                f"there were no activations{f' for {name!r}' if name else ''}: the data ended "
+                "before the first one. An iterator can be used once only; make a new one."
+            )
+
+
+def _warn_of_end(trainer: Trainer) -> None:
+    """Say so where the data held less than was asked for."""
+    total, n = trainer.cfg.total_vectors, trainer.n_vectors
+    if n < total:
+        warnings.warn(
+            f"the activations ran dry: training{f' of {trainer.name!r}' if trainer.name else ''} "
+            f"ended after {n:,} of {total:,} vectors. The autoencoder is complete, but its "
+            "learning rate had not come down yet. Give more activations, or ask for fewer.",
+            stacklevel=5,
+        )
+
+
+def _of_hooks(item: Any, trainer: Trainer) -> Any:
+    """A trainer's part of a dict of batches; None where it has none in this one."""
+    if not isinstance(item, Mapping):
+        raise TrainingError(
+            f"the activations gave a {type(item).__name__}; for several autoencoders they must "
+            "give dicts of tensors by hook name."
+        )
+    parts = [item.get(name) for name in _hooks(trainer.cfg)]
+    if any(part is None for part in parts):
+        return None
+    return tuple(parts) if trainer.has_target else parts[0]
+
+
+def _hooks(cfg: TrainingConfig) -> list[str]:
+    """What it reads, and for a transcoder what it writes.
+
+    Raises:
+        TrainingError: The config says none.
+    """
+    sae = cfg.sae
+    names = [sae.hook_name]
+    if has_target(sae):
+        names.append(sae.hook_name_out)
+    if any(name is None for name in names):
+        which = "hook_name" if names[0] is None else "hook_name_out"
+        raise TrainingError(
+            f"{which} of the {type(sae).__name__} is None; say which activations to train on, for "
+            "instance 'encoder.blocks.0.hook_resid_post'."
+        )
+    return [name for name in names if name is not None]
+
+
+def _check_together(cfgs: Mapping[str, TrainingConfig]) -> None:
+    if not cfgs:
+        raise TrainingError("no autoencoders were given; pass {name: TrainingConfig(...)}.")
+    folders: dict[Path, str] = {}
+    for name, cfg in cfgs.items():
+        if cfg.folder is None:
+            continue
+        folder = Path(cfg.folder).expanduser().resolve()
+        if folder in folders:
+            raise TrainingError(
+                f"{folders[folder]!r} and {name!r} have the same folder, {folder}; give each its "
+                "own."
+            )
+        folders[folder] = name
+
+
+def _iterate(activations: Any) -> Iterator[Any]:
+    """An iterator of batches, or an error that says what would give one."""
+    if isinstance(activations, HookedWhisper):
+        raise TrainingError(
+            "a model alone gives no activations; pass ModelActivations(model, recordings)."
+        )
+    if isinstance(activations, Tensor):
+        raise TrainingError(
+            f"a tensor {tuple(activations.shape)} was given; pass an iterable of batches, or "
+            "MemoryActivations({hook_name: tensor}), which shuffles it every epoch."
+        )
+    if not isinstance(activations, Iterable):
+        raise TrainingError(
+            f"{activations!r} gives no activations; pass an iterable of batches [n, d_in], "
+            "ModelActivations(model, recordings), or a store."
+        )
+    return iter(activations)

@@ -1,0 +1,320 @@
+"""One autoencoder while it is trained: all that changes is in one object."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_whisper.errors import TrainingError
+from hooked_whisper.sae.base import SAE, Losses
+from hooked_whisper.sae.registry import make_sae
+from hooked_whisper.sae.training.batches import Batches, Position, has_target
+from hooked_whisper.sae.training.checkpoint import read_checkpoint, write_checkpoint, write_log
+from hooked_whisper.sae.training.config import TrainingConfig
+from hooked_whisper.sae.training.dead import DeadLatents
+from hooked_whisper.sae.training.fold import fold_scale_
+from hooked_whisper.sae.training.initialise import find_scale, first_b_dec
+from hooked_whisper.sae.training.interrupts import uninterrupted
+from hooked_whisper.sae.training.schedule import lr_share, warm_up_share
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Trainer:
+    """An autoencoder, its optimizer, its counters, and its place in the data.
+
+    A step computes `gradients` and then does the `update`; nothing but these two would
+    have to know of several processes: between them, gradients are averaged, and what
+    counts vectors and active latents is summed.
+
+    Args:
+        cfg: What to train and how.
+        name: What it is called where several are trained.
+        data: A description of the data's order, which a resumed run must share.
+
+    Raises:
+        SAEConfigError: No such autoencoder.
+    """
+
+    def __init__(self, cfg: TrainingConfig, name: str = "", data: Any = None) -> None:
+        self.cfg, self.name, self.data = cfg, name, data
+        self.sae: SAE = make_sae(cfg.sae, torch.Generator().manual_seed(cfg.seed)).train()
+        self.has_target = has_target(cfg.sae)
+        self.folder = None if cfg.folder is None else Path(cfg.folder).expanduser()
+        self.batches = Batches()
+        self.position = Position()
+        self.step = self.n_vectors = 0
+        self.scale_in = self.scale_out = 1.0
+        self.log: list[dict[str, Any]] = []
+        self.latest: dict[str, Any] = {}
+        self.dead = DeadLatents(cfg.sae.d_sae, cfg.dead_after_vectors)
+        self.parameters = dict(self.sae.named_parameters())
+        self.optimizer = torch.optim.Adam(self.parameters.values(), betas=cfg.betas, fused=True)
+        self._is_placed = False
+
+    # Where it is
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step was done."""
+        return self.step > 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all activations that were asked for were trained on."""
+        return self.n_vectors >= self.cfg.total_vectors
+
+    @property
+    def next_size(self) -> int:
+        """Vectors in the next batch."""
+        return min(self.cfg.batch_size, self.cfg.total_vectors - self.n_vectors)
+
+    @property
+    def can_step(self) -> bool:
+        """Whether a whole batch is waiting."""
+        return not self.is_done and self.batches.n_waiting >= self.next_size
+
+    # A step
+
+    def do_step(self, *, watch: bool = False) -> None:
+        """Learn from the next batch, or from what is waiting where that is less.
+
+        Ctrl-C waits until the step is whole. A step that fails leaves no trace.
+
+        Args:
+            watch: Measure this step also where the log has no line of it.
+
+        Raises:
+            TrainingError: The loss or its gradient is not finite.
+        """
+        with uninterrupted():
+            n = min(self.next_size, self.batches.n_waiting)
+            x, target = self.batches.take(n)
+            x, target = self._prepare(x, target)
+            with self._untouched_on_failure():
+                losses = self.gradients(x, target)
+                self._check(losses)
+            is_logged = self.step % self.cfg.log_every == 0 or (
+                self.n_vectors + n >= self.cfg.total_vectors
+            )
+            lr = self.cfg.lr * lr_share(
+                self.step, self.cfg.total_steps, self.cfg.lr_warm_up, self.cfg.lr_decay
+            )
+            self.update(losses, n, lr)
+            if is_logged or watch:
+                self._measure(losses, x if target is None else target, lr)
+            if is_logged:
+                self.log.append(self.latest)
+            every = self.cfg.checkpoint_every
+            if every is not None and self.step % every == 0:
+                self.save()
+
+    def gradients(
+        self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"] | None
+    ) -> Losses:
+        """The losses of a batch, with their gradient in the weights."""
+        cfg = self.cfg
+        warm_up = warm_up_share(self.step, cfg.total_steps, cfg.sparsity_warm_up)
+        kind = self.sae.device.type
+        autocast = torch.autocast(kind, torch.bfloat16) if cfg.autocast else nullcontext()
+        self.optimizer.zero_grad(set_to_none=True)
+        devices = [self.sae.device] if kind == "cuda" else []
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            # By step, so that no random state has to be kept between them.
+            torch.manual_seed(_mix(cfg.seed, self.step))
+            with autocast:
+                losses = self.sae.losses(x, target, warm_up=warm_up, dead=self.dead.is_dead)
+            losses.total.backward()
+        self.sae.project_gradients_()
+        return losses
+
+    def update(self, losses: Losses, n_vectors: int, lr: float) -> None:
+        """Change weights and counters by what `gradients` found."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.sae.constrain_()
+        self.dead.update(losses.active, n_vectors)
+        self.step += 1
+        self.n_vectors += n_vectors
+        self.position = self.batches.position
+
+    def _prepare(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A batch in float32, where the weights are, scaled; the first one sets all that up."""
+        if not self._is_placed:
+            self._place(torch.device(self.cfg.device or x.device))
+        x = x.to(self.sae.device, torch.float32)
+        target = None if target is None else target.to(self.sae.device, torch.float32)
+        if not self.has_begun:
+            self._begin(x, x if target is None else target)
+        return x * self.scale_in, None if target is None else target * self.scale_out
+
+    def _place(self, device: torch.device) -> None:
+        """Bring everything that takes part in a step to one device."""
+        self.sae.to(device)
+        self.dead.n_since_active = self.dead.n_since_active.to(device)
+        for moments in self.optimizer.state.values():
+            moments.update({name: value.to(device) for name, value in moments.items()})
+        for group in self.optimizer.param_groups:
+            group["fused"] = device.type in ("cpu", "cuda")
+        self._is_placed = True
+
+    @torch.no_grad()
+    def _begin(self, x: Tensor, target: Tensor) -> None:
+        if self.cfg.normalize:
+            self.scale_in, self.scale_out = find_scale(x), find_scale(target)
+        self.sae.b_dec.copy_(first_b_dec(self.cfg.init_b_dec, target * self.scale_out))
+
+    @contextmanager
+    def _untouched_on_failure(self) -> Iterator[None]:
+        """Put back what a loss changes beside gradients (such as running thresholds)."""
+        before = {name: value.clone() for name, value in self.sae.named_buffers()}
+        try:
+            yield
+        except BaseException:
+            for name, value in self.sae.named_buffers():
+                value.copy_(before[name])
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+
+    def _check(self, losses: Losses) -> None:
+        """Refuse to learn from what is not finite; cut gradients that are too long."""
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        length = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(losses.total + length):
+            raise TrainingError(
+                f"step {self.step}{self._of}: the loss is {float(losses.total)} and its gradient "
+                f"has length {float(length)}. The weights are those before this step. Lower lr, "
+                "or look for very large activations."
+            )
+        limit = self.cfg.clip_grad_norm
+        if limit is not None and length > limit:
+            for gradient in gradients:
+                gradient.mul_(limit / (length + 1e-6))
+
+    @torch.no_grad()
+    def _measure(self, losses: Losses, target: Tensor, lr: float) -> None:
+        """What the log says of a step, whose losses are those before its update."""
+        error = (losses.recons - target).square().sum(dtype=torch.float64)
+        spread = (target - target.mean(dim=0)).square().sum(dtype=torch.float64)
+        self.latest = {
+            **({"sae": self.name} if self.name else {}),
+            "step": self.step,
+            "n_vectors": self.n_vectors,
+            "lr": lr,
+            "loss": float(losses.total),
+            **{name: float(value) for name, value in losses.parts.items()},
+            "fvu": float(error / spread) if spread > 0 else None,
+            "l0": float(losses.l0),
+            "dead": self.dead.share,
+        }
+
+    @property
+    def _of(self) -> str:
+        return f" of {self.name!r}" if self.name else ""
+
+    # Files
+
+    def save(self) -> None:
+        """Write a checkpoint and the log, where there is a folder and something to keep."""
+        if self.folder is None or not self.has_begun:
+            return
+        tensors = {f"sae.{name}": value for name, value in self._weights().items()}
+        for name, parameter in self.parameters.items():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"adam.{name}.{each}": value for each, value in moments.items()}
+        tensors["n_since_active"] = self.dead.n_since_active
+        values = {
+            "cfg": self.cfg.to_dict(),
+            "data": self.data,
+            "step": self.step,
+            "n_vectors": self.n_vectors,
+            "position": list(self.position),
+            "scales": [self.scale_in, self.scale_out],
+            "log": self.log,
+        }
+        with uninterrupted():
+            write_checkpoint(self.folder, tensors, values)
+            write_log(self.folder, self.log)
+
+    def prepare_folder(self, *, resume: bool) -> None:
+        """Make the folder, and go on from its checkpoint if asked to.
+
+        Raises:
+            TrainingError: There is a training in it and `resume` is off; `resume` is on and
+                there is no such folder, or one with another training.
+            SAEFileError: Its checkpoint cannot be read.
+        """
+        if self.folder is None:
+            if resume:
+                raise TrainingError("resume needs the folder of the training: cfg.folder.")
+            return
+        if resume and not self.folder.is_dir():
+            raise TrainingError(f"there is no folder {self.folder} to resume from.")
+        found = read_checkpoint(self.folder)
+        if found is not None and not resume:
+            raise TrainingError(
+                f"{self.folder} holds a training that came to step {found[1]['step']}. Go on with "
+                "resume=True, or name another folder."
+            )
+        if found is not None:
+            self._restore(*found)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self._check_same(values)
+        with torch.no_grad():
+            for name, value in self._weights().items():
+                value.copy_(tensors[f"sae.{name}"])
+        for name, parameter in self.parameters.items():
+            if f"adam.{name}.step" in tensors:
+                self.optimizer.state[parameter] = {
+                    each: tensors[f"adam.{name}.{each}"].clone() for each in _MOMENTS
+                }
+        self.dead.n_since_active.copy_(tensors["n_since_active"])
+        self.step, self.n_vectors = values["step"], values["n_vectors"]
+        self.position = Position(*values["position"])
+        self.batches = Batches(self.position)
+        self.scale_in, self.scale_out = values["scales"]
+        self.log = values["log"]
+        self.latest = self.log[-1] if self.log else {}
+
+    def _check_same(self, values: dict[str, Any]) -> None:
+        now, then = self.cfg.to_dict(), values["cfg"]
+        pairs = {name: (then.get(name), now[name]) for name in now}
+        pairs |= {f"sae.{n}": (then["sae"].get(n), v) for n, v in now["sae"].items()}
+        pairs.pop("sae")
+        pairs["the order of the data"] = (values["data"], self.data)
+        for name, (before, value) in pairs.items():
+            if before != value:
+                raise TrainingError(
+                    f"{self.folder} holds another training: {name} was {before!r} and is now "
+                    f"{value!r}. Pass the same, or name another folder."
+                )
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {**dict(self.sae.named_parameters()), **dict(self.sae.named_buffers())}
+
+    # The end
+
+    def result(self) -> SAE:
+        """The autoencoder as it is now, of activations as they are: the scale is folded in."""
+        sae = copy.deepcopy(self.sae).eval()
+        if (self.scale_in, self.scale_out) != (1.0, 1.0):
+            fold_scale_(sae, self.scale_in, self.scale_out)
+        training = {name: v for name, v in self.cfg.to_dict().items() if name != "sae"}
+        last = {name: self.latest.get(name) for name in ("fvu", "l0", "dead")}
+        training |= {"n_vectors": self.n_vectors, "n_steps": self.step, **last}
+        sae.cfg = replace(sae.cfg, metadata={**sae.cfg.metadata, "training": training})
+        return sae
+
+
+def _mix(seed: int, step: int) -> int:
+    """A seed of one step, far from those of other steps and seeds."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
