@@ -24,6 +24,7 @@ from hooked_whisper.errors import HookDisabledError, HookNameError
 NamesFilter = str | Collection[Any] | Callable[[str], bool] | None
 
 _STACKS = ("encoder", "decoder")
+_INSIDE = re.compile(r"(\.sae\d+)?\.hook_sae_\w+$")
 _BLOCK = re.compile(r"(encoder|decoder)\.blocks\.(-?\d+)(?:\.|$)")
 
 
@@ -75,6 +76,20 @@ def match_names(
             f"{names_filter!r} is no hook name. Pass a name, a glob, a list of them, or a function."
         )
     return [name for name in names if name in chosen]
+
+
+def is_inside_sae(name: str) -> bool:
+    """Whether a hook belongs to an autoencoder that is spliced in."""
+    return _INSIDE.search(name) is not None
+
+
+def site_of(name: str) -> str:
+    """The model's own hook that a hook is, or that its autoencoder is spliced into.
+
+    >>> site_of("encoder.blocks.0.hook_resid_post.sae2.hook_sae_acts_post")
+    'encoder.blocks.0.hook_resid_post'
+    """
+    return _INSIDE.sub("", name)
 
 
 def is_shorthand(key: object) -> bool:
@@ -194,6 +209,8 @@ def explain_miss(wanted: str, names: Collection[str]) -> str:
             f"{what} {wanted!r}: there are {have}. "
             f'List names with model.hook_names("{block[1]}.*").'
         )
+    if is_inside_sae(wanted) and site_of(wanted) in names and is_exact(wanted):
+        return f"{what} {wanted!r}: no SAE is spliced in there. Add one with model.add_sae(sae)."
     near = difflib.get_close_matches(wanted, list(names), n=3, cutoff=0.5)
     if not near and "." not in wanted:
         near = [name for name in names if name.split(".")[-1].removeprefix("hook_") == wanted][:3]

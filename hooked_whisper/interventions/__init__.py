@@ -28,7 +28,8 @@ from hooked_whisper.interventions.edits import Edit, Interventions, Patch, SiteE
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.means import mean_activations
 from hooked_whisper.interventions.metrics import Metric, PositionMetric, as_metric
-from hooked_whisper.interventions.path_patching import PathEffects, path_patch, path_patch_heads
+from hooked_whisper.interventions.path_effects import PathEffects
+from hooked_whisper.interventions.path_patching import path_patch, path_patch_heads
 from hooked_whisper.interventions.paths import Head, HeadInput, MLPLayer
 from hooked_whisper.interventions.results import SweepResult
 from hooked_whisper.interventions.rollout import Rollout, attention_rollout, gradient_rollout

@@ -94,9 +94,11 @@ class ResampleAblation(Edit):
     seed: int = 0
 
     def hooks(self, model: HookedWhisper) -> list[HookPair]:
-        names = self.site.names(model)
-        for name in names if self.cache is not None else []:
-            source = source_at(self.cache, name)  # type: ignore[arg-type]
+        names, cache = self.site.names(model), self.cache
+        for name in names:
+            if cache is None:
+                break
+            source = source_at(cache, name)
             axes = model.hook_dict[name].axes
             if source.ndim != len(axes) or len(source) == 0:
                 raise AlignmentError(

@@ -14,8 +14,7 @@ Source: Nanda 2023 "Attribution Patching"; Kramár et al. 2024 "AtP*", whose
 plain AtP this is, without their corrections of queries, keys and dropout.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,17 +28,20 @@ from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.hooks.root import Hook, frozen
 from hooked_whisper.interventions.edits import check_fits
 from hooked_whisper.interventions.examples import Example
-from hooked_whisper.interventions.grid import Per, make_grid
+from hooked_whisper.interventions.grid import Grid, Per, make_grid
 from hooked_whisper.interventions.metrics import check_values, metric_name
 from hooked_whisper.interventions.pairs import Corrupted, Direction, metric_for_each, pair_up
+from hooked_whisper.interventions.progress import keep_what_is_done, progress_bar
 from hooked_whisper.interventions.results import SweepResult
 from hooked_whisper.interventions.sites import Site
-from hooked_whisper.interventions.sweep import empty_result
+from hooked_whisper.interventions.sweep import empty_result, patches_done
 from hooked_whisper.model.whisper import HookedWhisper
 
 Along = Literal["inputs", "sites"]
 
 _INPUTS = ("encoder.hook_mel", "decoder.hook_embed")
+_PAIR, _STEPS = "pair", "steps"
+"""What an unfinished result holds beside sums of gradients: of which pair and how many steps."""
 
 
 def attribution_patch(
@@ -57,6 +59,7 @@ def attribution_patch(
     n_steps: int = 1,
     along: Along = "inputs",
     progress: bool = False,
+    resume: SweepResult | None = None,
 ) -> SweepResult:
     """Estimate `patch_sweep` of the same arguments: all places from a backward pass for each pair.
 
@@ -80,16 +83,21 @@ def attribution_patch(
             else as in the base run; `n_steps` backward passes for each site,
             whose parts then add up to the effect of patching it whole.
         progress: Show a progress bar on stderr.
+        resume: An unfinished result of the same estimate, to go on with: at
+            the backward pass that it was stopped in. It is not changed.
 
     Returns:
         What `patch_sweep` returns, with estimates: `values` is the metric of
-        the run that is patched, plus the estimated change.
+        the run that is patched, plus the estimated change. After Ctrl-C, what
+        was done so far: `result.complete` is False.
 
     Raises:
         HookNameError, SiteError: No such hook, or it has no such parts.
         AlignmentError: Runs that do not fit together.
         MetricError: A metric without finite numbers, or without gradients.
-        InterventionError: Steps that are no number of steps.
+        InterventionError: Steps that are no number of steps, or a result to
+            resume that was estimated otherwise.
+        SweepError: Something went wrong on the way; `error.result` has what was done.
 
     Source: Nanda 2023; Kramár et al. 2024, section 2 (AtP). For `"inputs"`,
     Hanna et al. 2024 "Have Faith in Faithfulness" (EAP-IG); for `"sites"`,
@@ -102,31 +110,60 @@ def attribution_patch(
     metrics = metric_for_each(metric, len(pairs))
     for each, (base, source) in zip(metrics, pairs, strict=True):
         _check(model, each, base, source, n_steps, along)
-    result = empty_result(grid, len(pairs), direction, metrics[0], model, None)
-    result.conditions["estimate"] = _describe(n_steps, along)
-    cells = grid.cells()
-    names = list(dict.fromkeys(name for _, name, _ in cells))
-    n_passes = n_steps * (1 if along == "inputs" or n_steps == 1 else len(names))
-    done = 0
-    with _progress_bar(n_passes * len(pairs), progress) as bar:
-        try:
-            for done, (base, source) in enumerate(pairs):
-                run = _Pair(model, base, source, names, metrics[done])
-                ends = [float(run.source_value), float(run.base_value)]
-                ends = ends if direction == "denoising" else ends[::-1]
-                result.clean[done], result.corrupted[done] = ends
-                for name, product in run.products(n_steps, along, bar.update):
-                    axes = model.hook_dict[name].axes
-                    for place, of, site in cells:
-                        if of == name:
-                            change = _sum_over(site, name, axes, product)
-                            result.values[(done, *place)] = float(run.base_value + change)
-        except KeyboardInterrupt:
-            if result.n_done == 0:
-                raise
-            said = f"\nstopped after {done} of {len(pairs)} pairs; the others are NaN."
-            print(said, file=sys.stderr)
+    estimate = _describe(n_steps, along)
+    result = empty_result(model, grid, pairs, metrics, direction, estimate=estimate)
+    result.go_on_from(resume)
+    names = list(dict.fromkeys(name for _, name, _ in grid.cells()))
+    together = along == "inputs" or n_steps == 1
+    groups = [names] if together else [[name] for name in names]
+    todo = [
+        (number, group)
+        for number in range(len(pairs))
+        for group in groups
+        if any(result.values[(number, *place)].isnan() for place, _, _ in _cells(grid, group))
+    ]
+    n_passes = n_steps * len(groups) * len(pairs)
+    n_done = n_passes - n_steps * len(todo) + (_steps_held(result, *todo[0]) if todo else 0)
+    bar = progress_bar(n_passes, "backward passes", progress, n_done=n_done)
+    run: _Pair | None = None
+    with keep_what_is_done(lambda: result, lambda: patches_done(result), bar):
+        for number, group in todo:
+            if run is None or run.number != number:
+                needed = [name for other, each in todo if other == number for name in each]
+                run = _Pair(model, number, *pairs[number], needed, metrics[number])
+                run.baselines(result)
+            moving = [] if n_steps == 1 else list(_INPUTS) if together else group
+            for step in range(_steps_held(result, number, group), n_steps):
+                share = (step + 0.5) / n_steps if n_steps > 1 else 0.0
+                _hold(result, number, step, run.gradients(group, moving, share))
+                bar.update()
+            products = {name: run.change(name) * result.held[name] / n_steps for name in group}
+            for place, name, site in _cells(grid, group):
+                axes = model.hook_dict[name].axes
+                change = _sum_over(site, name, axes, products[name])
+                result.values[(number, *place)] = float(run.base_value + change)
+            result.held = {}
     return result
+
+
+def _cells(grid: Grid, group: list[str]) -> list[Any]:
+    """The places of some hooks."""
+    return [cell for cell in grid.cells() if cell[1] in group]
+
+
+def _steps_held(result: SweepResult, number: int, group: list[str]) -> int:
+    """Of how many steps the result holds the gradients' sums, for these hooks of this pair."""
+    held = result.held
+    if set(held) != {*group, _PAIR, _STEPS} or int(held[_PAIR]) != number:
+        return 0
+    return int(held[_STEPS])
+
+
+def _hold(result: SweepResult, number: int, step: int, gradients: dict[str, Tensor]) -> None:
+    """Add a step's gradients to the sums, all at once: Ctrl-C comes before or after."""
+    sums = {name: result.held[name].to(each) + each for name, each in gradients.items() if step}
+    counts = {_PAIR: torch.tensor(number), _STEPS: torch.tensor(step + 1)}
+    result.held = {**gradients, **sums, **counts}
 
 
 class _Pair:
@@ -135,12 +172,13 @@ class _Pair:
     def __init__(
         self,
         model: HookedWhisper,
+        number: int,
         base: Example,
         source: Example | WhisperCache | None,
         names: list[str],
         metric: Any,
     ) -> None:
-        self.model, self.base, self.names, self.metric = model, base, names, metric
+        self.model, self.number, self.base, self.metric = model, number, base, metric
         needed = list(dict.fromkeys([*names, *_INPUTS, "encoder.ln_final.hook_normalized"]))
         self.of_base, self.base_value = self._run(base, needed)
         if isinstance(source, Example):
@@ -149,6 +187,12 @@ class _Pair:
             self.source_value = torch.tensor(torch.nan)
             self.of_source = {name: _given(model, source, name, self.of_base) for name in names}
 
+    def baselines(self, result: SweepResult) -> None:
+        """Note down the metric of both runs."""
+        ends = [float(self.source_value), float(self.base_value)]
+        ends = ends if result.direction == "denoising" else ends[::-1]
+        result.clean[self.number], result.corrupted[self.number] = ends
+
     def _run(self, example: Example, names: list[str]) -> tuple[Any, Tensor]:
         with torch.no_grad():
             logits, cache = self.model.run_with_cache(
@@ -156,33 +200,17 @@ class _Pair:
             )
         return cache, check_values(self.metric(logits), 1, self.metric)[0]
 
-    def products(
-        self, n_steps: int, along: Along, done: Callable[[], Any]
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Each site's change times its mean gradient."""
-        shares = [(step + 0.5) / n_steps for step in range(n_steps)] if n_steps > 1 else [0.0]
-        together = along == "inputs" or n_steps == 1
-        for names in [self.names] if together else [[name] for name in self.names]:
-            moving = [] if n_steps == 1 else list(_INPUTS) if together else names
-            means: dict[str, Tensor] = {}
-            for share in shares:
-                for name, gradient in self._gradients(names, moving, share).items():
-                    means[name] = means.get(name, 0) + gradient / n_steps
-                done()
-            for name in names:
-                yield name, self._change(name) * means[name]
-
-    def _change(self, name: str) -> Tensor:
+    def change(self, name: str) -> Tensor:
         """Source less base; 0 where both are the same, as masked scores of -inf are."""
         source, base = self.of_source[name], self.of_base[name]
         return torch.where(source == base, 0.0, source - base)
 
-    def _gradients(self, names: list[str], moving: list[str], share: float) -> dict[str, Tensor]:
+    def gradients(self, names: list[str], moving: list[str], share: float) -> dict[str, Tensor]:
         """The metric's gradient at some sites, with others on their way from base to source."""
 
         def move(value: Tensor, hook: HookPoint) -> Tensor:
             name = hook.name or ""
-            return self.of_base[name] + share * self._change(name)
+            return self.of_base[name] + share * self.change(name)
 
         collector = Collector(with_gradients=True, copy=any_hooked(self.model.hook_dict.values()))
         hooks: list[Hook] = [(moving, move)] if moving else []
@@ -253,9 +281,3 @@ def _describe(n_steps: int, along: Along) -> str:
     if n_steps == 1:
         return "gradient of the base run"
     return f"gradients of {n_steps} steps along {along}"
-
-
-def _progress_bar(n: int, show: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=n, desc="backward passes", unit="", disable=not show)

@@ -8,14 +8,17 @@ import torch
 
 from hooked_whisper.config import FRAMES_PER_SECOND
 from hooked_whisper.errors import AlignmentError, InterventionError
-from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.hooks.names import NamesFilter, stack_of
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import Site, check_window
+from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
-Per = Literal["head", "pos", "window", "neuron"] | None
+Per = Literal["head", "pos", "window", "neuron", "latent"] | None
 
-_AXES = {None: "part", "head": "head", "pos": "pos", "window": "window_s", "neuron": "neuron"}
+_AXES = {None: "part", "window": "window_s"} | {
+    each: each for each in ("head", "pos", "neuron", "latent")
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def make_grid(
     """
     if per not in _AXES:
         raise InterventionError(
-            f"per is {per!r}; it can be None, 'head', 'pos', 'window' or 'neuron'."
+            f"per is {per!r}; it can be None, 'head', 'pos', 'window', 'neuron' or 'latent'."
         )
     hooks = model.hook_names(names_filter)
     if parts is None:
@@ -113,16 +116,15 @@ def _all_parts(
         n = max(1, int(torch.tensor(end_s / window_s).sub(1e-6).ceil()))
         windows = [(i * window_s, min((i + 1) * window_s, model.cfg.window_s)) for i in range(n)]
         return [(float(start), float(end)) for start, end in windows]
-    stacks = {"encoder" if name.startswith("encoder") else "decoder" for name in hooks}
+    stacks = {stack_of(name) for name in hooks}
     counts: set[int] = set()
     for stack in stacks:
         if per == "head":
-            counts.add(model.cfg.n_heads(stack))  # type: ignore[arg-type]
+            counts.add(model.cfg.n_heads(stack))
         elif per == "pos":
             counts.add(model.cfg.n_audio_ctx if stack == "encoder" else examples[0].n_pos)
-    if per == "neuron":
-        sizes = {"d_mlp": model.cfg.d_mlp, "d_model": model.cfg.d_model}
-        counts = {sizes.get(model.hook_dict[name].axes[-1], 0) for name in hooks}
+    if per in ("neuron", "latent"):
+        counts = {axis_sizes(model, name)[-1] or 0 for name in hooks}
     if len(counts) > 1:
         raise InterventionError(
             f"these hooks have different numbers of parts, {sorted(counts)}. Sweep them apart, or "

@@ -18,8 +18,7 @@ def pair_up(
     model: HookedWhisper, clean: Any, corrupted: Any, direction: str
 ) -> list[tuple[Example, Example | WhisperCache | None]]:
     """The run to patch and what to put into it, for each pair."""
-    if direction not in ("denoising", "noising"):
-        raise InterventionError(f"direction is {direction!r}; it can be 'denoising' or 'noising'.")
+    check_direction(direction)
     rights = one_by_one(model, clean)
     if isinstance(corrupted, WhisperCache) or corrupted == "zero":
         if direction == "denoising":
@@ -39,6 +38,19 @@ def pair_up(
     if direction == "denoising":
         return list(zip(wrongs, rights, strict=True))
     return list(zip(rights, wrongs, strict=True))
+
+
+def check_direction(direction: Any) -> None:
+    """Refuse what is neither denoising nor noising.
+
+    Raises:
+        InterventionError: It, and what it can be.
+    """
+    if direction not in ("denoising", "noising"):
+        raise InterventionError(
+            f'direction is {direction!r}; it can be "denoising", the clean run into the corrupted '
+            'one, or "noising", the other way round.'
+        )
 
 
 def one_by_one(model: HookedWhisper, examples: Any) -> list[Example]:

@@ -12,8 +12,7 @@ freezes the heads only; here the MLPs between are frozen too.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,10 +23,17 @@ from hooked_whisper.errors import InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import any_hooked
 from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.interventions.conditions import conditions
 from hooked_whisper.interventions.examples import Example, check_pair
-from hooked_whisper.interventions.metrics import as_metric, check_values, resolve_positions
+from hooked_whisper.interventions.metrics import (
+    as_metric,
+    check_values,
+    metric_name,
+    resolve_positions,
+)
+from hooked_whisper.interventions.pairs import Direction, check_direction
+from hooked_whisper.interventions.path_effects import PathEffects
 from hooked_whisper.interventions.paths import (
-    Head,
     HeadInput,
     MLPLayer,
     Receiver,
@@ -35,7 +41,6 @@ from hooked_whisper.interventions.paths import (
     acts_at,
     all_senders,
     block_of,
-    check_direction,
     check_part,
     put_at,
     reaches,
@@ -43,66 +48,8 @@ from hooked_whisper.interventions.paths import (
     reads_audio,
     written_at,
 )
+from hooked_whisper.interventions.progress import keep_what_is_done, progress_bar
 from hooked_whisper.model.whisper import HookedWhisper
-
-if TYPE_CHECKING:
-    import pandas
-
-Direction = Literal["denoising", "noising"]
-
-
-@dataclass(frozen=True, eq=False)
-class PathEffects:
-    """What a metric was with each sender's path patched, and in the two runs.
-
-    Args:
-        senders: Whose output came from the other run.
-        receivers: Where it went.
-        values: The metric; NaN for senders that Ctrl-C came before.
-        clean: The metric of the clean run.
-        corrupted: The metric of the corrupted run.
-        direction: `"denoising"`, the clean run into the corrupted one, or `"noising"`.
-    """
-
-    senders: tuple[Sender, ...]
-    receivers: tuple[Receiver, ...]
-    values: Float[Tensor, "sender batch"]
-    clean: Float[Tensor, " batch"]
-    corrupted: Float[Tensor, " batch"]
-    direction: Direction
-
-    @property
-    def effects(self) -> Float[Tensor, "sender batch"]:
-        """How much each path changes the metric of the base run."""
-        return self.values - (self.corrupted if self.direction == "denoising" else self.clean)
-
-    @property
-    def recovered(self) -> Float[Tensor, "sender batch"]:
-        """The effect as a share of the way from the base run to the other; 1 is all of it.
-
-        Not finite where the metric is the same in both runs.
-        """
-        way = self.clean - self.corrupted
-        return self.effects / (way if self.direction == "denoising" else -way)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every sender was patched: no Ctrl-C cut the sweep short."""
-        return not bool(self.values.isnan().any())
-
-    def to_dataframe(self) -> "pandas.DataFrame":
-        """One row for each sender and recording: stack, layer, kind, head, row, value, effect."""
-        import pandas
-
-        columns = ["stack", "layer", "kind", "head", "row", "value", "effect", "recovered"]
-        tables = (self.values, self.effects, self.recovered)
-        rows = [
-            (*_describe(sender), row, *(float(table[i, row]) for table in tables))
-            for i, sender in enumerate(self.senders)
-            for row in range(len(self.clean))
-        ]
-        table = pandas.DataFrame(rows, columns=columns)
-        return table.astype({"head": "Int64"})
 
 
 def path_patch(
@@ -116,6 +63,7 @@ def path_patch(
     direction: Direction = "denoising",
     max_rows: int = 16,
     progress: bool = False,
+    resume: PathEffects | None = None,
 ) -> PathEffects:
     """The metric when a sender's output of the other run reaches the receivers directly only.
 
@@ -135,13 +83,20 @@ def path_patch(
         direction: `"denoising"` puts the clean run's output into the corrupted
             run; `"noising"` the other way round.
         max_rows: Rows that run side by side, which bounds the memory.
-        progress: Whether to show a progress bar.
+        progress: Show a progress bar on stderr.
+        resume: An unfinished result of the same paths, to go on with. It is not changed.
+
+    Returns:
+        The metric for each path. After Ctrl-C, what was done so far:
+        `result.complete` is False.
 
     Raises:
         SiteError: A head or MLP that the model does not have.
-        InterventionError: No direct path from a sender to any receiver, or none given.
+        InterventionError: No direct path from a sender to any receiver, or none
+            given, or a result to resume of something else.
         AlignmentError: Runs of other lengths.
         MetricError: A metric that is not one finite number for each row.
+        SweepError: Something went wrong on the way; `error.result` has what was done.
 
     Source: Goldowsky-Dill et al. 2023; Wang et al. 2022, appendix B.
     """
@@ -155,7 +110,7 @@ def path_patch(
                 "before its receivers, in their stack; the encoder reaches the decoder through "
                 "the k and v of cross-attention only."
             )
-    return paths.run(max_rows, progress)
+    return paths.run(max_rows, progress, resume)
 
 
 def path_patch_heads(
@@ -169,6 +124,7 @@ def path_patch_heads(
     direction: Direction = "denoising",
     max_rows: int = 16,
     progress: bool = True,
+    resume: PathEffects | None = None,
 ) -> PathEffects:
     """`path_patch` from every head, and every MLP, that has a path to one of the receivers.
 
@@ -195,6 +151,7 @@ def path_patch_heads(
         direction=direction,
         max_rows=max_rows,
         progress=progress,
+        resume=resume,
     )
 
 
@@ -236,46 +193,59 @@ class _Paths:
         self.positions = None if self.is_hooked else positions
 
     @torch.no_grad()
-    def run(self, max_rows: int, progress: bool) -> PathEffects:
+    def run(self, max_rows: int, progress: bool, resume: PathEffects | None) -> PathEffects:
         """Both runs, then a pass for every few senders, from the first receiver on."""
         if max_rows < 1:
             raise InterventionError(f"max_rows is {max_rows}; it must be at least 1.")
+        result = self._empty_result()
+        result.go_on_from(resume)
+        todo = result.values.isnan().any(dim=0).nonzero().flatten().tolist()
+        n_pairs = len(self.base)
+        n = 1 if self.is_hooked else max(1, max_rows // n_pairs)
+        bar = progress_bar(result.n_cells, "paths", progress, n_done=result.n_done)
+        with keep_what_is_done(
+            lambda: result, lambda: f"{result.n_done} of {result.n_cells} paths", bar
+        ):
+            if todo:
+                self._run_both(result)
+            for first in range(0, len(todo), n):
+                places = todo[first : first + n]
+                result.values[:, places] = self._patched([self.senders[i] for i in places]).cpu()
+                bar.update(len(places) * n_pairs)
+        return result
+
+    def _empty_result(self) -> PathEffects:
+        """The table to fill."""
+        n_pairs, n_senders = len(self.base), len(self.senders)
+        nan = torch.full((n_pairs,), torch.nan)
+        return PathEffects(
+            torch.full((n_pairs, n_senders), torch.nan),
+            {"pair": list(range(n_pairs)), "sender": [str(each) for each in self.senders]},
+            nan,
+            nan.clone(),
+            self.direction,
+            metric_name(self.metric),
+            tuple(self.senders),
+            tuple(self.receivers),
+            conditions=conditions(
+                self.model, [self.metric], patched_runs=[self.base], runs_put_in=[self.source]
+            ),
+        )
+
+    def _run_both(self, result: PathEffects) -> None:
+        """Both runs without a patch: the baselines, and what the passes start from."""
         written = sorted({written_at(sender) for sender in self.senders})
         needed = {*written, *(read_through(self.model, receiver)[0] for receiver in self.receivers)}
         needed |= {self._start[1], "encoder.ln_final.hook_normalized"}
         logits, self.base_cache = self._cached(self.base, sorted(needed))
-        base_value = check_values(self.metric(logits), len(logits), self.metric)
+        base = check_values(self.metric(logits), len(logits), self.metric)
         logits, self.source_cache = self._cached(self.source, written)
-        source_value = check_values(self.metric(logits), len(logits), self.metric)
-        del logits
-
-        values = torch.full((len(self.senders), len(self.base)), torch.nan).to(base_value)
-        n = 1 if self.is_hooked else max(1, max_rows // len(self.base))
-        self._fill(values, n, progress)
-        clean, corrupted = base_value, source_value
-        if self.direction == "denoising":
-            clean, corrupted = corrupted, clean
-        return PathEffects(
-            tuple(self.senders), tuple(self.receivers), values, clean, corrupted, self.direction
-        )
+        source = check_values(self.metric(logits), len(logits), self.metric)
+        clean, corrupted = (source, base) if self.direction == "denoising" else (base, source)
+        result.clean, result.corrupted = clean.cpu(), corrupted.cpu()
 
     def _cached(self, example: Example, names: list[str]) -> tuple[Tensor, WhisperCache]:
         return self.model.run_with_cache(example.mel, example.tokens, names_filter=names)
-
-    def _fill(self, values: Tensor, n: int, progress: bool) -> None:
-        """Patch `n` senders at a time; Ctrl-C keeps what is done."""
-        from tqdm import tqdm
-
-        n_all = len(self.senders)
-        with tqdm(total=n_all, disable=not progress, unit="sender", desc="path patching") as bar:
-            try:
-                for first in range(0, n_all, n):
-                    values[first : first + n] = self._patched(self.senders[first : first + n])
-                    bar.update(min(n, n_all - first))
-            except KeyboardInterrupt:
-                if first == 0:
-                    raise
-                bar.write(f"stopped after {first} of {n_all} senders; the others are NaN.")
 
     @property
     def _start(self) -> tuple[tuple[Stack, int], str]:
@@ -290,7 +260,7 @@ class _Paths:
             return ("decoder", layer), f"decoder.blocks.{layer - 1}.hook_resid_post"
         return ("decoder", layer), f"decoder.blocks.{layer}.hook_resid_pre"
 
-    def _patched(self, senders: list[Sender]) -> Float[Tensor, "sender batch"]:
+    def _patched(self, senders: list[Sender]) -> Float[Tensor, "pair sender"]:
         """The metric with each sender's path patched, all side by side."""
         model, n = self.model, len(senders)
         (stack, layer), name = self._start
@@ -310,7 +280,7 @@ class _Paths:
         read = self.metric if self.positions is None else self.metric.of_positions
         logits = logits.unflatten(0, (-1, n))
         return torch.stack(
-            [check_values(read(logits[:, i]), len(logits), self.metric) for i in range(n)]
+            [check_values(read(logits[:, i]), len(logits), self.metric) for i in range(n)], dim=1
         )
 
     def _seen(self, resid: Tensor) -> Tensor:
@@ -364,9 +334,3 @@ def _several(receivers: Receiver | Sequence[Receiver]) -> list[Receiver]:
     if not receivers:
         raise InterventionError('no receivers; pass head.q, an MLPLayer, "logits", or several.')
     return list(receivers)
-
-
-def _describe(sender: Sender) -> tuple[str, int, str, int | None]:
-    if isinstance(sender, Head):
-        return sender.stack, sender.layer, sender.kind, sender.head
-    return sender.stack, sender.layer, "mlp", None

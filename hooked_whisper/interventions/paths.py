@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 from hooked_whisper.config import Stack
 from hooked_whisper.errors import InterventionError, SiteError
+from hooked_whisper.hooks.names import stack_of
 from hooked_whisper.model.whisper import HookedWhisper
 
+_KINDS: dict[str, Literal["attn", "cross_attn"]] = {"attn": "attn", "cross_attn": "cross_attn"}
 _MLP = 2
 _SUBLAYERS = {"attn": 0, "cross_attn": 1}
 """The order in which a block's sublayers read and write; an MLP is the last."""
@@ -99,17 +101,19 @@ def block_of(model: HookedWhisper, part: Head | MLPLayer) -> Any:
     return getattr(model, part.stack).blocks[part.layer]
 
 
-def check_direction(direction: Any) -> None:
-    """Refuse what is neither denoising nor noising.
+def part_from(text: str) -> Any:
+    """The head, MLP, head's input or "logits" that a name stands for.
 
-    Raises:
-        InterventionError: It, and what it can be.
+    >>> part_from("decoder.2.cross_attn.0.k") == Head("decoder", 2, 0, "cross_attn").k
+    True
     """
-    if direction not in ("denoising", "noising"):
-        raise InterventionError(
-            f'direction is {direction!r}; it can be "denoising", the clean run into the corrupted '
-            'one, or "noising", the other way round.'
-        )
+    if text == "logits":
+        return text
+    stack, layer, *rest = text.split(".")
+    if rest == ["mlp"]:
+        return MLPLayer(stack_of(stack), int(layer))
+    head = Head(stack_of(stack), int(layer), int(rest[1]), _KINDS[rest[0]])
+    return head if len(rest) == 2 else getattr(head, rest[2])
 
 
 def check_part(model: HookedWhisper, part: Any, what: Literal["sender", "receiver"]) -> None:
@@ -152,8 +156,9 @@ def _sublayer(part: Head | MLPLayer) -> int:
 
 def reads_audio(receiver: Receiver) -> bool:
     """Whether a receiver reads the encoder's output."""
-    is_cross = isinstance(receiver, HeadInput) and receiver.head.kind == "cross_attn"
-    return is_cross and receiver.part != "q"  # type: ignore[union-attr]
+    if not isinstance(receiver, HeadInput):
+        return False
+    return receiver.head.kind == "cross_attn" and receiver.part != "q"
 
 
 def acts_at(model: HookedWhisper, receiver: Receiver) -> tuple[Stack, int]:

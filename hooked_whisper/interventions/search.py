@@ -1,20 +1,21 @@
 """Greedy search for the heads and layers that can go without changing a metric."""
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.errors import InterventionError, SweepError
+from hooked_whisper.errors import InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
-from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.hooks.names import NamesFilter, stack_of
 from hooked_whisper.interventions.ablation import MeanAblation, SkipLayer, ZeroAblation
+from hooked_whisper.interventions.conditions import conditions, mark
 from hooked_whisper.interventions.edits import Edit, SiteEdit
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.metrics import metric_name
+from hooked_whisper.interventions.progress import check_same, keep_what_is_done, progress_bar
 from hooked_whisper.interventions.resume import DEFAULT_MAX_BYTES
 from hooked_whisper.interventions.sites import Site
 from hooked_whisper.interventions.trials import Trials
@@ -51,6 +52,7 @@ class GreedyAblation:
         removals: The steps, in order.
         left: The candidates that were not removed.
         complete: Whether the search came to its end; Ctrl-C stops it before.
+        conditions: What it was measured with: names, and marks to compare by.
     """
 
     metric: str
@@ -59,6 +61,12 @@ class GreedyAblation:
     removals: tuple[Removal, ...]
     left: tuple[Edit, ...]
     complete: bool
+    conditions: dict[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+    @property
+    def n_done(self) -> int:
+        """How many removals there are."""
+        return len(self.removals)
 
     @property
     def edits(self) -> list[Edit]:
@@ -149,7 +157,8 @@ def greedy_ablation(
         `result.complete` is False.
 
     Raises:
-        InterventionError: No examples or candidates, or a tolerance below 0.
+        InterventionError: No examples or candidates, a tolerance below 0, or a
+            result to resume of another model, metric, examples or candidates.
         MetricError: A metric that gives no finite number, already on the clean runs.
         SweepError: Something went wrong on the way; `error.result` has what was done.
 
@@ -162,6 +171,15 @@ def greedy_ablation(
         raise InterventionError(f"max_removals is {max_removals}; it must be 1 or more, or None.")
     removals = _resumed(edits, resume)
     trials = Trials(model, examples, metric, edits, max_new_tokens, max_bytes)
+    made_with = conditions(
+        model,
+        trials.metrics,
+        examples=trials.examples,
+        candidates=sorted(map(mark, edits)),
+    )
+    made_with |= {"metric": metric_name(trials.metrics[0]), "max_new_tokens": max_new_tokens}
+    if resume is not None:
+        check_same(resume.conditions, made_with)
     clean = trials.clean()
     result = GreedyAblation(
         metric_name(trials.metrics[0]),
@@ -170,6 +188,7 @@ def greedy_ablation(
         tuple(removals),
         tuple(edit for edit in edits if not any(edit is each.edit for each in removals)),
         complete=False,
+        conditions=made_with,
     )
     return _Search(trials, clean, max_removals, progress).run(result)
 
@@ -189,34 +208,16 @@ class _Search:
 
     def run(self, result: GreedyAblation) -> GreedyAblation:
         """Go on from a result, round by round."""
-        from tqdm import tqdm
-
-        bar = tqdm(disable=not self.progress, unit="run")
-        try:
+        bar = progress_bar(None, "greedy ablation", self.progress, unit="run")
+        with keep_what_is_done(lambda: result, lambda: f"{result.n_done} removals", bar):
             while self._may_go_on(result):
-                n_removed = len(result.removals)
                 bar.reset(total=len(result.left) * len(self.clean))
-                bar.set_description(f"greedy ablation, {n_removed} removed")
+                bar.set_description(f"greedy ablation, {result.n_done} removed")
                 if (longer := self._round(result, bar)) is None:
                     break
                 result = longer
-            return replace(result, complete=True)
-        except KeyboardInterrupt:
-            print(
-                f"\nstopped after {len(result.removals)} removals; pass resume=result to go on.",
-                file=sys.stderr,
-            )
-            return result
-        except Exception as error:
-            if not result.removals:
-                raise
-            raise SweepError(
-                f"after {len(result.removals)} removals: {type(error).__name__}: {error} What is "
-                "done is in error.result.",
-                result,
-            ) from error
-        finally:
-            bar.close()
+            result = replace(result, complete=True)
+        return result
 
     def _may_go_on(self, result: GreedyAblation) -> bool:
         allowed = self.max_removals is None or len(result.removals) < self.max_removals
@@ -257,8 +258,7 @@ def head_ablations(
     """
     ablations: list[Edit] = []
     for name in model.hook_names(names_filter):
-        stack: Any = "encoder" if name.startswith("encoder") else "decoder"
-        for head in range(model.cfg.n_heads(stack)):
+        for head in range(model.cfg.n_heads(stack_of(name))):
             site = Site(name, head=head)
             ablations.append(ZeroAblation(site) if mean is None else MeanAblation(site, mean))
     for each in ablations:

@@ -1,6 +1,7 @@
 """Attribution patching is the gradient's estimate, and good enough on real speech."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hooked_whisper.errors import (
     InterventionError,
     MetricError,
     SiteError,
+    SweepError,
 )
 from hooked_whisper.interventions.attribution_patching import attribution_patch
 from hooked_whisper.interventions.examples import Example
@@ -351,24 +353,81 @@ def test_wrong_runs_and_metrics(tiny_model: Any, clean: Example, corrupted: Exam
         attribution_patch(tiny_model, clean, corrupted, metric=_never)
 
 
-def test_ctrl_c_keeps_the_pairs_that_are_done(
-    tiny_model: Any, clean: Example, corrupted: Example, capsys: Any
-) -> None:
-    calls = []
+class Stop:
+    """A metric that is stopped by Ctrl-C, or fails, at its n-th call."""
 
-    def stops(logits: Tensor) -> Tensor:
-        calls.append(1)
-        if len(calls) > 3:  # both runs and the gradient of the first pair
-            raise KeyboardInterrupt
+    def __init__(self, after: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.left, self.error = after, error
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
         return difference(logits)
 
+
+# The metric is read in both runs of each pair, and in each pass with gradients.
+STOPPED: dict[str, tuple[dict[str, Any], int, int]] = {
+    # options, calls before it is stopped, passes with gradients before it is stopped
+    "between pairs": ({}, 2 + 1 + 2, 1),
+    "between steps along inputs": ({"n_steps": 3}, 2 + 3 + 2 + 2, 5),
+    "between steps along sites": ({"n_steps": 2, "along": "sites"}, 2 + 3, 3),
+    "before anything": ({}, 1, 0),
+}
+
+
+@pytest.mark.parametrize(("options", "after", "n_passes"), STOPPED.values(), ids=STOPPED)
+def test_ctrl_c_keeps_what_is_done_and_it_goes_on(
+    tiny_model: Any,
+    clean: Example,
+    corrupted: Example,
+    tmp_path: Path,
+    options: dict[str, Any],
+    after: int,
+    n_passes: int,
+    capsys: Any,
+) -> None:
+    pairs, names = ([clean, corrupted], [corrupted, clean]), "decoder.blocks.[01].hook_mlp_out"
+    whole = attribution_patch(tiny_model, *pairs, names, metric=Stop(10**6), **options)
+    found = attribution_patch(tiny_model, *pairs, names, metric=Stop(after), **options)
+    assert not found.complete and whole.complete and not whole.held
+    message = f"stopped after {found.n_done} of 4 patches; pass resume=result"
+    assert message in capsys.readouterr().err
+    found.save(tmp_path / "estimate")
+    found = SweepResult.load(tmp_path / "estimate")
+    stop = Stop(10**6)
+    rest = attribution_patch(tiny_model, *pairs, names, metric=stop, resume=found, **options)
+    assert torch.equal(rest.values, whole.values) and not found.complete
+    assert torch.equal(rest.clean, whole.clean) and torch.equal(rest.corrupted, whole.corrupted)
+    n_steps = options.get("n_steps", 1) * (2 if "along" in options else 1)
+    n_pairs_left = 2 if n_passes < n_steps else 1
+    assert 10**6 - stop.left == 2 * n_pairs_left + 2 * n_steps - n_passes
+    assert not any(point.is_hooked for point in tiny_model.hook_dict.values())
+
+
+def test_an_error_on_the_way_keeps_what_is_done(
+    tiny_model: Any, clean: Example, corrupted: Example
+) -> None:
     pairs = [clean, clean], [corrupted, corrupted]
-    result = attribution_patch(tiny_model, *pairs, metric=stops)
-    assert not result.values[0].isnan().all() and result.values[1].isnan().all()
-    assert not result.complete
-    assert "1 of 2 pairs" in capsys.readouterr().err
-    with pytest.raises(KeyboardInterrupt):
-        attribution_patch(tiny_model, *pairs, metric=stops)
+    with pytest.raises(SweepError, match=r"after 5 of 10 patches: RuntimeError") as caught:
+        attribution_patch(tiny_model, *pairs, metric=Stop(4, RuntimeError))
+    assert caught.value.result.n_done == 5
+
+
+def test_it_is_not_resumed_with_something_else(
+    tiny_model: Any, clean: Example, corrupted: Example
+) -> None:
+    options: dict[str, Any] = {"metric": difference, "n_steps": 1}
+    earlier = attribution_patch(tiny_model, clean, corrupted, MID, **options)
+    for changes, message in (
+        ({"n_steps": 2}, "other estimate: 'gradient of the base run', not 'gradients of 2 steps"),
+        ({"metric": DIFFERENCE}, "other metric: 'difference'"),
+        ({"corrupted": clean}, "other patched runs"),
+        ({"per": "pos"}, "other axes"),
+    ):
+        given = {"clean": clean, "corrupted": corrupted, "names_filter": MID, **options, **changes}
+        with pytest.raises(InterventionError, match=message):
+            attribution_patch(tiny_model, resume=earlier, **given)
 
 
 def test_correlates_with_true_patching_on_real_speech() -> None:

@@ -121,7 +121,7 @@ def test_it_draws_a_panel_for_each_site() -> None:
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:
-    with pytest.raises(InterventionError, match="at least 2 pairs; this sweep has 1"):
+    with pytest.raises(InterventionError, match="at least 2 pairs; this result has 1"):
         make_result(1).interval()
     with pytest.raises(InterventionError, match="level is 95"):
         make_result().interval(95)
@@ -133,7 +133,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     unfinished.values[0, 0, 0, 0] = torch.nan
     with pytest.raises(InterventionError, match="26 of 27 patches are done"):
         unfinished.interval()
-    with pytest.raises(InterventionError, match="cannot be read as a sweep"):
+    with pytest.raises(InterventionError, match="cannot be read as a SweepResult"):
         SweepResult.load(tmp_path / "none")
     with pytest.raises(InterventionError, match="cannot be written"):
         make_result().save(tmp_path / "no folder" / "sweep")
