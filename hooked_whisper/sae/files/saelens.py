@@ -1,0 +1,184 @@
+"""SAELens's folders: `cfg.json` and `sae_weights.safetensors`.
+
+What SAELens has no place for stands in `cfg.json` under `"hooked_whisper"`,
+which it passes over: fields of this package's configurations that it does not
+know, and which metadata were added for it. Its own fields win when both say
+something, so that a `cfg.json` may be edited by hand.
+
+Source: SAELens 6.54, `SAE.save_model`, `handle_pre_6_0_config`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooked_whisper.errors import SAEFileError
+from hooked_whisper.sae.base import SAE
+from hooked_whisper.sae.files.build import Found
+from hooked_whisper.sae.files.tensors import Contents, read_config, read_contents
+from hooked_whisper.sae.registry import ARCHITECTURES
+
+CFG_NAME = "cfg.json"
+WEIGHTS_NAME = "sae_weights.safetensors"
+OWN_KEY = "hooked_whisper"
+
+FORMAT_VERSION = "6.54.0"
+"""The sae-lens whose format is written; below 6, sae-lens would read it as an older one."""
+
+IN_METADATA = ("hook_name", "hook_name_out")
+"""Fields of configurations here that are metadata there."""
+
+DTYPES = {
+    name: dtype
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    for name in (str(dtype), str(dtype).removeprefix("torch."))
+}
+
+OLD_NAMES = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+}
+"""Keys of SAELens before version 6, and what they became."""
+
+NO_METADATA = {"architecture", "dtype", "device", "metadata", OWN_KEY}
+NO_METADATA |= {"activation_fn", "activation_fn_kwargs", "finetuning_scaling_factor"}
+"""Keys of `cfg.json` that are neither a field of a configuration here nor metadata."""
+
+
+def is_saelens(folder: Path) -> bool:
+    """Whether a folder looks like SAELens's."""
+    return (folder / CFG_NAME).exists() or (folder / WEIGHTS_NAME).exists()
+
+
+def read_saelens(folder: Path) -> Found:
+    """What a SAELens folder holds, of version 6 or older.
+
+    Raises:
+        SAEFileError: A file is missing or broken, or describes what is not known here.
+    """
+    for name in (CFG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            held = ", ".join(sorted(each.name for each in folder.iterdir())[:12])
+            raise SAEFileError(
+                f"{folder} has no {name}: a SAELens folder needs {CFG_NAME} and {WEIGHTS_NAME}. "
+                f"It holds {held}."
+            )
+    contents = read_contents(folder / WEIGHTS_NAME)
+    contents.config = read_config(folder / CFG_NAME)
+    values = {OLD_NAMES.get(key, key): value for key, value in contents.config.items()}
+    own = _part(values, OWN_KEY, folder)
+    if own.get("version", 1) != 1:
+        raise SAEFileError(
+            f"{folder} was written by a newer hooked_whisper (its format {own['version']!r}; this "
+            "one reads 1). Update hooked_whisper."
+        )
+    name = _architecture(values, folder)
+    allowed = {each.name for each in fields(ARCHITECTURES[name].Config)} - {"metadata"}
+    cfg = {"architecture": name, **_part(own, "config", folder)}
+    cfg |= {key: value for key, value in values.items() if key in allowed}
+    normalize = values.get("normalize_activations")
+    if normalize is None or isinstance(normalize, bool):
+        cfg["normalize_activations"] = "expected_average_only_in" if normalize else "none"
+    metadata = _metadata(values, allowed, folder)
+    for key in IN_METADATA:
+        if key in metadata and key in allowed:
+            cfg[key] = metadata.pop(key)
+    added = own.get("added_metadata", [])
+    cfg["metadata"] = {key: value for key, value in metadata.items() if key not in added}
+    tensors = _tensors(contents, values, cfg)
+    return Found(folder, cfg, tensors, DTYPES.get(str(values.get("dtype"))))
+
+
+def write_values(sae: SAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`cfg.json` and the tensors of an autoencoder, as SAELens has them."""
+    values = sae.cfg.to_dict()
+    theirs = ("architecture", "d_in", "d_sae", "d_out", "apply_b_dec_to_input")
+    theirs += ("normalize_activations", "k", "rescale_acts_by_decoder_norm")
+    metadata = dict(values.pop("metadata"))
+    for key in IN_METADATA:
+        if values.get(key) is not None:
+            metadata[key] = values[key]
+        values.pop(key, None)
+    added = {"sae_lens_version": FORMAT_VERSION, "sae_lens_training_version": None}
+    added = {key: value for key, value in added.items() if key not in metadata}
+    cfg = {key: values[key] for key in theirs if key in values}
+    cfg |= {"dtype": str(sae.dtype).removeprefix("torch."), "device": "cpu"}
+    cfg["reshape_activations"] = metadata.pop("reshape_activations", "none")
+    cfg["metadata"] = {**metadata, **added}
+    own = {key: value for key, value in values.items() if key not in theirs}
+    cfg[OWN_KEY] = {"version": 1, "config": own, "added_metadata": sorted(added)}
+    tensors = {name: value.detach() for name, value in sae.state_dict().items()}
+    tensors.setdefault("W_enc", sae.W_enc.detach().clone())  # a tied encoder is no parameter
+    return cfg, {name: value.cpu().contiguous() for name, value in tensors.items()}
+
+
+def _architecture(values: dict[str, Any], folder: Path) -> str:
+    """The architecture's name; older folders say TopK by their activation function."""
+    activation = values.get("activation_fn", "relu")
+    if activation == "topk":
+        arguments = values.get("activation_fn_kwargs")
+        if isinstance(arguments, dict) and "k" in arguments:
+            values |= {"architecture": "topk", "k": arguments["k"]}
+    elif activation != "relu":
+        raise SAEFileError(
+            f"{folder}: activation_fn is {activation!r}; it can be 'relu' or 'topk' with "
+            "activation_fn_kwargs {'k': ...}."
+        )
+    name = values.get("architecture", "standard")
+    if name not in ARCHITECTURES:
+        raise SAEFileError(
+            f"{folder}: architecture is {name!r}; known are {', '.join(ARCHITECTURES)}."
+        )
+    return str(name)
+
+
+def _metadata(values: Mapping[str, Any], allowed: set[str], folder: Path) -> dict[str, Any]:
+    """All that is no configuration: before version 6 it stood beside it."""
+    stray = {
+        key: value
+        for key, value in values.items()
+        if key not in NO_METADATA and (key not in allowed or key in IN_METADATA)
+    }
+    if stray.get("reshape_activations") == "none":
+        stray.pop("reshape_activations")
+    return {**stray, **_part(values, "metadata", folder)}
+
+
+def _tensors(
+    contents: Contents, values: Mapping[str, Any], cfg: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The tensors under this package's names, older peculiarities folded away."""
+    tensors = dict(contents.tensors)
+    if "log_threshold" in tensors:  # JumpReLU checkpoints before SAELens 6.30
+        tensors["threshold"] = tensors.pop("log_threshold").exp()
+    scale = tensors.pop("finetuning_scaling_factor", tensors.pop("scaling_factor", None))
+    if scale is not None and not bool((scale == 1).all()):
+        n_latents = tensors["W_dec"].shape[:1] if "W_dec" in tensors else ()
+        if not values.get("finetuning_scaling_factor") or scale.shape != n_latents:
+            raise SAEFileError(
+                f"{contents.path} has a scaling factor {tuple(scale.shape)} that is not 1, and "
+                "its cfg.json does not say finetuning_scaling_factor. It holds "
+                f"{contents.describe()}."
+            )
+        tensors["W_dec"] = scale[:, None] * tensors["W_dec"]
+    if cfg.get("tied"):
+        W_enc, W_dec = tensors.pop("W_enc", None), tensors.get("W_dec")
+        if W_enc is not None and W_dec is not None and not torch.equal(W_enc, W_dec.T):
+            raise SAEFileError(
+                f"{contents.path} is a tied autoencoder, and its W_enc is not W_dec transposed."
+            )
+    return tensors
+
+
+def _part(values: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    part = values.get(name, {})
+    if not isinstance(part, dict):
+        raise SAEFileError(
+            f"{name} in {folder / CFG_NAME} is a {type(part).__name__}; it must be an object."
+        )
+    return part
