@@ -123,7 +123,7 @@ class SAE(nn.Module, ABC):
     """A sparse autoencoder.
 
     The decoder's rows begin as random directions of length 1; the encoder as the
-    decoder's transpose; the biases as 0.
+    decoder's transpose, times `first_length`; the biases as 0.
 
     Args:
         cfg: Its sizes.
@@ -158,8 +158,17 @@ class SAE(nn.Module, ABC):
 
     def _make_encoder(self, generator: torch.Generator | None) -> None:
         """The encoder's weights, after the decoder's."""
-        self.W_enc = nn.Parameter(self.W_dec.detach().T.contiguous())
+        self.W_enc = nn.Parameter(self.first_length * self.W_dec.detach().T.contiguous())
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae))
+
+    @property
+    def first_length(self) -> float:
+        """The length of the encoder's directions at first.
+
+        Where half of the latents are active at first, `2 d_in / d_sae`: the first
+        reconstructions are then as long as the activations.
+        """
+        return min(1.0, 2 * self.cfg.d_in / self.cfg.d_sae)
 
     # Using it
 

@@ -7,8 +7,13 @@ from typing import Any
 import torch
 
 from hooked_whisper.errors import SAEConfigError
+from hooked_whisper.sae.architectures.batch_topk import BatchTopKSAE
+from hooked_whisper.sae.architectures.gated import GatedSAE
+from hooked_whisper.sae.architectures.jumprelu import JumpReLUSAE
+from hooked_whisper.sae.architectures.matryoshka import MatryoshkaSAE
 from hooked_whisper.sae.architectures.relu import ReLUSAE
 from hooked_whisper.sae.architectures.topk import TopKSAE
+from hooked_whisper.sae.architectures.transcoder import SkipTranscoder, Transcoder
 from hooked_whisper.sae.base import SAE, SAEConfig
 
 ARCHITECTURES: dict[str, type[SAE]] = {
@@ -16,6 +21,12 @@ ARCHITECTURES: dict[str, type[SAE]] = {
     for each in (
         ReLUSAE,
         TopKSAE,
+        BatchTopKSAE,
+        MatryoshkaSAE,
+        JumpReLUSAE,
+        GatedSAE,
+        Transcoder,
+        SkipTranscoder,
     )
 }
 """What can be made, trained and saved."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hooked_whisper.errors import SAEConfigError
 from hooked_whisper.sae.base import SAE, Losses, SAEConfig
+from hooked_whisper.sae.relu_losses import relu_losses
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,6 @@ class ReLUSAE(SAE):
 
         f = relu((x - b_dec) W_enc + b_enc),  loss = |x - recons|^2 + l1 * sum_i f_i |W_dec_i|
 
-    The encoder begins at `2 d_in / d_sae` times the decoder's transpose: half of the
-    latents are active then, and the first reconstructions are as long as the activations.
-
     Source: Bricken et al. 2023, "Towards Monosemanticity"; the penalty with decoder
     lengths from Anthropic's update of April 2024.
     """
@@ -50,8 +48,7 @@ class ReLUSAE(SAE):
     def _make_encoder(self, generator: torch.Generator | None) -> None:
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae))
         if not self.cfg.tied:
-            share = min(1.0, 2 * self.cfg.d_in / self.cfg.d_sae)
-            self.W_enc = nn.Parameter(share * self.W_dec.detach().T.contiguous())
+            self.W_enc = nn.Parameter(self.first_length * self.W_dec.detach().T.contiguous())
 
     def __getattr__(self, name: str) -> Any:
         # Looked up last, where parameters are too: a tied encoder is a view, not a parameter.
@@ -73,17 +70,8 @@ class ReLUSAE(SAE):
         dead: Bool[Tensor, " latent"] | None = None,
     ) -> Losses:
         """Squared error and L1 penalty (`"mse"`, `"l1"`)."""
-        target = x if target is None else target
-        latents = torch.relu(self._encoder_input(x) @ self.W_enc + self.b_enc)
-        recons = self.decode(latents)
-        mse = (recons - target).square().sum(dim=-1).mean()
-        l1 = (latents * self.W_dec.norm(dim=-1)).sum(dim=-1).mean()
-        l1 = warm_up * self.cfg.l1_coefficient * l1
-        is_active = latents > 0
-        return Losses(
-            total=mse + l1,
-            parts={"mse": mse.detach(), "l1": l1.detach()},
-            recons=recons.detach(),
-            active=is_active.any(dim=0),
-            l0=is_active.sum(dim=-1).float().mean(),
+        with torch.no_grad():
+            inputs = self._encoder_input(x)
+        return relu_losses(
+            self, inputs, x if target is None else target, warm_up * self.cfg.l1_coefficient
         )

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from hooked_whisper.errors import SAEConfigError
 from hooked_whisper.sae.base import SAE, Losses, SAEConfig
+from hooked_whisper.sae.gradients import squared_error
+from hooked_whisper.sae.sparse import Selection, decode_selected, encode_selected, select_top_k
 
 
 @dataclass(frozen=True)
@@ -33,23 +35,38 @@ class TopKConfig(SAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.k > self.d_sae:
-            raise SAEConfigError(f"k is {self.k}; an autoencoder of {self.d_sae} has no more.")
+            raise SAEConfigError(
+                f"k is {self.k}, but there are {self.d_sae} latents; k can be 1 to {self.d_sae}."
+            )
+        if self.aux_k is not None and (type(self.aux_k) is not int or self.aux_k < 1):
+            raise SAEConfigError(f"aux_k is {self.aux_k!r}; it must be a positive integer or None.")
 
 
 class TopKSAE(SAE):
     """Latents are the k largest pre-activations of a vector, as far as they are positive.
 
-    Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders".
+        f = relu(top_k((x - b_dec) W_enc + b_enc)),   recons = f W_dec + b_dec
+        loss = |x - recons|^2 + c * s * |e - z W_dec|^2
+
+    where e is x - recons, held fixed, z the `aux_k` largest pre-activations among
+    the dead latents (negative ones too, as in SAELens), c `aux_loss_coefficient`, and
+    s the number of dead latents over `aux_k`, at most 1.
+
+    Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2.3 and
+    appendix A.2; s from EleutherAI's trainer.
     """
 
     Config = TopKConfig
     cfg: TopKConfig
 
+    @property
+    def first_length(self) -> float:
+        """1: the k largest of random directions reconstruct about the right length."""
+        return 1.0
+
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
         """The latents of activations."""
-        pre = self.hook_sae_acts_pre(self._encoder_input(x) @ self.W_enc + self.b_enc)
-        if self.cfg.rescale_acts_by_decoder_norm:
-            pre = pre * self.W_dec.norm(dim=-1)
+        pre = self._scaled_pre_activations(x)
         top = pre.topk(self.cfg.k, dim=-1, sorted=False)
         return torch.zeros_like(pre).scatter(-1, top.indices, top.values.relu())
 
@@ -69,14 +86,78 @@ class TopKSAE(SAE):
     ) -> Losses:
         """Squared error, and with dead latents the auxiliary loss (`"mse"`, `"aux"`)."""
         target = x if target is None else target
-        latents = self.encode(x)
-        recons = self.decode(latents)
-        mse = (recons - target).square().sum(dim=-1).mean()
-        is_active = latents > 0
+        with torch.no_grad():
+            inputs = self._encoder_input(x)
+        values, selection = self._select(inputs)
+        subtracted = self.b_dec if self.cfg.apply_b_dec_to_input else None
+        # Divided by the decoder's lengths again when they are decoded, scaled latents are
+        # plain ones: the scale changes which are the largest, and nothing else.
+        values = encode_selected(inputs, self.W_enc, self.b_enc, subtracted, values, selection)
+        values = values.relu()
+        errors, recons = self._errors(values, selection, target)
+        total = sum(errors.values(), start=target.new_zeros(()))
+        parts = {name: error.detach() for name, error in errors.items()}
+        if dead is not None and self.cfg.aux_loss_coefficient and bool(dead.any()):
+            aux = self._aux_loss(inputs, (target - recons).detach(), dead)
+            total = total + aux
+            parts["aux"] = aux.detach()
         return Losses(
-            total=mse,
-            parts={"mse": mse.detach()},
+            total=total,
+            parts=parts,
             recons=recons.detach(),
-            active=is_active.any(dim=0),
-            l0=is_active.sum(dim=-1).float().mean(),
+            active=selection.active(values.detach()),
+            l0=(values.detach() > 0).sum() / len(x),
         )
+
+    def _scaled_pre_activations(
+        self, x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch latent"]:
+        """Pre-activations as they are compared with each other."""
+        pre: Tensor = self.hook_sae_acts_pre(self._encoder_input(x) @ self.W_enc + self.b_enc)
+        return pre if self._scale_of_latents is None else pre * self._scale_of_latents
+
+    @property
+    def _scale_of_latents(self) -> Float[Tensor, " latent"] | None:
+        return self.W_dec.norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else None
+
+    def _select(
+        self, inputs: Float[Tensor, "batch d_in"]
+    ) -> tuple[Float[Tensor, " entry"], Selection]:
+        """Which latents stay, and their pre-activations."""
+        scale = self._scale_of_latents
+        return select_top_k(inputs, self.W_enc, self.b_enc, self.cfg.k, scale)
+
+    def _errors(
+        self,
+        values: Float[Tensor, " entry"],
+        selection: Selection,
+        target: Float[Tensor, "batch d_out"],
+    ) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, "batch d_out"]]:
+        """Squared errors by name, which are added up, and the reconstruction."""
+        recons = decode_selected(values, self.W_dec, selection) + self.b_dec
+        recons = self._denormalize(recons)
+        return {"mse": squared_error(recons, target)}, recons
+
+    def _aux_loss(
+        self,
+        inputs: Float[Tensor, "batch d_in"],
+        residual: Float[Tensor, "batch d_out"],
+        dead: Bool[Tensor, " latent"],
+    ) -> Float[Tensor, ""]:
+        """How badly dead latents explain what the others left over."""
+        which = dead.nonzero().squeeze(-1)
+        aux_k = self.cfg.aux_k or max(1, self.cfg.d_in // 2)
+        W_dec = self.W_dec.index_select(0, which)
+        if self.cfg.apply_b_dec_to_input:  # the same input, with a gradient for what was taken off
+            inputs = inputs + (self.b_dec.detach() - self.b_dec)
+        pre = inputs @ self.W_enc.index_select(1, which) + self.b_enc[which]
+        if len(which) > aux_k:
+            scale = self._scale_of_latents
+            compared = pre.detach() if scale is None else pre.detach() * scale[which]
+            kept = torch.zeros_like(pre).scatter(1, compared.topk(aux_k, sorted=False).indices, 1)
+            pre = pre * kept
+        recons = pre @ W_dec
+        if self._scale is not None:
+            recons = recons * self._scale.factor
+        weight = self.cfg.aux_loss_coefficient * min(1.0, len(which) / aux_k)
+        return weight * squared_error(recons, residual)
