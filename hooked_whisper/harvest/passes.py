@@ -1,0 +1,134 @@
+"""One pass of the model over a batch of windows, and the rows that it leaves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hooked_whisper.harvest.loading import TextRule
+from hooked_whisper.harvest.sites import RowKind, Site, Sites
+from hooked_whisper.speech.tokens import get_tokenizer
+
+
+@dataclass
+class Window:
+    """A window of a recording on its way through the model.
+
+    Args:
+        mel: `[mel frame]`.
+        n_frames: Mel frames that hold sound.
+        start_s: Where it begins in its recording, in seconds.
+        tokens: For the decoder; those that the model writes are put here.
+        n_rows: Rows that it has, by their kind.
+        text: What the model wrote, where it was asked to.
+    """
+
+    mel: Float[Tensor, "mel frame"]
+    n_frames: int
+    start_s: float
+    tokens: tuple[int, ...] | None
+    n_rows: dict[RowKind, int]
+    text: str | None = None
+
+
+class RowCollector:
+    """The hook that takes the rows of one batch out of an activation.
+
+    Args:
+        site: Where it is hooked.
+        counts: Rows of each window.
+        dtype: What to keep them in.
+        rows: Where they go, by the hook's name.
+    """
+
+    def __init__(
+        self, site: Site, counts: Sequence[int], dtype: torch.dtype, rows: dict[str, Tensor]
+    ) -> None:
+        self.site = site
+        self.counts = counts
+        self.dtype = dtype
+        self.rows = rows
+
+    def __call__(self, value: Tensor, *, hook: Any) -> None:
+        """Copy the rows, in their order, into memory of their own."""
+        value = value.detach().movedim(self.site.row_axis, 1)
+        total = sum(self.counts)
+        kept = torch.empty((total, *value.shape[2:]), dtype=self.dtype, device=value.device)
+        start = 0
+        for window, count in enumerate(self.counts):
+            kept[start : start + count].copy_(value[window, :count])
+            start += count
+        self.rows[self.site.name] = kept
+
+
+@torch.inference_mode()
+def run_batch(
+    model: Any,
+    sites: Sites,
+    windows: Sequence[Window],
+    dtype: torch.dtype,
+    text: TextRule | None,
+    options: dict[str, Any],
+) -> dict[str, Tensor]:
+    """The rows of some windows at every site, one window after the other.
+
+    Args:
+        model: A HookedWhisper.
+        sites: What to keep; the model runs no further than they need.
+        windows: Side by side in one batch; they get their tokens here.
+        dtype: What to keep rows in.
+        text: Where tokens come from.
+        options: For `model.generate`.
+
+    Returns:
+        Rows by hook, where the model is.
+    """
+    rows: dict[str, Tensor] = {}
+
+    def hooks(stack: str) -> list[Any]:
+        return [
+            (site.name, RowCollector(site, [w.n_rows[site.kind] for w in windows], dtype, rows))
+            for site in sites.each
+            if site.name.startswith(stack)
+        ]
+
+    mel = torch.stack([window.mel for window in windows]).to(model.device, model.dtype)
+    stop = None if sites.stop_encoder is None else ("encoder", sites.stop_encoder)
+    with model.hooks(hooks("encoder.")):
+        encoder_output = model(mel, stop_at_layer=stop)
+    if text == "transcript":
+        _transcribe(model, windows, encoder_output, options)
+    if text is not None:
+        tokens = _side_by_side(windows, model.device)
+        stop = None if sites.stop_decoder is None else ("decoder", sites.stop_decoder)
+        with model.hooks(hooks("decoder.")):
+            model(None, tokens, None, encoder_output=encoder_output, stop_at_layer=stop)
+    return rows
+
+
+def _transcribe(
+    model: Any, windows: Sequence[Window], encoder_output: Tensor, options: dict[str, Any]
+) -> None:
+    """Have the model write down the windows; its tokens, without the end, become theirs."""
+    generation = model.generate(encoder_output=encoder_output, **options)
+    n_prompt, last = generation.n_prompt, model.cfg.n_text_ctx
+    eot = get_tokenizer(model.cfg).eot
+    for window, row, written in zip(
+        windows, generation.tokens.tolist(), generation.texts, strict=True
+    ):
+        text = row[n_prompt:]
+        end = text.index(eot) if eot in text else len(text)
+        window.tokens = tuple(row[: n_prompt + end][:last])
+        window.n_rows["decoder"] = len(window.tokens)
+        window.text = written
+
+
+def _side_by_side(windows: Sequence[Window], device: torch.device) -> Int[Tensor, "batch pos"]:
+    """The windows' tokens, shorter ones filled up: a causal decoder does not see what follows."""
+    rows = [window.tokens or () for window in windows]
+    width = max(map(len, rows))
+    filled = [[*row, *[0] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.int64, device=device)
