@@ -151,6 +151,29 @@ def make_reference() -> Callable[..., Any]:
     return openai_twin
 
 
+class PlainAutoencoder(nn.Module):
+    """An autoencoder as somebody might write it: two matrices, ReLU, nothing else."""
+
+    def __init__(self, d_in: int, n_latents: int = 10, d_out: int | None = None, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        d_out = d_out or d_in
+        self.W_enc = nn.Parameter(torch.randn(d_in, n_latents, generator=generator) / d_in**0.5)
+        self.W_dec = nn.Parameter(torch.randn(n_latents, d_out, generator=generator) / d_in**0.5)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ self.W_enc + 0.1)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents @ self.W_dec + 0.05
+
+
+@pytest.fixture(scope="session")
+def plain_autoencoder() -> Callable[..., Any]:
+    """`plain_autoencoder(d_in, n_latents=10, d_out=None, seed=0)`: a module of a user's own."""
+    return PlainAutoencoder
+
+
 @pytest.fixture(scope="session")
 def tiny_mel(tiny_cfg: HookedWhisperConfig) -> torch.Tensor:
     """A random log-mel of two recordings for `tiny_model`; shared, so clone to change it."""

@@ -56,6 +56,11 @@ class HookPoint(lens.HookPoint):
         """Whether anything would see the activation: a hook, a bare torch one, an autoencoder."""
         return is_watched(self)
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether a hook, ours or a bare torch one, sees the activation."""
+        return bool(self._forward_hooks or self._backward_hooks or self._forward_pre_hooks)
+
     def own(self, value: Tensor) -> Tensor:
         """The value itself, or a copy of it where hooks could keep or edit it in place.
 

@@ -137,7 +137,8 @@ class Splice:
         # A latent vector for each of the site's vectors, or for all heads of a position together.
         leads = [shape[:-1], shape[:-2]] if self._heads else [shape[:-1]]
         problem = ""
-        for self._is_flat in (False, True) if self._heads else (False,):
+        for flat in (False, True) if self._heads else (False,):
+            self._is_flat = flat
             try:
                 latents, recons = self._run_on_noise(read_shape)
             except SpliceError:
@@ -211,8 +212,7 @@ class Splice:
         if self.use_error_term:
             is_clean = not (changes.seen or torch.is_grad_enabled())
             recons = self._with_error(value, recons, recons if is_clean else self._clean(read))
-        output = self.points["output"](recons.to(value.dtype))
-        return self._only_speech(output, value)
+        return self.points["output"](self._only_speech(recons.to(value.dtype), value))
 
     def _clean(self, read: Tensor) -> Tensor:
         """The reconstruction as it would be without edits."""

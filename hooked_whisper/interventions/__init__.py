@@ -66,6 +66,7 @@ from hooked_whisper.interventions.transcript_metrics import (
     as_transcript_metric,
 )
 from hooked_whisper.interventions.transcripts import TranscriptComparison, compare_transcripts
+from hooked_whisper.interventions.values import Add, Clamp, Scale
 
 __all__ = [
     "Example",
@@ -84,6 +85,9 @@ __all__ = [
     "ReplacePattern",
     "RestrictAttention",
     "ProjectOut",
+    "Add",
+    "Clamp",
+    "Scale",
     "Steer",
     "class_mean_difference",
     "Metric",

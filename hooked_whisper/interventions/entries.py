@@ -10,12 +10,15 @@ can begin at the stream just behind it:
     attn.hook_z             the same, with the output that the patched heads write
     mlp.hook_post           the same, with the output that the patched neurons write
     anything else           the stream before its sublayer, with a hook that patches
+    ....hook_sae_*          as the activation that the autoencoder takes the place of,
+                            with a hook that patches inside
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from hooked_whisper.config import HookedWhisperConfig, Stack
+from hooked_whisper.hooks.names import is_inside_sae, site_of, stack_of
 
 Kind = Literal["resid", "output", "z", "post", "hook", "start"]
 Sublayer = Literal["attn", "cross_attn", "mlp"]
@@ -69,6 +72,11 @@ class Entry:
     sublayer: Sublayer | None = None
 
     @property
+    def site(self) -> str:
+        """The model's own hook that it is, or that its autoencoder is spliced into."""
+        return site_of(self.name)
+
+    @property
     def layer(self) -> int:
         """The block that the hook is in; the last one for what lies behind the blocks."""
         return int(self.name.split(".")[2]) if ".blocks." in self.name else self.stop.layer
@@ -76,13 +84,26 @@ class Entry:
     @property
     def shares_audio(self) -> bool:
         """Whether all patched rows read the base run's cross-attention keys and values."""
-        is_key = self.sublayer == "cross_attn" and self.name.endswith(("hook_k", "hook_v"))
-        return not (is_key or self.name.endswith(("cross_k_input", "cross_v_input")))
+        is_key = self.sublayer == "cross_attn" and self.site.endswith(("hook_k", "hook_v"))
+        return not (is_key or self.site.endswith(("cross_k_input", "cross_v_input")))
 
 
-def find_entry(name: str, cfg: HookedWhisperConfig) -> Entry:
-    """How a patch at this hook enters."""
-    stack: Stack = "encoder" if name.startswith("encoder") else "decoder"
+def find_entry(name: str, cfg: HookedWhisperConfig, from_start: bool = False) -> Entry:
+    """How a patch at this hook enters.
+
+    Args:
+        name: The hook, of the model or of an autoencoder that is spliced in.
+        cfg: The model's configuration.
+        from_start: Run the whole stack again, whatever is patched.
+    """
+    if is_inside_sae(name):
+        return replace(find_entry(site_of(name), cfg, from_start), name=name)
+    entry = _find_entry(name, cfg)
+    return replace(entry, kind="start", stop=Stop(0, 0), base=None) if from_start else entry
+
+
+def _find_entry(name: str, cfg: HookedWhisperConfig) -> Entry:
+    stack = stack_of(name)
     n_layers = cfg.n_layers(stack)
     parts = name.split(".")
     if parts[1] != "blocks":

@@ -21,6 +21,7 @@ from hooked_whisper.config import Stack
 from hooked_whisper.generation.kv_cache import KVCache
 from hooked_whisper.hooks.collector import any_hooked
 from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.hooks.splice import Reader, Splice
 from hooked_whisper.interventions.entries import Entry, Stop, find_entry
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.rows import RowPatch, Rows, patch_rows
@@ -53,12 +54,16 @@ class BaseRun:
         encoder_output: Float[Tensor, "1 audio_pos d_model"] | None = None,
     ) -> None:
         self.model, self.example = model, example
-        self.entries = {name: find_entry(name, model.cfg) for name in names}
+        # What a transcoder reads may lie anywhere before the place where a row would join.
+        self._has_readers = any(
+            isinstance(each, Reader) for point in model.hook_dict.values() for each in point.splices
+        )
+        self.entries = {name: find_entry(name, model.cfg, self._has_readers) for name in names}
         self._patches_decoder = any(each.stack == "decoder" for each in self.entries.values())
         n = example.n_pos
         self.positions = torch.arange(n) if positions is None else torch.tensor(positions) % n
         # A function of the user's may count positions or rows: give it the whole text.
-        self.is_hooked = any_hooked(model.hook_dict.values())
+        self.is_hooked = any(point.has_hooks for point in model.hook_dict.values())
         self._reads_last_only = self.positions.tolist() == [n - 1]
         with torch.no_grad():
             logits, self.cache = model.run_with_cache(
@@ -68,31 +73,41 @@ class BaseRun:
                 encoder_output=encoder_output,
             )
         if encoder_output is None:
-            encoder_output = self.cache["encoder.ln_final.hook_normalized"]
+            encoder_output = self._flow("encoder.ln_final.hook_normalized")
         self.encoder_output = encoder_output
         self.base_logits: Float[Tensor, "1 pos vocab"] = logits[:, self.positions]
         self._cross = self._cross_keys_and_values() if self._patches_decoder else {}
 
     def _needed(self, runs_encoder: bool) -> list[str]:
         """The activations that resumed runs begin with."""
-        needed = {"decoder.blocks.0.hook_resid_mid"}
+        flows = {"decoder.blocks.0.hook_resid_mid"}
+        needed = set()
         if runs_encoder:
-            needed.add("encoder.ln_final.hook_normalized")
+            flows.add("encoder.ln_final.hook_normalized")
         for entry in self.entries.values():
             if entry.base is not None:
-                needed.add(entry.base)
+                flows.add(entry.base)
             if entry.kind not in ("hook", "start"):
-                needed.add(entry.name)
+                needed |= {entry.site, entry.name}
         if self._patches_decoder:
-            needed |= set(self.model.hook_names("decoder.blocks.*attn.hook_[kv]"))
-        return sorted(needed)
+            flows |= set(self.model.hook_names("decoder.blocks.*attn.hook_[kv]"))
+        return sorted(needed | {self._behind(name) for name in flows})
+
+    def _behind(self, name: str) -> str:
+        """The hook that sees what flows on from another: behind its autoencoders, if it has any."""
+        splices = [each for each in self.model.hook_dict[name].splices if isinstance(each, Splice)]
+        return str(splices[-1].points["output"].name) if splices else name
+
+    def _flow(self, name: str) -> Tensor:
+        """What flowed on from a hook in the base run."""
+        return self.cache[self._behind(name)]
 
     def _cross_keys_and_values(self) -> dict[Any, Tensor]:
         """By projection, with each head's vectors together in memory, as every row reads them."""
         found = {}
         for layer, block in enumerate(self._blocks("decoder")):
             for name in ("key", "value"):
-                kept = self.cache[f"decoder.blocks.{layer}.cross_attn.hook_{name[0]}"]
+                kept = self._flow(f"decoder.blocks.{layer}.cross_attn.hook_{name[0]}")
                 together = kept.transpose(1, 2).contiguous().transpose(1, 2)
                 found[getattr(block.cross_attn, name)] = together
         return found
@@ -122,7 +137,9 @@ class BaseRun:
         numbers = n_pos * (8 * cfg.d_model + 2 * cfg.d_mlp) + 3 * len(self.positions) * cfg.d_vocab
         if entry.stack == "encoder":
             numbers += n_audio * (12 * cfg.d_model + 3 * cfg.d_mlp)
-        if patch.name.endswith(("hook_attn_scores", "hook_pattern")):
+        latents = self.model.hook_dict[patch.name].sizes.get("latent", 0)
+        numbers += 4 * latents * (n_audio if entry.stack == "encoder" else n_pos)
+        if entry.site.endswith(("hook_attn_scores", "hook_pattern")):
             n_query = n_audio if entry.stack == "encoder" else n_pos
             reads_text = entry.stack == "decoder" and entry.sublayer == "attn"
             n_key = self.example.n_pos if reads_text else n_audio
@@ -199,17 +216,19 @@ class BaseRun:
     def _decode(self, encoder_output: Tensor) -> Tensor:
         """The decoder's last stream for several encoder outputs: it first differs in block 0."""
         n_rows = len(encoder_output)
-        resid = self.cache["decoder.blocks.0.hook_resid_mid"].expand(n_rows, -1, -1)
+        if self._has_readers:
+            resid = self._embed_tokens(n_rows)
+            return self._ride_decoder({Stop(0, 0): resid}, encoder_output, None, 0)
+        resid = self._flow("decoder.blocks.0.hook_resid_mid").expand(n_rows, -1, -1)
         return self._ride_decoder({Stop(0, 2): resid}, encoder_output, None, 0)
+
+    def _embed_tokens(self, n_rows: int) -> Tensor:
+        decoder, tokens = self.model.decoder, self.example.tokens
+        return decoder.embed(tokens.expand(n_rows, -1), self.encoder_output.dtype)
 
     def _resume_decoder(self, patches: Sequence[RowPatch], start: int) -> Tensor:
         """The decoder's last stream from position `start` on, with each patch."""
-        decoder, n_rows = self.model.decoder, len(patches)
-        tokens = self.example.tokens
-
-        def embed(n: int) -> Tensor:
-            return decoder.embed(tokens.expand(n, -1), self.encoder_output.dtype)
-
+        n_rows = len(patches)
         cache, encoder_output = KVCache(), self.encoder_output
         for module, value in self._cross.items():
             cache[module] = value
@@ -218,7 +237,7 @@ class BaseRun:
             attention = self._blocks("decoder")[entry.layer].cross_attn
             del cache[attention.key], cache[attention.value]
             encoder_output = encoder_output.expand(n_rows, -1, -1)
-        boarding = self._boarding(patches, start, embed)
+        boarding = self._boarding(patches, start, self._embed_tokens)
         return self._ride_decoder(boarding, encoder_output, cache, start)
 
     def _ride_decoder(
@@ -259,7 +278,7 @@ class BaseRun:
             cache = None
         else:
             for letter, module in (("k", block.attn.key), ("v", block.attn.value)):
-                kept = self.cache[f"decoder.blocks.{layer}.attn.hook_{letter}"][:, :start]
+                kept = self._flow(f"decoder.blocks.{layer}.attn.hook_{letter}")[:, :start]
                 cache[module] = kept.expand(len(resid), -1, -1, -1)
         if not last_only:
             return block.attend(resid, cache)
@@ -301,17 +320,26 @@ class BaseRun:
             return embed(len(rows))
         if entry.kind == "hook":
             assert entry.base is not None
-            return self.cache[entry.base][:, start:].expand(len(rows), -1, -1)
-        patched = self.cache[entry.name][:, start:].repeat_interleave(len(rows), dim=0)
-        point = self.model.hook_dict[entry.name]
-        for number, row in enumerate(rows):
-            row.apply(patched[number : number + 1], point, start)
+            return self._flow(entry.base)[:, start:].expand(len(rows), -1, -1)
+        patched = self._patch(entry, rows, start)
         if entry.kind == "resid":
             return patched
         assert entry.base is not None
         block = self._blocks(entry.stack)[entry.layer]
         written = _write(block, entry, patched)
-        return _resid_behind(block, entry)(self.cache[entry.base][:, start:] + written)
+        return _resid_behind(block, entry)(self._flow(entry.base)[:, start:] + written)
+
+    def _patch(self, entry: Entry, rows: Sequence[RowPatch], start: int) -> Tensor:
+        """What flows on from a hook that is patched in each row, or inside its autoencoders."""
+        patched = self.cache[entry.site][:, start:].repeat_interleave(len(rows), dim=0)
+        point = self.model.hook_dict[entry.site]
+        if entry.name == entry.site:
+            for number, row in enumerate(rows):
+                row.apply(patched[number : number + 1], point, start)
+            return point.splice(patched)
+        hook = (entry.name, partial(patch_rows, dict(enumerate(rows)), start))
+        with self.model.hooks(fwd_hooks=[hook]):
+            return point.splice(patched)
 
     @contextmanager
     def _patching(self, patches: Sequence[RowPatch], start: int) -> Iterator[None]:

@@ -171,13 +171,10 @@ def greedy_ablation(
         raise InterventionError(f"max_removals is {max_removals}; it must be 1 or more, or None.")
     removals = _resumed(edits, resume)
     trials = Trials(model, examples, metric, edits, max_new_tokens, max_bytes)
-    made_with = conditions(
-        model,
-        trials.metrics,
-        examples=trials.examples,
-        candidates=sorted(map(mark, edits)),
+    made_with = {"metric": metric_name(trials.metrics[0]), "max_new_tokens": max_new_tokens}
+    made_with |= conditions(
+        model, trials.metrics, examples=trials.examples, candidates=sorted(map(mark, edits))
     )
-    made_with |= {"metric": metric_name(trials.metrics[0]), "max_new_tokens": max_new_tokens}
     if resume is not None:
         check_same(resume.conditions, made_with)
     clean = trials.clean()

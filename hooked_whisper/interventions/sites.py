@@ -1,4 +1,4 @@
-"""Where to act: a hook, and which heads, positions, seconds or neurons of its activation."""
+"""Where to act: a hook, and which heads, positions, seconds, neurons or latents there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +57,7 @@ class Site:
         window_s: Start and end of a time of the recording, in seconds: encoder
             positions, mel frames, or the keys of cross-attention.
         neuron: Places on the activation's last axis.
+        latent: Latents, of an autoencoder that is spliced in.
 
     Source: none; axis names are those of `hooked_whisper.config`.
     """
@@ -66,6 +67,7 @@ class Site:
     pos: Positions | None = None
     window_s: Window | None = None
     neuron: int | Sequence[int] | None = None
+    latent: int | Sequence[int] | None = None
 
     def names(self, model: HookedWhisper) -> list[str]:
         """The hooks that this means, after checking that each has such a part.
@@ -113,6 +115,8 @@ class Site:
             return places_on(self.head, n, "head", name)
         if axis == len(axes) - 1 and label in _NEURON_AXES and self.neuron is not None:
             return places_on(self.neuron, n, "neuron", name)
+        if label == "latent" and self.latent is not None:
+            return places_on(self.latent, n, "latent", name)
         if self.pos is not None and label == self._position_axis(name, axes):
             return places_on(self.pos, n, "position", name, may_be_absent=True)
         if self.window_s is not None and label == _time_axis(name, axes):
@@ -136,6 +140,13 @@ class Site:
             if axes[-1] not in _NEURON_AXES:
                 raise SiteError(f"{name!r} has axes {axes}: no neurons. Leave out neuron.")
             places_on(self.neuron, sizes[-1] or 0, "neuron", name)
+        if self.latent is not None:
+            if axes[-1] != "latent":
+                raise SiteError(
+                    f"{name!r} has axes {axes}: no latents. Those of an autoencoder are at "
+                    "{hook_name}.hook_sae_acts_post once it is spliced in: model.add_sae(sae)."
+                )
+            places_on(self.latent, sizes[-1] or 0, "latent", name)
         if self.pos is not None:
             axis = self._position_axis(name, axes)
             if axis is None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from hooked_whisper.config import Stack
+from hooked_whisper.hooks.names import site_of
 
 
 def axis_sizes(model: Any, name: str) -> tuple[int | None, ...]:
@@ -15,7 +16,7 @@ def axis_sizes(model: Any, name: str) -> tuple[int | None, ...]:
         name: A hook, spliced in or not.
     """
     cfg, point = model.cfg, model.hook_dict[name]
-    base = name.split(".hook_sae_")[0]
+    base = site_of(name)
     stack: Stack = "encoder" if name.startswith("encoder") else "decoder"
     of_audio = None if stack == "decoder" else cfg.n_audio_ctx
     sizes: dict[str, int | None] = {

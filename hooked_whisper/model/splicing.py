@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hooked_whisper.errors import SpliceError
 from hooked_whisper.hooks.cache import WhisperCache
-from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.hooks.names import NamesFilter, is_inside_sae, site_of
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.hooks.root import HookedEncoderDecoder
 from hooked_whisper.hooks.splice import Reader, Splice
@@ -19,8 +19,6 @@ from hooked_whisper.model.axes import axis_sizes
 
 SAEs = Mapping[Any, Any] | Iterable[Any]
 """Autoencoders by hook name, several as a list; or autoencoders that name their hook themselves."""
-
-_INNER = ".hook_sae_"
 
 
 @dataclass(frozen=True)
@@ -197,10 +195,15 @@ class Splicing(HookedEncoderDecoder):
     ) -> _Attached:
         """One splice that reads at one hook and writes at the same or another."""
         out = self.hook_names([out])[0]
-        if _INNER in name or _INNER in out:
+        for each in (name, out):
+            if is_inside_sae(each):
+                raise SpliceError(
+                    f"{each!r} belongs to an autoencoder that is spliced in. To put another one "
+                    f"behind it, add it at {site_of(each)!r}."
+                )
+        if name.split(".")[0] != out.split(".")[0]:
             raise SpliceError(
-                f"{name!r} belongs to an autoencoder that is spliced in. To put another one behind "
-                f"it, add it at {name.split(_INNER)[0]!r}."
+                f"a transcoder reads at {name!r} and writes at {out!r}; both must be in one stack."
             )
         point = self.hook_dict[out]
         reader = None if out == name else Reader()
@@ -222,11 +225,12 @@ class Splicing(HookedEncoderDecoder):
 
     def _some_shape(self, name: str) -> tuple[int, ...]:
         """A shape that the activation can have, small where it depends on the input."""
-        sizes = axis_sizes(self, name)
-        few = [2 if size is None else size for size in sizes]
-        return tuple(
-            min(n, 3) if axis in ("pos", "query", "frame") else n
-            for axis, n in zip(self.hook_dict[name].axes, few, strict=True)
+        *lead, width = [2 if size is None else size for size in axis_sizes(self, name)]
+        axes = self.hook_dict[name].axes
+        long = ("pos", "query", "frame")
+        return (
+            *(min(n, 3) if axis in long else n for n, axis in zip(lead, axes[:-1], strict=True)),
+            width,
         )
 
     def _speech_of(self, name: str, point: HookPoint) -> Callable[[], Int[Tensor, " batch"] | None]:
@@ -259,12 +263,12 @@ class Splicing(HookedEncoderDecoder):
 
     def _list_points(self) -> None:
         """Bring the lists of hook points, by name, in line with what is spliced in."""
-        for name in [name for name in self.hook_dict if _INNER in name]:
+        for name in [name for name in self.hook_dict if is_inside_sae(name)]:
             del self.mod_dict[name]
         inner: dict[str, dict[str, HookPoint]] = {}
         for each in self._attached:
             inner.setdefault(each.splice.name, {}).update(each.splice.names)
-        points = [(n, point) for n, point in self.hook_dict.items() if _INNER not in n]
+        points = [(n, point) for n, point in self.hook_dict.items() if not is_inside_sae(n)]
         self.hook_dict = {}
         for name, point in points:
             self.hook_dict[name] = point
