@@ -1,9 +1,8 @@
 """SAELens's folders: `cfg.json` and `sae_weights.safetensors`.
 
-What SAELens has no place for stands in `cfg.json` under `"hooked_whisper"`,
-which it passes over: fields of this package's configurations that it does not
-know, and which metadata were added for it. Its own fields win when both say
-something, so that a `cfg.json` may be edited by hand.
+All fields of this package's configurations stand in `cfg.json` as SAELens's own
+do, hook names among the metadata. SAELens passes over those that it does not
+know, and over `"hooked_whisper"`, which says what was added for SAELens alone.
 
 Source: SAELens 6.54, `SAE.save_model`, `handle_pre_6_0_config`.
 """
@@ -45,6 +44,10 @@ OLD_NAMES = {
 }
 """Keys of SAELens before version 6, and what they became."""
 
+WITH_TOP_K = "topk_"
+"""Before the name of a transcoder with k, which SAELens does not have: it refuses the name
+instead of passing over the k."""
+
 NO_METADATA = {"architecture", "dtype", "device", "metadata", OWN_KEY}
 NO_METADATA |= {"activation_fn", "activation_fn_kwargs", "finetuning_scaling_factor"}
 """Keys of `cfg.json` that are neither a field of a configuration here nor metadata."""
@@ -79,8 +82,8 @@ def read_saelens(folder: Path) -> Found:
         )
     name = _architecture(values, folder)
     allowed = {each.name for each in fields(ARCHITECTURES[name].Config)} - {"metadata"}
-    cfg = {"architecture": name, **_part(own, "config", folder)}
-    cfg |= {key: value for key, value in values.items() if key in allowed}
+    cfg = {key: value for key, value in values.items() if key in allowed}
+    cfg["architecture"] = name
     normalize = values.get("normalize_activations")
     if normalize is None or isinstance(normalize, bool):
         cfg["normalize_activations"] = "expected_average_only_in" if normalize else "none"
@@ -88,6 +91,8 @@ def read_saelens(folder: Path) -> Found:
     for key in IN_METADATA:
         if key in metadata and key in allowed:
             cfg[key] = metadata.pop(key)
+    if type(cfg.get("k")) is float and cfg["k"].is_integer():
+        cfg["k"] = int(cfg["k"])  # BatchTopK's is a float there
     added = own.get("added_metadata", [])
     cfg["metadata"] = {key: value for key, value in metadata.items() if key not in added}
     tensors = _tensors(contents, values, cfg)
@@ -96,22 +101,20 @@ def read_saelens(folder: Path) -> Found:
 
 def write_values(sae: SAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """`cfg.json` and the tensors of an autoencoder, as SAELens has them."""
-    values = sae.cfg.to_dict()
-    theirs = ("architecture", "d_in", "d_sae", "d_out", "apply_b_dec_to_input")
-    theirs += ("normalize_activations", "k", "rescale_acts_by_decoder_norm")
-    metadata = dict(values.pop("metadata"))
+    cfg = sae.cfg.to_dict()
+    if "transcoder" in cfg["architecture"] and cfg.get("k") is not None:
+        cfg["architecture"] = WITH_TOP_K + cfg["architecture"]
+    metadata = dict(cfg.pop("metadata"))
     for key in IN_METADATA:
-        if values.get(key) is not None:
-            metadata[key] = values[key]
-        values.pop(key, None)
+        value = cfg.pop(key, None)
+        if value is not None:
+            metadata[key] = value
     added = {"sae_lens_version": FORMAT_VERSION, "sae_lens_training_version": None}
     added = {key: value for key, value in added.items() if key not in metadata}
-    cfg = {key: values[key] for key in theirs if key in values}
     cfg |= {"dtype": str(sae.dtype).removeprefix("torch."), "device": "cpu"}
     cfg["reshape_activations"] = metadata.pop("reshape_activations", "none")
     cfg["metadata"] = {**metadata, **added}
-    own = {key: value for key, value in values.items() if key not in theirs}
-    cfg[OWN_KEY] = {"version": 1, "config": own, "added_metadata": sorted(added)}
+    cfg[OWN_KEY] = {"version": 1, "added_metadata": sorted(added)}
     tensors = {name: value.detach() for name, value in sae.state_dict().items()}
     tensors.setdefault("W_enc", sae.W_enc.detach().clone())  # a tied encoder is no parameter
     return cfg, {name: value.cpu().contiguous() for name, value in tensors.items()}
@@ -129,12 +132,14 @@ def _architecture(values: dict[str, Any], folder: Path) -> str:
             f"{folder}: activation_fn is {activation!r}; it can be 'relu' or 'topk' with "
             "activation_fn_kwargs {'k': ...}."
         )
-    name = values.get("architecture", "standard")
+    name = str(values.get("architecture", "standard"))
+    if name.endswith("transcoder"):
+        name = name.removeprefix(WITH_TOP_K)
     if name not in ARCHITECTURES:
         raise SAEFileError(
             f"{folder}: architecture is {name!r}; known are {', '.join(ARCHITECTURES)}."
         )
-    return str(name)
+    return name
 
 
 def _metadata(values: Mapping[str, Any], allowed: set[str], folder: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ EXTRA = {
     "batchtopk": {"k": 3},
     "matryoshka_batchtopk": {"k": 3},
     "standard": {"l1_coefficient": 0.125},
+    "transcoder": {"d_out": 5, "hook_name_out": "encoder.blocks.1.hook_mlp_out"},
+    "skip_transcoder": {"d_out": 5, "hook_name_out": "encoder.blocks.1.hook_mlp_out"},
 }
 """Fields by architecture that are not left at their default."""
 
@@ -85,6 +87,19 @@ def test_switches_come_back(changes: dict[str, Any], tmp_path: Path) -> None:
     sae = random_sae("standard", **changes)
     again = load_sae(save_sae(sae, tmp_path / "sae"))
     assert again.cfg == sae.cfg
+    assert torch.equal(again(x), sae(x))
+
+
+@pytest.mark.parametrize("architecture", ["transcoder", "skip_transcoder"])
+def test_a_transcoder_with_k_is_none_of_saelens(architecture: str, tmp_path: Path) -> None:
+    """SAELens would pass over the k and give other latents: it gets a name that it refuses."""
+    x = torch.randn(7, D_IN)
+    sae = random_sae(architecture, k=2)
+    folder = save_sae(sae, tmp_path / "sae")
+    assert json.loads((folder / "cfg.json").read_text())["architecture"] == f"topk_{architecture}"
+    again = load_sae(folder)
+    assert again.cfg == sae.cfg
+    assert int((again.encode(x) > 0).sum(dim=-1).max()) == 2
     assert torch.equal(again(x), sae(x))
 
 
@@ -202,10 +217,12 @@ def test_what_cannot_be_saved(tmp_path: Path, without_shape_checks: None) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param(lambda v: v.update(d_sae=21), r"does not fit together.*\(6, 21\)", id="d_sae"),
+        pytest.param(lambda v: v.update(d_sae=21), r"does not fit together.*W_dec \(21, 6\)", id="d_sae"),
         pytest.param(lambda v: v.update(d_sae=2**62), r"does not fit together", id="huge"),
         pytest.param(lambda v: v.update(k=21), r"k is 21", id="k"),
-        pytest.param(lambda v: v.update(d_in="6"), r"d_in is '6'", id="text"),
+        pytest.param(lambda v: v.update(d_in="6"), r"d_in is '6'; it must be of int", id="text"),
+        pytest.param(lambda v: v.update(aux_k=1.5), r"aux_k is 1\.5; .* int \| None", id="float"),
+        pytest.param(lambda v: v.update(apply_b_dec_to_input=1), r"input is 1; .* bool", id="bool"),
         pytest.param(lambda v: v.pop("d_in"), r"needs d_in", id="missing"),
         pytest.param(
             lambda v: v.update(architecture="temporal"), r"'temporal'; known are stan", id="arch"
