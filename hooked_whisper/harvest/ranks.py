@@ -101,3 +101,8 @@ def torchrun_group() -> Iterator[torch.device | None]:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that speaks for all."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "hooked_whisper"
 
 LINES = [
-    {"__init__"},
+    {"__init__", "__main__"},
     {"cli"},
     {"sae", "interventions", "lenses", "harvest"},
     {"model"},
