@@ -116,7 +116,7 @@ def describe_conditions(args: argparse.Namespace, models: Models, load: str) -> 
     gpu = {"GPU": torch.cuda.get_device_name()} if models.device.type == "cuda" else {}
     return {
         "date": datetime.date.today().isoformat(),
-        "CPU": _cpu_model(),
+        "CPU": cpu_model(),
         "cores": os.cpu_count(),
         "clock": _CLOCK_MEANING[args.clock],
         **gpu,
@@ -129,7 +129,8 @@ def describe_conditions(args: argparse.Namespace, models: Models, load: str) -> 
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """What the processor calls itself."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)

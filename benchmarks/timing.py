@@ -38,8 +38,8 @@ class Timing:
         """Medians and quartiles, ready for JSON."""
         return {
             "label": self.label,
-            "seconds": _quartiles(self.seconds),
-            "ratio": _quartiles(self.ratios),
+            "seconds": quartiles(self.seconds),
+            "ratio": quartiles(self.ratios),
             "all_seconds": self.seconds,
         }
 
@@ -85,16 +85,16 @@ def _time_undisturbed(run: Run, models: Models, clock: Callable[[], float]) -> f
     """Seconds of the first run that the host left alone, else of the least disturbed one."""
     tries = []
     for _ in range(_TRIES):
-        before, start = _stolen_s(), time.perf_counter()
+        before, start = stolen_s(), time.perf_counter()
         taken = _time(run, models, clock)
-        share = (_stolen_s() - before) / (time.perf_counter() - start) / (os.cpu_count() or 1)
+        share = (stolen_s() - before) / (time.perf_counter() - start) / (os.cpu_count() or 1)
         tries.append((share, taken))
         if share <= MOST_STOLEN:
             break
     return min(tries)[1]
 
 
-def _stolen_s() -> float:
+def stolen_s() -> float:
     """Processor seconds, of all cores, that the host has given to others; 0 where it does not tell.
 
     Source: `proc_stat(5)`: the eighth number of the line `cpu`, in clock ticks.
@@ -127,7 +127,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _quartiles(values: list[float]) -> dict[str, float]:
+def quartiles(values: list[float]) -> dict[str, float]:
+    """The median and the quartiles."""
     if len(values) == 1:
         return {"median": values[0], "q1": values[0], "q3": values[0]}
     q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
