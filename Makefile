@@ -11,10 +11,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODE := $(wildcard hooked_whisper tests examples benchmarks)
 
-# sae-lens still needs the last transformer-lens 3; it lies in front of the environment's own.
+# sae-lens needs the last transformer-lens 3. Both lie in front of the environment's own, with
+# only what their import needs that the environment does not have.
 TL3 := .venv-tl3
 TL3_STAMP := $(TL3)/.installed
-TL3_TESTS := $(wildcard tests/hooks tests/model tests/contract/test_transformer_lens.py)
+TL3_TESTS := $(wildcard tests/hooks tests/model tests/contract/test_transformer_lens.py \
+  tests/sae/test_sae_lens.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-tl3 check format format-check lint types docs bench digits clean
@@ -41,14 +43,15 @@ demo: $(STAMP) ## run the main job on the shipped model and recordings
 test: $(STAMP) ## run the tests; more with ARGS, such as ARGS=--slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-$(TL3_STAMP): $(STAMP)
+$(TL3_STAMP): $(STAMP) Makefile
 	rm -rf $(TL3)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(TL3) \
-	  transformer-lens==3.9.0 better-abc==0.0.3
+	  transformer-lens==3.9.0 better-abc==0.0.3 \
+	  sae-lens==6.54.0 simple-parsing==0.1.9 docstring-parser==0.18.0
 	@touch $@
 
-test-tl3: $(TL3_STAMP) ## run the hook tests against transformer-lens 3.9
-	PYTHONPATH=$(TL3) EXPECT_TRANSFORMER_LENS=3.9.0 OMP_NUM_THREADS=1 \
+test-tl3: $(TL3_STAMP) ## run the hook tests against transformer-lens 3.9 and sae-lens
+	PYTHONPATH=$(TL3) EXPECT_TRANSFORMER_LENS=3.9.0 EXPECT_SAE_LENS=6.54.0 OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TL3_TESTS) $(ARGS)
 
 check: format-check lint types test ## everything that has to pass: the same as CI
