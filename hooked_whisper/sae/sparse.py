@@ -46,7 +46,7 @@ class Selection:
     """
 
     indices: Int[Tensor, " entry"]
-    offsets: Int[Tensor, " batch+1"]
+    offsets: Int[Tensor, " batch_plus_1"]
     n_latents: int
 
     @property
@@ -101,7 +101,7 @@ class ByLatent(NamedTuple):
 
     order: Int[Tensor, " entry"]
     rows: Int[Tensor, " entry"]
-    offsets: Int[Tensor, " latent+1"]
+    offsets: Int[Tensor, " latent_plus_1"]
 
 
 # Which latents
