@@ -25,12 +25,11 @@ from hooked_whisper.hooks.splice import Reader, Splice
 from hooked_whisper.interventions.entries import Entry, Stop, find_entry
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.rows import RowPatch, Rows, patch_rows
+from hooked_whisper.interventions.stream import Step, joined, resid_behind, ride, write
 from hooked_whisper.model.whisper import HookedWhisper
 
 DEFAULT_MAX_BYTES = 256 * 2**20
 """About how much memory runs side by side take, unless told otherwise."""
-
-Step = Callable[[Tensor], Tensor]
 
 
 class BaseRun:
@@ -179,8 +178,8 @@ class BaseRun:
         """The logits of groups of rows with the same `first`, which read the unembedding once."""
         finish = self.model.decoder.finish
         if all(rows.logits is None for rows in groups):
-            return finish(_joined([rows.stream for rows in groups]))
-        return _joined(
+            return finish(joined([rows.stream for rows in groups]))
+        return joined(
             [finish(rows.stream) if rows.logits is None else rows.logits for rows in groups]
         )
 
@@ -211,7 +210,7 @@ class BaseRun:
             [block.hook_resid_pre, block.attend, block.feed_forward]
             for block in self._blocks("encoder")
         )
-        return encoder.finish(_ride(steps, boarding, len(encoder.blocks)))
+        return encoder.finish(ride(steps, boarding, len(encoder.blocks)))
 
     def _decode(self, encoder_output: Tensor) -> Tensor:
         """The decoder's last stream for several encoder outputs: it first differs in block 0."""
@@ -267,7 +266,7 @@ class BaseRun:
                 cross = partial(self._cross_attend, layer, encoder_output, cache)
                 yield [block.hook_resid_pre, attend, cross, block.feed_forward]
 
-        return _ride(steps(), boarding, n_layers)
+        return ride(steps(), boarding, n_layers)
 
     def _attend(
         self, layer: int, cache: KVCache | None, start: int, last_only: bool, resid: Tensor
@@ -306,7 +305,7 @@ class BaseRun:
             rows = [patch for patch in patches if patch.name == name]
             entry = self.entries[name]
             boarding.setdefault(entry.stop, []).append(self._enter(entry, rows, start, embed))
-        return {stop: _joined(streams) for stop, streams in boarding.items()}
+        return {stop: joined(streams) for stop, streams in boarding.items()}
 
     def _enter(
         self,
@@ -326,8 +325,8 @@ class BaseRun:
             return patched
         assert entry.base is not None
         block = self._blocks(entry.stack)[entry.layer]
-        written = _write(block, entry, patched)
-        return _resid_behind(block, entry)(self._flow(entry.base)[:, start:] + written)
+        written = write(block, entry, patched)
+        return resid_behind(block, entry)(self._flow(entry.base)[:, start:] + written)
 
     def _patch(self, entry: Entry, rows: Sequence[RowPatch], start: int) -> Tensor:
         """What flows on from a hook that is patched in each row, or inside its autoencoders."""
@@ -373,43 +372,3 @@ class BaseRun:
 def _is_hooked(module: nn.Module) -> bool:
     """Whether anything sees an activation of a module."""
     return any_hooked(each for each in module.modules() if isinstance(each, HookPoint))
-
-
-def _ride(blocks: Iterator[list[Step]], boarding: dict[Stop, Tensor], n_layers: int) -> Tensor:
-    """Pass the residual stream through the blocks; rows join it at their stops."""
-    resid = None
-    for layer, steps in enumerate(blocks):
-        for stage, step in enumerate(steps):
-            resid = _join(resid, boarding.get(Stop(layer, stage)))
-            if resid is not None:
-                resid = step(resid)
-    resid = _join(resid, boarding.get(Stop(n_layers, 0)))
-    assert resid is not None
-    return resid
-
-
-def _join(resid: Tensor | None, joining: Tensor | None) -> Tensor | None:
-    if resid is None or joining is None:
-        return joining if resid is None else resid
-    return torch.cat([resid, joining])
-
-
-def _joined(streams: list[Tensor]) -> Tensor:
-    return streams[0] if len(streams) == 1 else torch.cat(streams)
-
-
-def _write(block: Any, entry: Entry, patched: Tensor) -> Tensor:
-    """What the patched sublayer adds to the stream."""
-    if entry.kind == "output":
-        return patched
-    if entry.kind == "post":
-        return block.hook_mlp_out(block.mlp.fc_out(patched))
-    written = getattr(block, str(entry.sublayer)).write(patched)
-    return (block.hook_attn_out if entry.sublayer == "attn" else block.hook_cross_attn_out)(written)
-
-
-def _resid_behind(block: Any, entry: Entry) -> HookPoint:
-    """The hook on the stream behind a sublayer."""
-    if entry.sublayer == "mlp":
-        return block.hook_resid_post
-    return block.hook_resid_mid if entry.sublayer == "attn" else block.hook_resid_mid_cross
