@@ -5,7 +5,7 @@ import torch
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.sae.base import SAE
 
-IN_LATENT_UNITS = ("b_enc", "b_gate", "b_mag", "threshold")
+IN_LATENT_UNITS = ("b_enc", "b_gate", "b_mag", "threshold", "topk_threshold")
 """Weights that are added to latents or compared with them."""
 UNTOUCHED = ("W_dec", "r_mag")
 """Directions and ratios, which no scale changes."""

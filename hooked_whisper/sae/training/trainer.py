@@ -127,7 +127,10 @@ class Trainer:
         devices = [self.sae.device] if kind == "cuda" else []
         with torch.random.fork_rng(devices), torch.enable_grad():
             # By step, so that no random state has to be kept between them.
-            torch.manual_seed(_mix(cfg.seed, self.step))
+            generator = torch.default_generator
+            if devices:
+                generator = torch.cuda.default_generators[devices[0].index or 0]
+            generator.manual_seed(_mix(cfg.seed, self.step))
             with autocast:
                 losses = self.sae.losses(x, target, warm_up=warm_up, dead=self.dead.is_dead)
             losses.total.backward()
@@ -189,7 +192,7 @@ class Trainer:
         length = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(losses.total + length):
             raise TrainingError(
-                f"step {self.step}{self._of}: the loss is {float(losses.total)} and its gradient "
+                f"step {self.step}{self._of}: the loss is {float(losses.total.detach())} and its gradient "
                 f"has length {float(length)}. The weights are those before this step. Lower lr, "
                 "or look for very large activations."
             )

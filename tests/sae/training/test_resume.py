@@ -1,0 +1,342 @@
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hooked_whisper.errors import SAEFileError, TrainingError
+from hooked_whisper.sae.architectures.batch_topk import BatchTopKConfig
+from hooked_whisper.sae.architectures.relu import ReLUConfig, ReLUSAE
+from hooked_whisper.sae.base import SAE
+from hooked_whisper.sae.training.config import TrainingConfig
+from hooked_whisper.sae.training.sources import MemoryActivations
+from hooked_whisper.sae.training.train import train_sae, train_saes
+
+Make = Callable[..., Iterator[Tensor]]
+
+RELU = ReLUConfig(d_in=16, d_sae=32, l1_coefficient=1.0)
+BATCH_TOPK = BatchTopKConfig(d_in=16, d_sae=32, k=2)
+CFG = TrainingConfig(RELU, n_vectors=400, batch_size=64, lr=2e-3, log_every=2)
+"""Seven steps, the last one of 16 vectors; the data come in batches of 50."""
+
+
+def quick(cfg: TrainingConfig, activations: Any, **options: Any) -> SAE:
+    return train_sae(cfg, activations, progress=False, **options)
+
+
+def same(one: SAE, other: SAE) -> bool:
+    weights = other.state_dict()
+    return all(torch.equal(value, weights[name]) for name, value in one.state_dict().items())
+
+
+def stopping(batches: Iterator[Tensor], at: int, error: type[BaseException]) -> Iterator[Tensor]:
+    """The batches, until one that raises something instead."""
+    for number, batch in enumerate(batches):
+        if number == at:
+            raise error
+        yield batch
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError], ids=["Ctrl-C", "a broken source"])
+@pytest.mark.parametrize("sae", [RELU, BATCH_TOPK], ids=["relu", "batchtopk"])
+def test_stopped_at_any_batch_it_goes_on_bit_for_bit(
+    sae: Any, error: type[BaseException], sparse_batches: Make, tmp_path: Path
+) -> None:
+    cfg = replace(CFG, sae=sae)
+    whole = quick(replace(cfg, folder=tmp_path / "whole"), sparse_batches(8, 50))
+    for at in range(8):
+        folder = tmp_path / str(at)
+        with pytest.raises(error):
+            quick(replace(cfg, folder=folder), stopping(sparse_batches(8, 50), at, error))
+        resumed = quick(replace(cfg, folder=folder), sparse_batches(8, 50), resume=True)
+        assert same(resumed, whole)
+        assert lines(folder) == lines(tmp_path / "whole")
+        assert resumed.cfg == whole.cfg
+
+
+def test_ctrl_c_at_any_call_waits_for_the_step_and_nothing_is_lost(
+    sparse_batches: Make, tmp_path: Path
+) -> None:
+    """A real signal at many points of the loop, in the middle of steps and of saving too."""
+    cfg = replace(CFG, n_vectors=200, checkpoint_every=2)
+    whole = quick(cfg, sparse_batches(8, 50))
+    n_calls = run_until_call(
+        None, lambda: quick(replace(cfg, folder=tmp_path), sparse_batches(8, 50))
+    )
+    assert n_calls > 60
+    n_stopped = 0
+    for at in range(10, n_calls, max(1, n_calls // 30)):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        now = replace(cfg, folder=folder)
+        try:
+            run_until_call(at, lambda now=now: quick(now, sparse_batches(8, 50)))
+        except KeyboardInterrupt:
+            n_stopped += 1
+        assert not list(folder.rglob("*.part"))
+        assert same(quick(now, sparse_batches(8, 50), resume=True), whole)
+    assert n_stopped >= 20
+
+
+def run_until_call(at: int | None, run: Callable[[], object]) -> int:
+    """Run, and press Ctrl-C at the given call of a function of the training; how many there are."""
+    n_calls = 0
+
+    def count(frame: Any, event: str, argument: object) -> None:
+        nonlocal n_calls
+        if event == "call" and f"sae{os.sep}training{os.sep}" in frame.f_code.co_filename:
+            if "hooked_whisper" in frame.f_code.co_filename:
+                n_calls += 1
+                if n_calls == at:
+                    sys.setprofile(None)
+                    signal.raise_signal(signal.SIGINT)
+
+    sys.setprofile(count)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return n_calls
+
+
+def test_a_real_ctrl_c_in_another_process(sparse_batches: Make, tmp_path: Path) -> None:
+    cfg = replace(CFG, n_vectors=None, n_steps=60, folder=tmp_path, log_every=5)
+
+    def train(steps: Any) -> None:
+        def report(line: dict[str, Any]) -> None:
+            steps.send(line["step"])
+            time.sleep(0.1)
+
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        quick(cfg, sparse_batches(60), on_log=report)
+
+    here, there = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=train, args=(there,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+        process.start()
+    while here.recv() < 20:
+        pass
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 1
+    with safe_open(tmp_path / "checkpoint.safetensors", "pt") as file:
+        assert 20 <= json.loads(file.metadata()["training"])["step"] < 60
+    resumed = quick(cfg, sparse_batches(60), resume=True)
+    assert same(resumed, quick(replace(cfg, folder=None), sparse_batches(60)))
+
+
+def test_an_error_inside_a_step_leaves_no_trace(
+    sparse_batches: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also not in what a loss changes: BatchTopK's running threshold."""
+    cfg = replace(CFG, sae=BATCH_TOPK, folder=tmp_path)
+    whole = quick(replace(cfg, folder=None), sparse_batches(8, 50))
+    with monkeypatch.context() as patch:
+        n_calls = 0
+
+        def fail(self: SAE) -> None:
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls == 4:
+                raise MemoryError("no memory")
+
+        patch.setattr(SAE, "project_gradients_", fail)
+        with pytest.raises(MemoryError, match="no memory"):
+            quick(cfg, sparse_batches(8, 50))
+    # The first three steps were done with gradients left as they are.
+    with safe_open(tmp_path / "checkpoint.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["training"])["step"] == 3
+        kept = file.get_tensor("sae.topk_threshold")
+    with monkeypatch.context() as patch:
+        patch.setattr(SAE, "project_gradients_", lambda self: None)
+        three = replace(cfg, folder=tmp_path / "three")
+        with pytest.raises(OSError):
+            quick(three, stopping(sparse_batches(8, 50), 4, OSError))
+    expected = load_file(tmp_path / "three" / "checkpoint.safetensors")
+    assert torch.equal(kept, expected["sae.topk_threshold"])
+    assert not same(whole, quick(cfg, sparse_batches(8, 50), resume=True))
+
+
+def test_checkpoints_come_as_often_as_asked_for(
+    sparse_batches: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    losses = ReLUSAE.losses
+
+    def watch(self: ReLUSAE, *args: Any, **options: Any) -> Any:
+        file = tmp_path / "checkpoint.safetensors"
+        if file.exists():
+            with safe_open(file, "pt") as found:
+                seen.append(json.loads(found.metadata()["training"])["step"])
+        else:
+            seen.append(0)
+        return losses(self, *args, **options)
+
+    monkeypatch.setattr(ReLUSAE, "losses", watch)
+    quick(replace(CFG, folder=tmp_path, checkpoint_every=3), sparse_batches(8, 50))
+    assert seen == [0, 0, 0, 3, 3, 3, 6]
+
+
+def test_a_finished_training_is_given_again_without_data(
+    sparse_batches: Make, tmp_path: Path
+) -> None:
+    cfg = replace(CFG, folder=tmp_path)
+    done = quick(cfg, sparse_batches(8, 50))
+    again = quick(cfg, iter([]), resume=True)
+    assert same(again, done) and again.cfg == done.cfg
+
+
+def test_several_go_on_each_from_its_own_place(sparse_batches: Make, tmp_path: Path) -> None:
+    data = MemoryActivations({name: torch.cat(list(sparse_batches(3, 50))) for name in "ab"})
+
+    def cfgs(folder: Path) -> dict[str, TrainingConfig]:
+        sizes = {"small": (32, "a"), "large": (64, "b"), "long": (48, "a")}
+        return {
+            name: TrainingConfig(
+                replace(RELU, hook_name=hook),
+                n_vectors=1000 if name == "long" else 500,
+                batch_size=size,
+                folder=folder / name,
+            )
+            for name, (size, hook) in sizes.items()
+        }
+
+    whole = train_saes(cfgs(tmp_path / "whole"), data, seed=3, progress=False)
+    for at in (1, 5, 9, 14):
+        stopped = CutShort(data, at)
+        with pytest.raises(KeyboardInterrupt):
+            train_saes(cfgs(tmp_path / str(at)), stopped, seed=3, progress=False)
+        source = CutShort(data, None)
+        resumed = train_saes(cfgs(tmp_path / str(at)), source, seed=3, progress=False, resume=True)
+        assert all(same(resumed[name], whole[name]) for name in whole)
+        assert at - 3 <= source.skipped <= at
+
+
+class CutShort:
+    """A source that is interrupted after some batches, and says how many it left out."""
+
+    def __init__(self, source: MemoryActivations, at: int | None) -> None:
+        self.source, self.at = source, at
+        self.skipped = 0
+
+    def stream(
+        self, hook_names: Any, batch_size: int, *, seed: int = 0, skip: int = 0
+    ) -> Iterator[dict[str, Tensor]]:
+        self.skipped = skip
+        found = self.source.stream(hook_names, batch_size, seed=seed, skip=skip)
+        for number, batch in enumerate(found):
+            if number == self.at:
+                raise KeyboardInterrupt
+            yield batch
+
+
+def test_a_source_that_cannot_skip_is_gone_through_again(
+    sparse_batches: Make, tmp_path: Path
+) -> None:
+    class Plain:
+        def __init__(self, at: int | None) -> None:
+            self.at = at
+
+        def stream(self, hook_names: Any, batch_size: int, *, seed: int = 0) -> Any:
+            for number, x in enumerate(sparse_batches(8, 50, seed=seed)):
+                if number == self.at:
+                    raise KeyboardInterrupt
+                yield {"a": x}
+
+    cfg = replace(CFG, sae=replace(RELU, hook_name="a"), folder=tmp_path)
+    whole = quick(replace(cfg, folder=None), Plain(None))
+    with pytest.raises(KeyboardInterrupt):
+        quick(cfg, Plain(5))
+    assert same(quick(cfg, Plain(None), resume=True), whole)
+
+
+# What is refused
+
+
+@pytest.fixture
+def stopped(sparse_batches: Make, tmp_path: Path) -> Path:
+    """The folder of a training that was stopped at step 3."""
+    with pytest.raises(KeyboardInterrupt):
+        quick(
+            replace(CFG, folder=tmp_path),
+            stopping(sparse_batches(8, 50), 4, KeyboardInterrupt),
+        )
+    return tmp_path
+
+
+def test_a_training_is_not_overwritten(stopped: Path, sparse_batches: Make) -> None:
+    before = (stopped / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match=r"came to step 3. Go on with resume=True"):
+        quick(replace(CFG, folder=stopped), sparse_batches(8, 50))
+    assert (stopped / "checkpoint.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 1.0}, "lr was 0.002 and is now 1.0"),
+        ({"n_vectors": 401}, "n_vectors was 400 and is now 401"),
+        ({"sae": replace(RELU, d_sae=33)}, "sae.d_sae was 32 and is now 33"),
+        ({"sae": BATCH_TOPK}, "sae.architecture was 'standard' and is now 'batchtopk'"),
+    ],
+    ids=["rate", "length", "width", "architecture"],
+)
+def test_another_training_is_not_gone_on_with(
+    changes: dict[str, Any], message: str, stopped: Path, sparse_batches: Make
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        quick(replace(CFG, folder=stopped, **changes), sparse_batches(8, 50), resume=True)
+
+
+def test_what_the_result_does_not_depend_on_may_change(stopped: Path, sparse_batches: Make) -> None:
+    cfg = replace(CFG, folder=stopped, checkpoint_every=1, log_every=1)
+    assert same(quick(cfg, sparse_batches(8, 50), resume=True), quick(CFG, sparse_batches(8, 50)))
+
+
+def test_data_in_another_order_are_refused(tmp_path: Path, sparse_batches: Make) -> None:
+    data = MemoryActivations({"a": torch.cat(list(sparse_batches(3, 50)))})
+    cfgs = {"x": replace(CFG, sae=replace(RELU, hook_name="a"), folder=tmp_path)}
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(cfgs, CutShort(data, 2), seed=1, progress=False)
+    with pytest.raises(TrainingError, match="the order of the data was"):
+        train_saes(cfgs, data, seed=2, resume=True, progress=False)
+
+
+def test_resuming_needs_a_folder_that_exists(tmp_path: Path, sparse_batches: Make) -> None:
+    with pytest.raises(TrainingError, match="resume needs the folder"):
+        quick(CFG, sparse_batches(8), resume=True)
+    with pytest.raises(TrainingError, match=r"no folder .*typo to resume from"):
+        quick(replace(CFG, folder=tmp_path / "typo"), sparse_batches(8), resume=True)
+    fresh = quick(replace(CFG, folder=tmp_path), sparse_batches(8, 50), resume=True)
+    assert same(fresh, quick(CFG, sparse_batches(8, 50)))
+
+
+@pytest.mark.parametrize("kind", ["cut short", "of something else"])
+def test_a_file_that_is_no_checkpoint_is_refused(
+    kind: str, tmp_path: Path, sparse_batches: Make
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_file({"x": torch.ones(3)}, path)
+    if kind == "cut short":
+        path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(SAEFileError, match=r"cannot be read|holds no training"):
+        quick(replace(CFG, folder=tmp_path), sparse_batches(8), resume=True)
