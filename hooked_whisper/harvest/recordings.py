@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,10 @@ def as_recordings(
     if isinstance(source, Recordings):
         return source
     if isinstance(source, str | Path):
+        if not os.path.exists(Path(source).expanduser()):
+            raise RecordingsError(
+                f"there is no file or folder {str(source)!r} (from '{Path.cwd()}')."
+            )
         return _listed(list(_from_path(Path(source), columns)), str(source))
     if type(source).__module__.split(".")[0] == "datasets":
         return _from_dataset(source, columns)
@@ -134,15 +139,13 @@ def _from_digits(item: digits.Recording) -> Recording:
 
 def _from_path(path: Path, columns: _Columns) -> Iterator[Recording]:
     path = path.expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         files = (each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
         for each in sorted(files, key=lambda each: each.relative_to(path).as_posix()):
             yield Recording(each.relative_to(path).as_posix(), str(each))
     elif path.suffix.lower() in MANIFESTS:
         yield from _from_manifest(path, columns)
-    elif not path.exists():
-        raise RecordingsError(f"there is no file or folder {str(path)!r} (from '{Path.cwd()}').")
-    else:
+    else:  # a file that is missing is one bad recording among others
         yield Recording(path.as_posix(), str(path))
 
 
