@@ -14,10 +14,10 @@ from hooked_whisper.sae.evaluation.reconstruction import (
     Reconstruction,
     ReconstructionMeter,
     decoder_cosines,
-    reconstruction,
+    judge_reconstruction,
 )
 from hooked_whisper.sae.evaluation.report import FrameEvaluation, SAEEvaluation, evaluation_table
-from hooked_whisper.sae.evaluation.selectivity import (
+from hooked_whisper.sae.evaluation.selective import (
     ActiveLatents,
     Labels,
     LabelSelectivity,
@@ -32,7 +32,7 @@ from hooked_whisper.sae.evaluation.spliced import (
     transcript_scores,
     word_error_rate,
 )
-from hooked_whisper.sae.evaluation.stability import Stability, stability
+from hooked_whisper.sae.evaluation.stability import Stability, decoder_stability
 from hooked_whisper.sae.evaluation.top_clips import Clip, clips_table, top_clips
 
 __all__ = [
@@ -48,7 +48,7 @@ __all__ = [
     "Reconstruction",
     "ReconstructionMeter",
     "decoder_cosines",
-    "reconstruction",
+    "judge_reconstruction",
     "FrameEvaluation",
     "SAEEvaluation",
     "evaluation_table",
@@ -64,7 +64,7 @@ __all__ = [
     "transcript_scores",
     "word_error_rate",
     "Stability",
-    "stability",
+    "decoder_stability",
     "Clip",
     "clips_table",
     "top_clips",

@@ -175,14 +175,17 @@ def _read(
     transcripts: bool,
     max_new_tokens: int | None,
 ) -> tuple[Batch, list[str]]:
-    """Run the model as it is; take the activations of all sites; give the tokens and transcripts."""
+    """Run the model as it is and take in the activations; the tokens, and its transcripts."""
     model = inputs.model
     names = {site.hook_name for site in jobs} | {site.hook_name_out for site in jobs}
     heard = sorted(name for name in names if name.startswith("encoder"))
     written = sorted(names - set(heard))
     values: dict[str, Tensor] = {}
-    encoder_output, cache = model.run_with_cache(mel, names_filter=heard)
-    values |= dict(cache.items())
+    if heard:
+        encoder_output, cache = model.run_with_cache(mel, names_filter=heard)
+        values |= dict(cache.items())
+    else:
+        encoder_output = model.encoder(mel.values)
     texts: list[str] = []
     rows = None if inputs.rows is None else list(inputs.rows[first : first + len(mel)])
     if transcripts or rows is None:
@@ -219,7 +222,7 @@ def _measure(
     masks = [mask.to(read.device) for mask in masks]
     wanted = torch.stack(masks).any(dim=0)
     x, y = (value[wanted] for value in (read, target))
-    n_each = x[0, ..., 0].numel() if len(x) else 1
+    n_each = read[0, 0].numel() // site.d_in  # vectors of a position: heads
     x, y = x.reshape(-1, site.d_in), y.reshape(-1, site.d_out)
     inside = [mask[wanted].repeat_interleave(n_each) for mask in masks]
     for start in range(0, len(x), VECTORS_AT_ONCE):
@@ -244,8 +247,8 @@ def _splice(
     mean = job.reconstruction.mean
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "spliced": job.site.reconstruct,
-        "zero": lambda x: x.new_zeros(*x.shape[:-1], job.site.d_out),
-        "mean": lambda x: mean.to(x).expand(*x.shape[:-1], -1),
+        "zero": lambda x: x.new_zeros(x.numel() // job.site.d_in, job.site.d_out),
+        "mean": lambda x: mean.to(x).expand(x.numel() // job.site.d_in, -1),
     }
     logits = {}
     for kind in KINDS:

@@ -196,9 +196,9 @@ def _audio(recordings: Any) -> tuple[Any, list[str] | None]:
     recordings = list(recordings)
     if not recordings:
         raise InputError("there are no recordings to judge on; pass at least one.")
-    texts = [getattr(each, "text", None) for each in recordings]
+    texts = [text for each in recordings if isinstance(text := getattr(each, "text", None), str)]
     audio = [getattr(each, "audio", getattr(each, "path", each)) for each in recordings]
-    return audio, texts if all(isinstance(text, str) for text in texts) else None
+    return audio, texts if len(texts) == len(audio) else None
 
 
 def _n_prompt(model: HookedWhisper, language: str) -> int:

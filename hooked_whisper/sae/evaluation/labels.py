@@ -13,7 +13,7 @@ from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.inputs import Inputs, prepare
-from hooked_whisper.sae.evaluation.selectivity import (
+from hooked_whisper.sae.evaluation.selective import (
     ActiveLatents,
     Labels,
     LatentCollector,
@@ -241,7 +241,7 @@ def encoder_latents(
         x = cache[site.hook_name]
         if x.ndim != 3:
             raise InputError(
-                f"{site.hook_name!r} has {x.ndim} axes; labels and clips need one vector a position."
+                f"{site.hook_name!r} has {x.ndim} axes; here each position needs one vector."
             )
         parts = x.reshape(-1, site.d_in).split(VECTORS_AT_ONCE)
         latents = torch.cat([site.encode(part)[:, columns].float().cpu() for part in parts])

@@ -154,7 +154,7 @@ class ReconstructionMeter:
 
 
 @torch.no_grad()
-def reconstruction(sae: Any, activations: Iterable[Any]) -> Reconstruction:
+def judge_reconstruction(sae: Any, activations: Iterable[Any]) -> Reconstruction:
     """How well an autoencoder gives vectors back, from batches of them, without a model.
 
     Args:

@@ -1,4 +1,4 @@
-"""Where an autoencoder is judged: a hook that it reads, one that it replaces, and checks of both."""
+"""Where an autoencoder is judged: the hook that it reads and the one that it replaces."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ VECTORS_AT_ONCE = 4096
 """Vectors that are encoded side by side: their latents are what takes memory."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class JudgedSite:
     """An autoencoder at its hooks, checked to fit them.
 
@@ -61,13 +61,12 @@ class JudgedSite:
             SpliceError: It has another shape, or is not finite.
         """
         recons = self.sae.decode(latents)
-        return self._checked("reconstruction", recons, (len(latents), self.d_out))
+        return self._checked("judge_reconstruction", recons, (len(latents), self.d_out))
 
-    def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        """Activations, encoded and decoded, in their own dtype."""
+    def reconstruct(self, x: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "vector d_out"]:
+        """The vectors of an activation, encoded and decoded."""
         parts = x.reshape(-1, self.d_in).split(VECTORS_AT_ONCE)
-        recons = torch.cat([self.decode(self.encode(part)) for part in parts])
-        return recons.to(x.dtype).view(*x.shape[:-1], self.d_out)
+        return torch.cat([self.decode(self.encode(part)) for part in parts])
 
     def _checked(self, what: str, value: Any, shape: tuple[int, ...]) -> Tensor:
         if not isinstance(value, Tensor) or value.shape != shape:
@@ -132,13 +131,16 @@ def judged_site(
             f"the autoencoder reads {hook_name!r} and writes {hook_name_out!r}; both must be in "
             "the encoder, or both in the decoder, to be judged."
         )
-    d_in, d_out = (_width(model, name) for name in (hook_name, hook_name_out))
     stated = configured(sae, "d_in")
-    if stated is not None and stated != d_in:
+    widths = _widths(model, hook_name)
+    if stated is not None and stated not in widths:
         raise SpliceError(
-            f"the autoencoder reads vectors of {stated} numbers; {hook_name!r} gives {d_in}. Judge "
-            "it at the hook that it was trained on."
+            f"the autoencoder reads vectors of {stated} numbers; {hook_name!r} gives {widths[0]}. "
+            "Judge it at the hook that it was trained on."
         )
+    d_in = stated or widths[0]
+    widths_out = _widths(model, hook_name_out)
+    d_out = d_in if hook_name_out == hook_name else widths_out[0]
     dtype = _dtype(sae)
     zeros = torch.zeros(1, d_in, dtype=dtype, device=model.device)
     try:
@@ -156,7 +158,7 @@ def judged_site(
         )
     site = JudgedSite(sae, hook_name, hook_name_out, d_in, d_out, latents.shape[1], dtype)
     site._checked("latents", latents, (1, site.d_sae))
-    site._checked("reconstruction", recons, (1, d_out))
+    site._checked("judge_reconstruction", recons, (1, d_out))
     return site
 
 
@@ -182,7 +184,7 @@ def replaced(
     Args:
         model: The model.
         site: Where.
-        function: Of the activation that is read.
+        function: Of the activation that is read; its result has as many numbers.
         counts: The positions to replace; None is all of them.
     """
     read: list[Tensor] = []
@@ -191,9 +193,9 @@ def replaced(
         read[:] = [value]
 
     def put(value: Tensor, hook: Any) -> Tensor:
-        new = function(read.pop()).to(value.dtype).expand(value.shape)
+        new = function(read.pop()).to(value.dtype).reshape(value.shape)
         if counts is None:
-            return new.clone()
+            return new
         places = counts.view(*counts.shape, *(1,) * (value.ndim - 2))
         return torch.where(places, new, value)
 
@@ -210,7 +212,8 @@ def counted_positions(
     return torch.arange(n_pos, device=n_positions.device) < n_positions[:, None]
 
 
-def _width(model: HookedWhisper, name: str) -> int:
+def _widths(model: HookedWhisper, name: str) -> list[int]:
+    """The widths of vector that a hook can give; of a head, or of all heads together."""
     if not isinstance(name, str):
         raise InputError(f"hook_name is {name!r}; it must be the name of one hook.")
     names = model.hook_names(name)
@@ -222,7 +225,8 @@ def _width(model: HookedWhisper, name: str) -> int:
             f"{name!r} has axes [{' '.join(axes)}]; an autoencoder needs [batch pos ... width], as "
             "hook_resid_post has."
         )
-    return sizes[-1]
+    together = [sizes[-1] * sizes[-2]] if axes[2:] == ("head", "d_head") and sizes[-2] else []
+    return [sizes[-1], *together]
 
 
 def _dtype(sae: Any) -> torch.dtype:

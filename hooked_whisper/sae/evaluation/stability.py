@@ -57,7 +57,7 @@ class Stability:
 
 
 @torch.no_grad()
-def stability(sae: Any, other: Any, used: Any = None, other_used: Any = None) -> Stability:
+def decoder_stability(sae: Any, other: Any, used: Any = None, other_used: Any = None) -> Stability:
     """Compare the decoders of two autoencoders of one site, trained with different seeds.
 
     Partners are chosen so that the sum of their cosines is the greatest
@@ -113,8 +113,8 @@ def assignment(scores: np.ndarray) -> np.ndarray:
     for row, column in enumerate(cost.argmin(axis=1)):  # whoever wants what nobody else has taken
         if of_column[column] < 0:
             of_row[row], of_column[column] = column, row
-    for row in np.flatnonzero(of_row < 0):
-        _give_way(row, cost, of_row, of_column, price_row, price_column)
+    for left in np.flatnonzero(of_row < 0):
+        _give_way(int(left), cost, of_row, of_column, price_row, price_column)
     return of_row
 
 
@@ -141,16 +141,16 @@ def _give_way(
         open_columns[column] = False
         if of_column[column] < 0:
             break
-        row = of_column[column]
+        row = int(of_column[column])
     closed = ~open_columns
     price_row[first] += least
     others = np.array(visited_rows[1:], dtype=np.int64)
     price_row[others] += least - distance[of_row[others]]
     price_column[closed] -= least - distance[closed]
     while True:
-        row = came_from[column]
+        row = int(came_from[column])
         of_column[column] = row
-        of_row[row], column = column, of_row[row]
+        of_row[row], column = column, int(of_row[row])
         if row == first:
             break
 

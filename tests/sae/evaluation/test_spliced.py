@@ -1,0 +1,115 @@
+"""Scores of transcripts, against words counted by hand."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from hooked_whisper import HookedWhisper
+from hooked_whisper.digits import recordings
+from hooked_whisper.errors import InputError
+from hooked_whisper.sae.evaluation import evaluate_sae, transcript_scores, word_error_rate
+from hooked_whisper.sae.evaluation.spliced import RecoveredMeter
+
+
+def edits(reference: list[str], text: list[str]) -> int:
+    """Least number of words put in, left out or replaced."""
+    if not reference or not text:
+        return len(reference) + len(text)
+    return min(
+        edits(reference[1:], text) + 1,
+        edits(reference, text[1:]) + 1,
+        edits(reference[1:], text[1:]) + (reference[0] != text[0]),
+    )
+
+
+PAIRS = {
+    "same": (["one two"], ["one two"]),
+    "all kinds": (["one two three", "four"], ["two three five", "six four"]),
+    "longer than what is said": (["one"], ["one one one"]),
+    "nothing said, something written": (["one two", ""], ["one two", "three"]),
+    "nothing written": (["one two", "three"], ["", "three"]),
+}
+
+
+@pytest.mark.parametrize(("references", "texts"), PAIRS.values(), ids=PAIRS.keys())
+def test_word_error_rate_counts_words(references: list[str], texts: list[str]) -> None:
+    wrong = sum(edits(a.split(), b.split()) for a, b in zip(references, texts, strict=True))
+    n_words = sum(len(each.split()) for each in references)
+    assert word_error_rate(references, texts) == pytest.approx(wrong / n_words)
+
+
+def test_without_any_word_there_is_no_rate() -> None:
+    assert word_error_rate(["", ""], ["", ""]) == 0
+    assert math.isnan(word_error_rate([""], ["one"]))
+
+
+def test_scores_of_transcripts() -> None:
+    texts = ["one two", "three", "four five", "six"]
+    model = ["One, two.", "three", "four", "six"]
+    spliced = ["one two", "four", "four", "six seven"]
+    found = transcript_scores(spliced, model, texts)
+    assert found.sequence_accuracy_model == 3 / 4
+    assert found.sequence_accuracy == 1 / 4
+    assert found.same_as_model == 2 / 4
+    assert found.wer_model == pytest.approx(1 / 6)
+    assert found.wer == pytest.approx(3 / 6)
+    assert found.wer_to_model == pytest.approx(2 / 5)
+    exact = transcript_scores(spliced, model, texts, normalize=lambda text: text)
+    assert exact.sequence_accuracy_model == 2 / 4
+    unknown = transcript_scores(spliced, model)
+    assert unknown.sequence_accuracy is None and unknown.same_as_model == 2 / 4
+    with pytest.raises(InputError, match="2 transcripts spliced, 4 of the model and no texts"):
+        transcript_scores(spliced[:2], model)
+
+
+def test_tokens_that_the_model_rules_out_add_no_divergence() -> None:
+    clean = torch.tensor([[[0.0, 0.0, -torch.inf]]])
+    other = {kind: torch.tensor([[[0.0, 0.0, 1.0]]]) for kind in ("spliced", "zero", "mean")}
+    meter = RecoveredMeter()
+    with pytest.raises(InputError, match="no predictions"):
+        meter.result()
+    meter.update(clean, other, torch.tensor([[1]]), torch.tensor([[True]]))
+    expected = math.log(2 + math.e) - math.log(2)
+    assert meter.result().kl_spliced == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedWhisper:
+    """The shipped model of spoken digits: real speech, with text."""
+    return HookedWhisper.from_pretrained("digits", device="cpu")
+
+
+def test_a_spliced_identity_and_a_spliced_silence(model: HookedWhisper, plain_sae: Any) -> None:
+    """One that gives everything back writes what the model writes; one that gives noise not."""
+    same, noise = plain_sae(96, 192), plain_sae(96, 10)
+    same.W_enc.copy_(torch.cat([torch.eye(96), -torch.eye(96)], 1))
+    same.W_dec.copy_(same.W_enc.T)
+    same.b_enc.zero_()
+    same.b_dec.zero_()
+    some = recordings()[2:3]
+    name = "encoder.blocks.2.hook_resid_post"
+    options: dict[str, Any] = {"all_frames": False, "progress": False}
+    found = evaluate_sae(same, model, some, name, **options)
+    scores = found.speech.transcripts
+    assert scores is not None
+    assert found.transcripts_model == ("seven",) == found.speech.texts
+    assert (scores.sequence_accuracy, scores.wer, scores.same_as_model) == (1, 0, 1)
+    assert found.speech.recovered.ce_recovered == pytest.approx(1, abs=1e-4)
+    assert found.speech.recovered.n_tokens == 2  # a word, and the end of the text
+    assert found.speech.reconstruction.n_vectors == round(some[0].duration_s / 0.02)
+    lost = evaluate_sae(
+        noise, model, [each.path for each in some], name, max_new_tokens=3, **options
+    ).speech
+    assert lost.transcripts is not None
+    assert lost.transcripts.sequence_accuracy is None  # nobody said what is said
+    assert lost.transcripts.same_as_model < 1 and lost.transcripts.wer_to_model > 0
+    assert lost.recovered.n_tokens == 2
+    assert lost.recovered.ce_recovered < 0.9
+
+
+def test_texts_must_match_the_recordings(model: HookedWhisper, plain_sae: Any) -> None:
+    some = [each.path for each in recordings()[:2]]
+    with pytest.raises(InputError, match="1 texts and 2 recordings do not match"):
+        evaluate_sae(plain_sae(96, 9), model, some, "encoder.hook_embed", ["one"])
