@@ -56,11 +56,13 @@ def build(found: Found, dtype: torch.dtype | None, device: torch.device) -> SAE:
     except SAEConfigError as error:
         raise SAEFileError(f"{found.path}: {error}") from error
     got = {name: tuple(value.shape) for name, value in found.tensors.items()}
-    wanted = {"W_dec": (cfg.d_sae, cfg.d_out)}
-    if got.get("W_dec") == wanted["W_dec"]:
-        # On the meta device nothing is allocated, or drawn only to be overwritten.
-        with torch.device("meta"):
-            sae = make_sae(cfg)
+    wanted: dict[str, tuple[int, ...]] = {"W_dec": (cfg.d_sae, cfg.d_out)}
+    if not found.cfg.get("tied"):
+        wanted["W_enc"] = (cfg.d_in, cfg.d_sae)
+    if all(got.get(name) == shape for name, shape in wanted.items()):
+        # Only now: matrices of the sizes that the configuration claims have been read. (The
+        # meta device would allocate nothing; drawing on it imports torch's compiler, for 3 s.)
+        sae = make_sae(cfg, torch.Generator())
         wanted = {name: tuple(value.shape) for name, value in sae.state_dict().items()}
     if wanted != got:
         raise SAEFileError(

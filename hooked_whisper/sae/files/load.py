@@ -135,16 +135,33 @@ def load_sae(
     if place.name in (CFG_NAME, WEIGHTS_NAME) and is_saelens(place.parent):
         place = place.parent
     if place.is_dir() and is_saelens(place):
-        found = read_saelens(place)
+        found, has_kinds = read_saelens(place), False
     else:
         contents = read_contents(_weights_file(place))
         beside = contents.path.with_name("config.json")
         if contents.path.name == DICTIONARY_NAME and beside.is_file():
             contents.config = read_config(beside)
-        found = _recognised(contents).read(contents, k, architecture)
+        kind_of_file = _recognised(contents)
+        found = kind_of_file.read(contents, k, architecture)
+        has_kinds = kind_of_file.read is read_topk
+    _check_asked(found, k, None if has_kinds else architecture)
     if hook_name is not None:
         found.cfg["hook_name"] = hook_name
     return build(found, dtype, torch.device(device))
+
+
+def _check_asked(found: Found, k: int | None, architecture: str | None) -> None:
+    """Refuse what the caller says of a file that says something else, or has no such thing."""
+    is_named = found.cfg["architecture"]
+    if architecture not in (None, is_named):
+        raise SAEFileError(
+            f"{found.path} is a {is_named!r} autoencoder; architecture={architecture!r} only "
+            "chooses between two that have the same tensors. Leave it out."
+        )
+    said = found.cfg.get("k", found.cfg["metadata"].get("k"))
+    if k not in (None, said):
+        has = f"keeps {said} latents" if said else "keeps no fixed number of latents"
+        raise SAEFileError(f"{found.path}, a {is_named!r} autoencoder, {has}; got k={k!r}.")
 
 
 def _weights_file(place: Path) -> Path:

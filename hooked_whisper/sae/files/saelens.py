@@ -106,6 +106,11 @@ def write_values(sae: SAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
         cfg["architecture"] = WITH_TOP_K + cfg["architecture"]
     metadata = dict(cfg.pop("metadata"))
     for key in IN_METADATA:
+        if key in cfg and key in metadata:
+            raise SAEFileError(
+                f"metadata has a {key!r} of its own, {metadata[key]!r}: SAELens keeps the "
+                f"configuration's {key} there, {cfg[key]!r}. Take it out of metadata."
+            )
         value = cfg.pop(key, None)
         if value is not None:
             metadata[key] = value

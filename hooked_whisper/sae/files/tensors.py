@@ -195,10 +195,9 @@ def _numpy_numbers() -> AbstractContextManager[Any]:
     import numpy as np
 
     scalar = np.float64(0).__reduce__()[0]
-    modules = ("numpy.core.multiarray", "numpy._core.multiarray")
-    return torch.serialization.safe_globals(
-        [*((scalar, f"{module}.scalar") for module in modules), np.dtype, np.dtypes.Float64DType]
-    )
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    allowed: list[Any] = [(scalar, name) for name in names]
+    return torch.serialization.safe_globals([*allowed, np.dtype, np.dtypes.Float64DType])
 
 
 def _written(shape: tuple[int | str, ...]) -> str:

@@ -363,3 +363,19 @@ def test_a_path_to_nothing(name: str, message: str, tmp_path: Path) -> None:
 def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SAEFileError, match=r"architecture is 'gated'; it can be 'topk' or"):
         load_sae(tmp_path, architecture="gated")
+
+
+def test_what_does_not_apply_is_refused(tmp_path: Path) -> None:
+    """Not passed over: the caller meant something by it."""
+    torch.save(autoencoder(torch.randn(3, D_IN))[0], tmp_path / "relu.pt")
+    with pytest.raises(SAEFileError, match=r"'standard' .*no fixed number of latents; got k=3"):
+        load_sae(tmp_path / "relu.pt", k=3)
+    with pytest.raises(SAEFileError, match=r"is a 'standard' .*architecture='topk' only chooses"):
+        load_sae(tmp_path / "relu.pt", architecture="topk")
+    torch.save(dictionary_topk(torch.randn(3, D_IN))[0], tmp_path / "topk.pt")
+    with pytest.raises(SAEFileError, match=r"k of .* is 3 and 4"):
+        load_sae(tmp_path / "topk.pt", k=4)
+    folder = load_sae(tmp_path / "topk.pt").save(tmp_path / "sae")
+    assert load_sae(folder, k=3).cfg.k == 3
+    with pytest.raises(SAEFileError, match=r"keeps 3 latents; got k=4"):
+        load_sae(folder, k=4)

@@ -67,7 +67,9 @@ def test_what_is_saved_is_what_is_used(architecture: str, tmp_path: Path) -> Non
     sae = random_sae(architecture)
     used = sae.inference()
     assert sae.save(tmp_path / "sae") == tmp_path / "sae"
+    state = torch.random.get_rng_state()
     again = load_sae(tmp_path / "sae")
+    assert torch.equal(torch.random.get_rng_state(), state), "loading drew random numbers"
     assert again.cfg == used.cfg
     assert torch.equal(again.encode(x), used.encode(x))
     assert torch.equal(again(x), used(x))
@@ -191,6 +193,7 @@ def test_a_save_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     [
         pytest.param({"a": {1, 2}}, r"cannot be written as JSON .*metadata=", id="set"),
         pytest.param({"a": float("nan")}, r"cannot be written as JSON", id="nan"),
+        pytest.param({"hook_name": "h"}, r"metadata has a 'hook_name' of its own", id="hook"),
         pytest.param({1: "a"}, r"keys of metadata must be text", id="key"),
     ],
 )
@@ -217,8 +220,9 @@ def test_what_cannot_be_saved(tmp_path: Path, without_shape_checks: None) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param(lambda v: v.update(d_sae=21), r"does not fit together.*W_dec \(21, 6\)", id="d_sae"),
+        pytest.param(lambda v: v.update(d_sae=21), r"does not fit together.*\(21, 6\)", id="d_sae"),
         pytest.param(lambda v: v.update(d_sae=2**62), r"does not fit together", id="huge"),
+        pytest.param(lambda v: v.update(d_in=2**62), r"does not fit together", id="huge-in"),
         pytest.param(lambda v: v.update(k=21), r"k is 21", id="k"),
         pytest.param(lambda v: v.update(d_in="6"), r"d_in is '6'; it must be of int", id="text"),
         pytest.param(lambda v: v.update(aux_k=1.5), r"aux_k is 1\.5; .* int \| None", id="float"),
