@@ -35,11 +35,22 @@ def small_harvest(tiny_model: Any) -> Callable[..., ActivationStore]:
     return partial(small, tiny_model)
 
 
+@pytest.fixture
+def harvest_with() -> Callable[..., ActivationStore]:
+    """`harvest_with(model, recordings, folder)`: the same with another model."""
+    return small
+
+
 def small(
     model: Any, recordings: Any, folder: Path, hooks: Any = RESID, **options: Any
 ) -> ActivationStore:
     """A harvest with small shards, in this process."""
-    options = {"batch_size": 2, "recordings_per_shard": 5, "n_workers": 0, "dtype": "fp32"} | options
+    options = {
+        "batch_size": 2,
+        "recordings_per_shard": 5,
+        "n_workers": 0,
+        "dtype": "fp32",
+    } | options
     return harvest(model, recordings, hooks, folder, **options)
 
 
