@@ -192,8 +192,8 @@ class EffectTable(ABC):
             return
         if type(earlier) is not type(self):
             raise InterventionError(
-                f"the result to resume is a {type(earlier).__name__}; it must be a "
-                f"{type(self).__name__}."
+                f"the result to resume is of type {type(earlier).__name__}; it must be "
+                f"{type(self).__name__}. Leave out resume to begin anew."
             )
         theirs, ours = (json.loads(json.dumps(each.about())) for each in (earlier, self))
         more = theirs.pop("conditions"), ours.pop("conditions")
