@@ -116,24 +116,16 @@ def test_the_model_runs_no_further_than_needed(
 
 def test_epochs_differ_and_a_seed_repeats_them(tiny_model: Any, mel: Mel) -> None:
     def vectors(seed: int) -> Tensor:
-        source = ModelActivations(tiny_model, mel, buffer_size=30)
-        n = len(
-            list(
-                ModelActivations(tiny_model, mel, buffer_size=30, n_epochs=1).stream(
-                    [ENCODER], 8, seed=seed
-                )
-            )
-        )
-        two = itertools.islice(source.stream([ENCODER], 8, seed=seed), 2 * n)
-        return torch.cat([batch[ENCODER] for batch in two])
+        source = ModelActivations(tiny_model, mel, buffer_size=30, n_epochs=2)
+        return torch.cat([batch[ENCODER] for batch in source.stream([ENCODER], 8, seed=seed)])
 
     one = vectors(0)
     n = sum([5, 30, 17, 1, 23])
-    assert len(one) >= 2 * n - 8
-    assert not torch.equal(one[:n], one[n : 2 * n])
+    assert len(one) == 2 * n
+    assert not torch.equal(one[:n], one[n:])
     assert torch.equal(one, vectors(0))
     other = vectors(1)
-    assert not torch.equal(one[:n], other[:n])
+    assert not torch.equal(one, other)
 
 
 def test_skipped_buffers_are_not_computed(
@@ -171,9 +163,8 @@ def test_autoencoders_train_on_a_model(tiny_model: Any, mel: Mel, tokens: list[T
     log: list[dict[str, Any]] = []
     trained = train_saes(cfgs, source, progress=False, on_log=log.append)
     for name in cfgs:
-        first, last = [line["fvu"] for line in log if line["sae"] == name][::1][0], None
-        last = trained[name].cfg.metadata["training"]["fvu"]
-        assert last < 0.8 * first
+        first = next(line["fvu"] for line in log if line["sae"] == name)
+        assert trained[name].cfg.metadata["training"]["fvu"] < 0.9 * first
     alone = train_sae(cfgs[ENCODER], ModelActivations(tiny_model, mel), progress=False)
     assert alone.cfg.hook_name == ENCODER
 
@@ -220,9 +211,9 @@ def test_a_hook_without_vectors_is_refused_at_once(tiny_model: Any, mel: Mel) ->
     source = ModelActivations(tiny_model, mel)
     with pytest.raises(TrainingError, match=r"axes \[batch head query key\]; .* hook_resid_post"):
         source.stream(["encoder.blocks.0.attn.hook_pattern"], 8)
-    with pytest.raises(TrainingError, match="axes .batch d_model frame."):
+    with pytest.raises(TrainingError, match=r"axes \[batch d_model frame\]"):
         source.stream(["encoder.hook_conv1"], 8)
-    with pytest.raises(HookNameError, match="encoder.blocks.7"):
+    with pytest.raises(HookNameError, match=r"encoder\.blocks\.7"):
         source.stream(["encoder.blocks.7.hook_resid_post"], 8)
 
 
