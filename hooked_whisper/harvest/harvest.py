@@ -154,8 +154,9 @@ def _run(plan: Plan, ranks: Ranks, *, verify: bool, progress: bool) -> None:
             return _complete_shards(plan.folder, verify=verify)
 
         done = ranks.once(begin)
-        # The first rank's harvest is the one: another model or list here is a mistake.
-        check_same(ranks.share(plan.identity), plan.identity, plan.folder)
+        first, *others = ranks.gather(plan.identity)
+        for other in others:  # a rank with another model or list is a mistake
+            check_same(first, other, plan.folder)
         counted: list[int] = []
         with _bar(plan, ranks, progress) as bar:
             _make_shards(plan, ranks, done, counted, bar)

@@ -43,6 +43,14 @@ class Ranks:
         """Whether this is the process that does what is done once."""
         return self.rank == 0
 
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank has, in their order."""
+        if self.n == 1:
+            return [value]
+        found: list[Any] = [None] * self.n
+        dist.all_gather_object(found, value, group=self._group)
+        return found
+
     def share(self, value: Any) -> Any:
         """What the first rank has."""
         if self.n == 1:

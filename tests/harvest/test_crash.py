@@ -122,7 +122,7 @@ def test_a_write_that_fails_says_so_and_the_next_run_goes_on(
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     (tmp_path / "rows.part").symlink_to("/dev/full")
-    with pytest.raises(StoreWriteError, match="No space left on device.*Free some space"):
+    with pytest.raises(StoreWriteError, match=r"No space left on device.*Free some space"):
         write_whole(path, lambda file: file.write(b"1" * 10_000))
     assert list(tmp_path.iterdir()) == []
 
@@ -134,7 +134,7 @@ def test_a_folder_that_may_not_be_written(
         tmp_path.chmod(0o555)
         if os.geteuid() == 0:
             os.setuid(65534)  # root may write everywhere
-        with pytest.raises(StoreWriteError, match="Permission denied.*you may write to"):
+        with pytest.raises(StoreWriteError, match=r"Permission denied.*you may write to"):
             small_harvest([(np.zeros(8000), 16_000)], tmp_path / "store")
 
     assert os.waitpid(in_child(run), 0)[1] == 0

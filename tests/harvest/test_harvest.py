@@ -263,7 +263,7 @@ def test_other_weights_or_recordings_are_another_harvest(
         harvest_with(fresh_model, clips / "clip01.wav", tmp_path / "store")
     with torch.no_grad():
         fresh_model.encoder.conv1.bias[0] += 1e-3
-    with pytest.raises(StoreMismatchError, match="model is.*xxh3_128"):
+    with pytest.raises(StoreMismatchError, match=r"model is.*xxh3_128"):
         harvest_with(fresh_model, clips / "clip00.wav", tmp_path / "store")
 
 
