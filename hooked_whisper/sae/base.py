@@ -69,7 +69,7 @@ class SAEConfig:
                 raise SAEConfigError(f"{each.name} is {value!r}; it must be a positive integer.")
             if each.type is bool and type(value) is not bool:
                 raise SAEConfigError(f"{each.name} is {value!r}; it must be True or False.")
-            if each.type is float and not _is_number(value):
+            if each.type == float | int and not _is_number(value):
                 raise SAEConfigError(f"{each.name} is {value!r}; it must be a finite number.")
         if self.normalize_activations not in self.NORMALIZATIONS:
             raise SAEConfigError(

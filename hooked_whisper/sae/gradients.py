@@ -31,7 +31,7 @@ class _Known(torch.autograd.Function):
 class _SquaredError(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, recons: Tensor, target: Tensor) -> Tensor:
-        error = (recons - target).to(target.dtype)
+        error = recons - target
         ctx.save_for_backward(error)
         return torch.dot(error.flatten(), error.flatten()) / len(error)
 

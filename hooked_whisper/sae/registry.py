@@ -79,4 +79,5 @@ def config_from_dict(values: Mapping[str, Any]) -> SAEConfig:
     missing = [each for each in ("d_in", "d_sae") if each not in values]
     if missing:
         raise SAEConfigError(f"a {config.__name__} needs {' and '.join(missing)}.")
-    return config(**values)
+    tuples = {name: tuple(each) for name, each in values.items() if isinstance(each, list)}
+    return config(**values | tuples)

@@ -82,8 +82,8 @@ def _dense_losses(
         total=with_gradients(mse + penalty, parameters, gradients),
         parts={"mse": mse, "l1": penalty},
         recons=parts.recons,
-        active=parts.latent_sums > 0,
-        l0=parts.n_active.to(mse.dtype) / len(inputs),
+        active=parts.n_active > 0,
+        l0=parts.n_active.sum() / len(inputs),
     )
 
 
@@ -105,11 +105,11 @@ class _Parts:
         self.lengths = sae.W_dec.norm(dim=-1)
         self.l1 = l1 / len(inputs)
         self.l1_gradient = (self.l1 * self.lengths).to(dtype)
-        self.recons = torch.empty_like(target)
-        self.error_gradient = torch.empty_like(target)
-        self.squared = target.new_zeros(())
+        self.recons = torch.empty_like(target, dtype=sae.dtype)
+        self.error_gradient = torch.empty_like(self.recons)
+        self.squared = self.recons.new_zeros(())
         self.latent_sums = torch.zeros_like(self.lengths)
-        self.n_active = torch.zeros((), dtype=torch.long, device=target.device)
+        self.n_active = torch.zeros_like(self.lengths)
         self.W_enc_grad = torch.zeros_like(sae.W_enc, memory_format=torch.contiguous_format)
         self.W_dec_grad = torch.zeros_like(sae.W_dec)
         self.b_enc_grad = torch.zeros_like(sae.b_enc)
@@ -118,8 +118,8 @@ class _Parts:
         """Count the rows from `start` to before `stop`."""
         x = self.inputs[start:stop].to(self.dtype)
         latents = torch.addmm(self.b_enc, x, self.W_enc).relu_()
-        self.latent_sums += latents.sum(dim=0)
-        self.n_active += torch.count_nonzero(latents)
+        self.latent_sums += latents.sum(dim=0, dtype=self.latent_sums.dtype)
+        self.n_active += latents.sign().sum(dim=0, dtype=self.n_active.dtype)
         gradient = self._reconstruct(latents, start, stop)
         _add_product(self.W_dec_grad, latents.T, gradient)
         along = torch.addmm(self.l1_gradient, gradient, self.W_dec.T)

@@ -25,7 +25,7 @@ class BatchTopKConfig(TopKConfig):
 
     architecture: ClassVar[str] = "batchtopk"
 
-    topk_threshold_lr: float = 0.01
+    topk_threshold_lr: float | int = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,7 +22,7 @@ class GatedConfig(SAEConfig):
 
     architecture: ClassVar[str] = "gated"
 
-    l1_coefficient: float = 1.0
+    l1_coefficient: float | int = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,10 +26,10 @@ class JumpReLUConfig(SAEConfig):
 
     architecture: ClassVar[str] = "jumprelu"
 
-    jumprelu_init_threshold: float = 0.01
-    jumprelu_bandwidth: float = 0.05
-    l0_coefficient: float = 1.0
-    pre_act_loss_coefficient: float | None = None
+    jumprelu_init_threshold: float | int = 0.01
+    jumprelu_bandwidth: float | int = 0.05
+    l0_coefficient: float | int = 1.0
+    pre_act_loss_coefficient: float | int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

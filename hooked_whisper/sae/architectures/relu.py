@@ -24,7 +24,7 @@ class ReLUConfig(SAEConfig):
 
     architecture: ClassVar[str] = "standard"
 
-    l1_coefficient: float = 1.0
+    l1_coefficient: float | int = 1.0
     tied: bool = False
 
     def __post_init__(self) -> None:

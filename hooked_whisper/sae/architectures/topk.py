@@ -29,7 +29,7 @@ class TopKConfig(SAEConfig):
 
     k: int = 32
     rescale_acts_by_decoder_norm: bool = False
-    aux_loss_coefficient: float = 1 / 32
+    aux_loss_coefficient: float | int = 1 / 32
     aux_k: int | None = None
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ class TranscoderConfig(SAEConfig):
     d_out: int = 0
     hook_name_out: str | None = None
     k: int | None = None
-    l1_coefficient: float = 1.0
+    l1_coefficient: float | int = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
