@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Unit = Literal["nats", "bits"]
 
-_ENTRIES_AT_ONCE = 4_000_000
-"""Active latents that are sorted at once: it bounds the memory."""
+_ENTRIES_AT_ONCE = 1_000_000
+"""Active latents that are ranked at once: it bounds the memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class ActiveLatents:
-    """The latents of many vectors, with the zeros left out, ordered by latent.
+    """The latents of many vectors, without the zeros: latent by latent, least active first.
 
     Args:
         n_vectors: How many vectors.
@@ -141,7 +141,9 @@ class LatentCollector:
         if not self._parts:
             raise InputError("no latents were given.")
         vectors, places, activations = (torch.cat(each) for each in zip(*self._parts, strict=True))
-        order = places.argsort(stable=True)
+        self._parts = [(vectors, places, activations)]
+        order = activations.argsort(stable=True)
+        order = order[places[order].argsort(stable=True)]
         counts = torch.bincount(places.long(), minlength=self._d_sae)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return ActiveLatents(self._n, offsets, vectors[order], activations[order])
@@ -285,8 +287,7 @@ def auroc(
 
     >>> labels = Labels.of("digit", ["one", "one", "two"])
     >>> auroc(torch.tensor([[2.0], [1.0], [1.0]]), labels)
-    tensor([[0.7500],
-            [0.2500]], dtype=torch.float64).T
+    tensor([[0.7500, 0.2500]], dtype=torch.float64)
     """
     return selectivity(latents, labels)[labels.name].auroc
 
@@ -341,14 +342,12 @@ def _rank_sums(
 ) -> tuple[Float64[Tensor, "latent value"], Int64[Tensor, "latent value"]]:
     """For each latent and value the sum of the ranks of its vectors, and how many are active.
 
-    Ranks count from 1 within a latent; as active ones share the mean of their
-    ranks. The vectors that are not active all share one.
+    The entries come latent by latent, least active first. Ranks count from 1
+    within a latent; equals share the mean of theirs, and so do all vectors on
+    which it is not active.
     """
     n_values = len(totals)
-    order = activations.argsort(stable=True)
-    order = order[latent[order].argsort(stable=True)]
-    activations, latent, ids = activations[order], latent[order], ids[order]
-    m = len(order)
+    m = len(activations)
     n_active = torch.bincount(latent, minlength=n_latents)
     n_off = totals.sum() - n_active
     n_below = torch.bincount(latent[activations < 0], minlength=n_latents)

@@ -269,7 +269,7 @@ class TestBadInput:
 
     def test_of_the_site(self, tiny_model: Any, short_mel: Mel, plain_sae: Any) -> None:
         sae = plain_sae(24, 40)
-        with pytest.raises(HookNameError, match="encoder.blocks.7"):
+        with pytest.raises(HookNameError, match=r"encoder\.blocks\.7"):
             self.judge(sae, tiny_model, short_mel, "encoder.blocks.7.hook_resid_post")
         with pytest.raises(SpliceError, match=r"\[batch head query key\]"):
             self.judge(sae, tiny_model, short_mel, "encoder.blocks.0.attn.hook_pattern")

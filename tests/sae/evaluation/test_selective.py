@@ -58,7 +58,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("kind", "n", "d", "n_values"), CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("at_once", [1, 4_000_000], ids=["latent by latent", "all at once"])
+@pytest.mark.parametrize("at_once", [1, 1_000_000], ids=["latent by latent", "all at once"])
 def test_numbers_are_those_of_counting(
     kind: str, n: int, d: int, n_values: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,9 +137,7 @@ def test_the_best_latent_of_each_value_is_found() -> None:
 def test_bad_input_is_said(without_shape_checks: None) -> None:
     latents = torch.rand(4, 2)
     labels = Labels.of("digit", ["one"] * 3)
-    with pytest.raises(
-        InputError, match="'digit' is known for 3 vectors, and there are latents of 4"
-    ):
+    with pytest.raises(InputError, match="known for 3 vectors, and there are latents of 4"):
         selectivity(latents, labels)
     with pytest.raises(InputError, match="pass at least one, each with its own name"):
         selectivity(latents[:3], [labels, labels])

@@ -9,7 +9,12 @@ import torch
 from hooked_whisper import HookedWhisper
 from hooked_whisper.digits import recordings
 from hooked_whisper.errors import InputError
-from hooked_whisper.sae.evaluation import evaluate_sae, transcript_scores, word_error_rate
+from hooked_whisper.sae.evaluation import (
+    evaluate_sae,
+    evaluate_saes,
+    transcript_scores,
+    word_error_rate,
+)
 from hooked_whisper.sae.evaluation.spliced import RecoveredMeter
 
 
@@ -81,32 +86,34 @@ def model() -> HookedWhisper:
     return HookedWhisper.from_pretrained("digits", device="cpu")
 
 
-def test_a_spliced_identity_and_a_spliced_silence(model: HookedWhisper, plain_sae: Any) -> None:
-    """One that gives everything back writes what the model writes; one that gives noise not."""
+def test_a_spliced_identity_and_spliced_noise(model: HookedWhisper, plain_sae: Any) -> None:
+    """What gives everything back leaves the transcript as it is; noise does not."""
     same, noise = plain_sae(96, 192), plain_sae(96, 10)
     same.W_enc.copy_(torch.cat([torch.eye(96), -torch.eye(96)], 1))
     same.W_dec.copy_(same.W_enc.T)
     same.b_enc.zero_()
     same.b_dec.zero_()
     some = recordings()[2:3]
-    name = "encoder.blocks.2.hook_resid_post"
-    options: dict[str, Any] = {"all_frames": False, "progress": False}
-    found = evaluate_sae(same, model, some, name, **options)
-    scores = found.speech.transcripts
-    assert scores is not None
-    assert found.transcripts_model == ("seven",) == found.speech.texts
+    saes = {"encoder.blocks.2.hook_resid_post": same, "decoder.blocks.2.hook_resid_post": noise}
+    options: dict[str, Any] = {"max_new_tokens": 3, "progress": False}
+    good, bad = evaluate_saes(saes, model, some, all_frames=False, **options).values()
+    assert good.transcripts_model == ("seven",) == good.speech.texts != bad.speech.texts
+    scores, lost = good.speech.transcripts, bad.speech.transcripts
+    assert scores is not None and lost is not None
     assert (scores.sequence_accuracy, scores.wer, scores.same_as_model) == (1, 0, 1)
-    assert found.speech.recovered.ce_recovered == pytest.approx(1, abs=1e-4)
-    assert found.speech.recovered.n_tokens == 2  # a word, and the end of the text
-    assert found.speech.reconstruction.n_vectors == round(some[0].duration_s / 0.02)
-    lost = evaluate_sae(
-        noise, model, [each.path for each in some], name, max_new_tokens=3, **options
-    ).speech
-    assert lost.transcripts is not None
-    assert lost.transcripts.sequence_accuracy is None  # nobody said what is said
-    assert lost.transcripts.same_as_model < 1 and lost.transcripts.wer_to_model > 0
-    assert lost.recovered.n_tokens == 2
-    assert lost.recovered.ce_recovered < 0.9
+    assert (lost.sequence_accuracy_model, lost.sequence_accuracy, lost.same_as_model) == (1, 0, 0)
+    assert lost.wer == lost.wer_to_model > 0
+    assert good.speech.recovered.ce_recovered == pytest.approx(1, abs=1e-4)
+    assert bad.speech.recovered.ce_recovered < 0.9
+    assert good.speech.recovered.n_tokens == 2  # a word, and the end of the text
+    assert good.speech.reconstruction.n_vectors == round(some[0].duration_s / 0.02)
+    assert bad.speech.reconstruction.n_vectors == 5  # the prompt and the word
+
+    # Where nobody said what is said, the model's own text takes its place.
+    paths = [each.path for each in some]
+    alone = evaluate_sae(noise, model, paths, bad.hook_name, transcripts=False, **options)
+    assert alone.speech.transcripts is None
+    assert alone.speech.recovered.ce_spliced == pytest.approx(bad.speech.recovered.ce_spliced)
 
 
 def test_texts_must_match_the_recordings(model: HookedWhisper, plain_sae: Any) -> None:

@@ -68,7 +68,7 @@ def test_dead_latents_can_be_left_out(plain_sae: Any) -> None:
 def test_what_cannot_be_compared_is_said(plain_sae: Any) -> None:
     with pytest.raises(InputError, match="writes vectors of 4 numbers, the second of 6"):
         decoder_stability(plain_sae(4, 8), plain_sae(6, 8))
-    with pytest.raises(InputError, match="used is torch.int64 of shape"):
+    with pytest.raises(InputError, match=r"used is torch\.int64 of shape"):
         decoder_stability(plain_sae(4, 8), plain_sae(4, 8), torch.arange(8))
     with pytest.raises(InputError, match="no latents to compare"):
         decoder_stability(plain_sae(4, 8), plain_sae(4, 8), torch.zeros(8, dtype=torch.bool))
