@@ -90,11 +90,11 @@ def test_it_is_the_loop_written_out(sae: SAEConfig, clip: float, sparse_batches:
 
 @pytest.mark.parametrize("sae", [TOPK, RELU], ids=["topk", "relu"])
 def test_it_finds_the_directions_that_the_data_are_made_of(
-    sae: SAEConfig, sparse_batches: Make, directions: Tensor
+    sae: SAEConfig, sparse_batches: Make, directions: Tensor, without_shape_checks: None
 ) -> None:
     log: list[dict[str, Any]] = []
-    cfg = TrainingConfig(sae, n_steps=300, batch_size=128, lr=1e-2, log_every=50)
-    trained = quick(cfg, sparse_batches(300, 128), on_log=log.append)
+    cfg = TrainingConfig(sae, n_steps=200, batch_size=128, lr=1e-2, log_every=50)
+    trained = quick(cfg, sparse_batches(200, 128), on_log=log.append)
     similarity = normalize(directions) @ normalize(trained.W_dec.detach()).T
     assert similarity.amax(dim=1).mean() > 0.9
     numbers = [line["fvu"] for line in log]
@@ -112,7 +112,9 @@ def test_the_scale_of_the_data_does_not_matter(sparse_batches: Make) -> None:
     torch.testing.assert_close(larger.W_dec, once.W_dec, rtol=1e-3, atol=1e-4)
 
 
-def test_half_precision_data_and_bf16_losses_leave_float32_weights(sparse_batches: Make) -> None:
+def test_half_precision_data_and_bf16_losses_leave_float32_weights(
+    sparse_batches: Make, without_shape_checks: None
+) -> None:
     cfg = TrainingConfig(RELU, n_steps=40, **PLAIN)
     exact = quick(cfg, sparse_batches(40))
     halves = quick(replace(cfg, autocast="bf16"), (x.bfloat16() for x in sparse_batches(40)))
