@@ -267,7 +267,7 @@ def test_thresholds_get_the_straight_through_estimate() -> None:
     for j in range(D_SAE):
         expected = 0.0
         for row in range(N):
-            if abs(float(pre[row, j] - threshold[j])) < width / 2:
+            if abs((pre[row, j] - threshold[j]).item()) < width / 2:
                 n_near += 1
                 expected -= float(threshold[j] * along[row, j]) / width
                 expected -= sae.cfg.l0_coefficient / width / N
@@ -285,7 +285,7 @@ def test_dead_latents_are_lifted_to_their_thresholds() -> None:
     for j in (3, 5):
         pre = (x - sae.b_dec) @ sae.W_enc[:, j] + sae.b_enc[j]
         below = (sae.threshold[j] - pre).clamp(min=0).mean()
-        expected += 0.5 * float(below * sae.W_dec[j].norm())
+        expected += 0.5 * below.item() * sae.W_dec[j].norm().item()
     assert sae.losses(x, dead=dead).parts["pre_act"].item() == pytest.approx(expected)
 
 
@@ -296,7 +296,7 @@ def test_what_batchtopk_becomes_has_the_same_latents(case: str) -> None:
     smallest = []
     for x in batches:
         latents = sae.encode(x) if not smallest else _of_batch(sae, x)
-        smallest.append(float(latents[latents > 0].min()))
+        smallest.append(latents[latents > 0].min().item())
         sae.losses(x)
     mean = smallest[0]
     for each in smallest[1:]:
@@ -453,7 +453,7 @@ def test_gradients_across_decoder_rows_stay_and_lengths_do_not_change() -> None:
     before = sae.W_dec.grad.clone()
     sae.project_gradients_()
     for row, gradient, whole in zip(sae.W_dec, sae.W_dec.grad, before, strict=True):
-        assert float(row @ gradient) == pytest.approx(0, abs=1e-12)
+        assert (row @ gradient).item() == pytest.approx(0, abs=1e-12)
         torch.testing.assert_close(gradient + (whole @ row) * row, whole)
 
 
