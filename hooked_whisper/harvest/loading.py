@@ -181,7 +181,7 @@ def load_all(jobs: Iterable[Job], rules: ReadingRules, n_workers: int) -> Iterat
     return iter(
         DataLoader(
             RecordingReader(rules),
-            sampler=jobs,  # type: ignore[arg-type]  # any iterable; what it gives goes to the workers
+            sampler=jobs,  # any iterable: what it gives goes to the workers
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=n_workers,
@@ -196,5 +196,5 @@ def default_workers() -> int:
     return max(1, min(8, here - 1))
 
 
-def _as_it_is(loaded: Loaded) -> Loaded:
+def _as_it_is(loaded: Any) -> Any:
     return loaded

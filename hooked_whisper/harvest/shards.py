@@ -72,9 +72,9 @@ class Pieces:
                 file.write(part)
                 state.update(part)
         for piece in self.held:
-            part = bytes_of(piece)
-            file.write(part)
-            state.update(part)
+            data = bytes_of(piece)
+            file.write(data)
+            state.update(data)
 
 
 class ShardRows:
