@@ -148,6 +148,7 @@ class Splice:
                 continue
             if recons.shape == shape and latents.shape[:-1] in leads:
                 self._check_values(latents, recons)
+                self._check_whole(read_shape)
                 self.n_lead, self.n_latents = latents.ndim - 1, latents.shape[-1]
                 return
             problem = (
@@ -185,6 +186,20 @@ class Splice:
                     f"are in {self.dtype}."
                 )
         self._check_finite(recons)
+
+    def _check_whole(self, shape: tuple[int, ...]) -> None:
+        """Refuse what adds a path around its latents outside of `encode` and `decode`."""
+        if not isinstance(getattr(self.sae, "W_skip", None), Tensor) or not callable(self.sae):
+            return
+        noise = torch.ones(shape, device=self.device, dtype=self.dtype)
+        with torch.no_grad():
+            whole, parts = self.sae(self._flatten(noise)), self._clean(noise)
+        if not torch.allclose(self._unflatten(whole), parts, atol=1e-4, rtol=1e-3):
+            raise SpliceError(
+                f"the {type(self.sae).__name__} for {self.name!r} adds its W_skip outside of "
+                "encode and decode, where a splice cannot see it. Save it, and splice what "
+                "load_sae(folder) gives."
+            )
 
     def _check_finite(self, recons: Tensor) -> None:
         if not torch.isfinite(recons).all():

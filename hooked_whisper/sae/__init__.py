@@ -1,1 +1,85 @@
-"""Sparse autoencoders: spliced into any hook point, trained, loaded, saved and judged."""
+"""Sparse autoencoders: trained, loaded, saved and judged; `model.add_sae` splices them in."""
+
+from hooked_whisper.sae.architectures.batch_topk import BatchTopKConfig, BatchTopKSAE
+from hooked_whisper.sae.architectures.gated import GatedConfig, GatedSAE
+from hooked_whisper.sae.architectures.jumprelu import JumpReLUConfig, JumpReLUSAE
+from hooked_whisper.sae.architectures.matryoshka import MatryoshkaConfig, MatryoshkaSAE
+from hooked_whisper.sae.architectures.relu import ReLUConfig, ReLUSAE
+from hooked_whisper.sae.architectures.topk import TopKConfig, TopKSAE
+from hooked_whisper.sae.architectures.transcoder import (
+    SkipTranscoder,
+    SkipTranscoderConfig,
+    Transcoder,
+    TranscoderConfig,
+)
+from hooked_whisper.sae.base import SAE, SAEConfig
+from hooked_whisper.sae.evaluation import (
+    Clip,
+    SAEEvaluation,
+    decoder_cosines,
+    decoder_stability,
+    evaluate_sae,
+    evaluate_saes,
+    frame_labels,
+    latents_by_speech,
+    recording_labels,
+    selectivity,
+    top_clips,
+    word_labels,
+)
+from hooked_whisper.sae.files.load import load_sae
+from hooked_whisper.sae.files.save import save_sae
+from hooked_whisper.sae.files.suite import load_suite
+from hooked_whisper.sae.registry import ARCHITECTURES, make_sae
+from hooked_whisper.sae.training import (
+    ActivationSource,
+    MemoryActivations,
+    ModelActivations,
+    TrainingConfig,
+    train_sae,
+    train_saes,
+)
+
+__all__ = [
+    "SAE",
+    "SAEConfig",
+    "ARCHITECTURES",
+    "make_sae",
+    "ReLUConfig",
+    "ReLUSAE",
+    "TopKConfig",
+    "TopKSAE",
+    "BatchTopKConfig",
+    "BatchTopKSAE",
+    "MatryoshkaConfig",
+    "MatryoshkaSAE",
+    "JumpReLUConfig",
+    "JumpReLUSAE",
+    "GatedConfig",
+    "GatedSAE",
+    "TranscoderConfig",
+    "Transcoder",
+    "SkipTranscoderConfig",
+    "SkipTranscoder",
+    "load_sae",
+    "load_suite",
+    "save_sae",
+    "TrainingConfig",
+    "train_sae",
+    "train_saes",
+    "ActivationSource",
+    "MemoryActivations",
+    "ModelActivations",
+    "SAEEvaluation",
+    "evaluate_sae",
+    "evaluate_saes",
+    "decoder_cosines",
+    "decoder_stability",
+    "latents_by_speech",
+    "frame_labels",
+    "word_labels",
+    "recording_labels",
+    "selectivity",
+    "Clip",
+    "top_clips",
+]

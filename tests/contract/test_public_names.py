@@ -42,6 +42,11 @@ ERRORS = {
     "AlignmentError": ("InterventionError",),
     "MetricError": ("InterventionError",),
     "SweepError": ("InterventionError",),
+    "SAEError": ("HookedWhisperError",),
+    "SAEConfigError": ("SAEError", "ValueError"),
+    "SAEFileError": ("SAEError", "ValueError"),
+    "SpliceError": ("SAEError", "ValueError"),
+    "TrainingError": ("SAEError", "ValueError"),
     "StoreError": ("HookedWhisperError", "ValueError"),
     "StoreMismatchError": ("StoreError",),
     "StoreDamagedError": ("StoreError",),
@@ -77,10 +82,10 @@ ROOMS = {
         plot_trajectories
     """,
     "interventions": """
-        CompressionRatio CutAttention Edit ExactSequence ExactTranscript Example GreedyAblation
+        Add Clamp CompressionRatio CutAttention Edit ExactSequence ExactTranscript Example GreedyAblation
         Head HeadInput Interventions KLDivergence LogProb LogitDifference Loss MLPLayer
         MeanAblation Metric NoSpeechProb Patch PathEffects PositionMetric Probability ProjectOut
-        Removal Repetition ReplacePattern ResampleAblation RestrictAttention Rollout
+        Removal Repetition ReplacePattern ResampleAblation RestrictAttention Rollout Scale
         SequenceLogProb Site SiteEdit
         SkipLayer Steer SweepResult TokenErrorRate TokenRank TranscriptComparison TranscriptMetric
         WordErrorRate ZeroAblation ablate_head_everywhere as_metric as_transcript_metric
@@ -92,6 +97,15 @@ ROOMS = {
         Attribution Component EncoderLens LogitLens SourceAttribution StreamSite
         TokenTrajectories direct_attribution encoder_lens encoder_outputs logit_lens
         source_attribution token_trajectories
+    """,
+    "sae": """
+        ARCHITECTURES ActivationSource BatchTopKConfig BatchTopKSAE Clip GatedConfig GatedSAE
+        JumpReLUConfig JumpReLUSAE MatryoshkaConfig MatryoshkaSAE MemoryActivations
+        ModelActivations ReLUConfig ReLUSAE SAE SAEConfig SAEEvaluation SkipTranscoder
+        SkipTranscoderConfig TopKConfig TopKSAE TrainingConfig Transcoder TranscoderConfig
+        decoder_cosines decoder_stability evaluate_sae evaluate_saes frame_labels
+        latents_by_speech load_sae load_suite make_sae recording_labels save_sae selectivity
+        top_clips train_sae train_saes word_labels
     """,
 }
 """The public names of the rooms that users import from."""

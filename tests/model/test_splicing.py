@@ -502,6 +502,23 @@ def test_refusals_attach_nothing(tiny_model: Any, plain_autoencoder: Make, sae: 
     assert not any(point.is_hooked for point in tiny_model.hook_dict.values())
 
 
+def test_a_path_around_the_latents_is_not_lost_in_silence(
+    tiny_model: Any, plain_autoencoder: Make
+) -> None:
+    """SAELens's skip transcoders add it in `forward`, which a splice does not call."""
+
+    class Skipping(plain_autoencoder):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            super().__init__(tiny_model.cfg.d_model)
+            self.W_skip = nn.Parameter(torch.eye(tiny_model.cfg.d_model))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.decode(self.encode(x)) + x @ self.W_skip.T
+
+    with pytest.raises(SpliceError, match="adds its W_skip outside of encode"):
+        tiny_model.add_sae(Skipping(), SITE)
+
+
 def test_values_that_become_infinite_are_named(
     tiny_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor, sae: Any
 ) -> None:

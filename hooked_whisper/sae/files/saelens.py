@@ -1,8 +1,4 @@
-"""SAELens's folders: `cfg.json` and `sae_weights.safetensors`.
-
-All fields of this package's configurations stand in `cfg.json` as SAELens's own
-do, hook names among the metadata. SAELens passes over those that it does not
-know, and over `"hooked_whisper"`, which says what was added for SAELens alone.
+"""Reading SAELens's folders: `cfg.json` and `sae_weights.safetensors`.
 
 Source: SAELens 6.54, `SAE.save_model`, `handle_pre_6_0_config`.
 """
@@ -16,20 +12,16 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.errors import SAEFileError
-from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.files.build import Found
+from hooked_whisper.sae.files.saelens_cfg import (
+    CFG_NAME,
+    IN_METADATA,
+    OWN_KEY,
+    WEIGHTS_NAME,
+    WITH_TOP_K,
+)
 from hooked_whisper.sae.files.tensors import Contents, read_config, read_contents
 from hooked_whisper.sae.registry import ARCHITECTURES
-
-CFG_NAME = "cfg.json"
-WEIGHTS_NAME = "sae_weights.safetensors"
-OWN_KEY = "hooked_whisper"
-
-FORMAT_VERSION = "6.54.0"
-"""The sae-lens whose format is written; below 6, sae-lens would read it as an older one."""
-
-IN_METADATA = ("hook_name", "hook_name_out")
-"""Fields of configurations here that are metadata there."""
 
 DTYPES = {
     name: dtype
@@ -43,10 +35,6 @@ OLD_NAMES = {
     "activation_fn_str": "activation_fn",
 }
 """Keys of SAELens before version 6, and what they became."""
-
-WITH_TOP_K = "topk_"
-"""Before the name of a transcoder with k, which SAELens does not have: it refuses the name
-instead of passing over the k."""
 
 NO_METADATA = {"architecture", "dtype", "device", "metadata", OWN_KEY}
 NO_METADATA |= {"activation_fn", "activation_fn_kwargs", "finetuning_scaling_factor"}
@@ -97,32 +85,6 @@ def read_saelens(folder: Path) -> Found:
     cfg["metadata"] = {key: value for key, value in metadata.items() if key not in added}
     tensors = _tensors(contents, values, cfg)
     return Found(folder, cfg, tensors, DTYPES.get(str(values.get("dtype"))))
-
-
-def write_values(sae: SAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """`cfg.json` and the tensors of an autoencoder, as SAELens has them."""
-    cfg = sae.cfg.to_dict()
-    if "transcoder" in cfg["architecture"] and cfg.get("k") is not None:
-        cfg["architecture"] = WITH_TOP_K + cfg["architecture"]
-    metadata = dict(cfg.pop("metadata"))
-    for key in IN_METADATA:
-        if key in cfg and key in metadata:
-            raise SAEFileError(
-                f"metadata has a {key!r} of its own, {metadata[key]!r}: SAELens keeps the "
-                f"configuration's {key} there, {cfg[key]!r}. Take it out of metadata."
-            )
-        value = cfg.pop(key, None)
-        if value is not None:
-            metadata[key] = value
-    added = {"sae_lens_version": FORMAT_VERSION, "sae_lens_training_version": None}
-    added = {key: value for key, value in added.items() if key not in metadata}
-    cfg |= {"dtype": str(sae.dtype).removeprefix("torch."), "device": "cpu"}
-    cfg["reshape_activations"] = metadata.pop("reshape_activations", "none")
-    cfg["metadata"] = {**metadata, **added}
-    cfg[OWN_KEY] = {"version": 1, "added_metadata": sorted(added)}
-    tensors = {name: value.detach() for name, value in sae.state_dict().items()}
-    tensors.setdefault("W_enc", sae.W_enc.detach().clone())  # a tied encoder is no parameter
-    return cfg, {name: value.cpu().contiguous() for name, value in tensors.items()}
 
 
 def _architecture(values: dict[str, Any], folder: Path) -> str:

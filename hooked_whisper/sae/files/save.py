@@ -10,12 +10,11 @@ from typing import Any
 from safetensors.torch import save_file
 
 from hooked_whisper.errors import SAEFileError
-from hooked_whisper.sae.base import SAE
-from hooked_whisper.sae.files.saelens import CFG_NAME, WEIGHTS_NAME, write_values
+from hooked_whisper.sae.files.saelens_cfg import CFG_NAME, WEIGHTS_NAME, write_values
 from hooked_whisper.sae.files.tensors import check_tensors
 
 
-def save_sae(sae: SAE, folder: str | os.PathLike[str], *, inference: bool = True) -> Path:
+def save_sae(sae: Any, folder: str | os.PathLike[str], *, inference: bool = True) -> Path:
     """Write an autoencoder as SAELens does: `cfg.json` and `sae_weights.safetensors`.
 
     Both are written aside first and then renamed: a reader never sees half of
@@ -35,7 +34,7 @@ def save_sae(sae: SAE, folder: str | os.PathLike[str], *, inference: bool = True
         SAEFileError: Weights are not finite, metadata have no place in JSON, or
             `folder` is a file.
     """
-    if not isinstance(sae, SAE):
+    if not hasattr(sae, "inference") or not hasattr(sae, "cfg"):
         raise SAEFileError(
             f"save_sae takes an autoencoder of hooked_whisper; got a {type(sae).__name__}."
         )
