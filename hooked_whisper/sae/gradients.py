@@ -15,7 +15,7 @@ class _Known(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
                 "the gradients of this loss were handed out; compute the losses again "
@@ -36,7 +36,7 @@ class _SquaredError(torch.autograd.Function):
         return torch.dot(error.flatten(), error.flatten()) / len(error)
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         (error,) = ctx.saved_tensors
         gradient = error * (factor * (2 / len(error)))
         return gradient, -gradient if ctx.needs_input_grad[1] else None

@@ -295,7 +295,7 @@ class _Encode(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, W_enc = ctx.saved_tensors
         b_grad, W_grad = _sums_by_latent(ctx.selection, gradient, x, ctx.dtype)
         b_dec_grad = -(W_enc @ b_grad) if ctx.subtracts else None
@@ -323,7 +323,7 @@ class _Decode(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, W_dec = ctx.saved_tensors
         selection = ctx.selection
         gradient = gradient.contiguous()

@@ -57,7 +57,7 @@ class _JumpReLU(torch.autograd.Function):
         return pre * (pre > threshold)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         pre, threshold = ctx.saved_tensors
         near = _near(pre, threshold, ctx.bandwidth).mul_(gradient)
         t_grad = near.flatten(0, -2).sum(dim=0) * (-threshold / ctx.bandwidth)
@@ -74,7 +74,7 @@ class _Step(torch.autograd.Function):
         return (pre > threshold).sum(dim=-1).to(pre.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         pre, threshold = ctx.saved_tensors
         near = _near(pre, threshold, ctx.bandwidth)
         return None, -(gradient @ near) / ctx.bandwidth, None
