@@ -9,6 +9,7 @@ from hooked_whisper.figures.lenses import (
     plot_trajectories,
 )
 from hooked_whisper.figures.patching import plot_patching
+from hooked_whisper.figures.probes import plot_probes
 from hooked_whisper.figures.statistics import (
     plot_by_layer,
     plot_cosine_matrix,
@@ -27,6 +28,7 @@ __all__ = [
     "plot_histograms",
     "plot_logit_lens",
     "plot_patching",
+    "plot_probes",
     "plot_sources",
     "plot_sweep",
     "plot_trajectories",

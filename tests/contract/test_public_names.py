@@ -78,8 +78,12 @@ ROOMS = {
     """,
     "figures": """
         plot_attribution plot_by_layer plot_cosine_matrix plot_cross_attention plot_encoder_lens
-        plot_head_scores plot_histograms plot_logit_lens plot_patching plot_sources plot_sweep
-        plot_trajectories
+        plot_head_scores plot_histograms plot_logit_lens plot_patching plot_probes plot_sources
+        plot_sweep plot_trajectories
+    """,
+    "harvest": """
+        ActivationDataset ActivationStore ProbeResult ProbeScore Recording RecordingEntry RowPlaces
+        as_recordings harvest probe verify_store
     """,
     "interventions": """
         Add Clamp CompressionRatio CutAttention Edit ExactSequence ExactTranscript Example GreedyAblation
