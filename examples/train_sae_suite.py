@@ -60,7 +60,7 @@ class Harvester:
         torch.set_num_threads(1)
         self.args = args
         self.model = HookedWhisper.from_pretrained(args.model)
-        self.pool = noise_pool(np.random.default_rng([args.seed, 1]))
+        self.pool = noise_pool(np.random.default_rng([args.data_seed, 1]))
         self.banks: dict[str, Bank] = {}
 
     def windows(self, split: str, rng: np.random.Generator) -> list[Window]:
@@ -93,7 +93,7 @@ class Harvester:
     @torch.no_grad()
     def __call__(self, split: str, shard: int) -> dict[str, Tensor]:
         """The activations of a shard's windows, by hook, in float16."""
-        rng = np.random.default_rng([self.args.seed, 21, list(SPLITS).index(split), shard])
+        rng = np.random.default_rng([self.args.data_seed, 21, list(SPLITS).index(split), shard])
         windows, model = self.windows(split, rng), self.model
         mel, sites = self.mel(windows), site_names(model)
         output = "encoder.ln_final.hook_normalized"
@@ -138,8 +138,9 @@ def _harvest(task: tuple[str, int]) -> dict[str, Tensor]:
 
 def harvest(args: argparse.Namespace, split: str, n_windows: int) -> Path:
     """The file of a split's activations, made where it is missing."""
-    made_by = {name: str(getattr(args, name)) for name in ("model", "seed", "frames_per_window")}
-    made_by |= {"other_texts": str(args.other_texts), "split": split, "windows": str(n_windows)}
+    made_by = {name: str(getattr(args, name)) for name in ("model", "frames_per_window")}
+    made_by |= {"seed": str(args.data_seed), "other_texts": str(args.other_texts)}
+    made_by |= {"split": split, "windows": str(n_windows)}
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
     path = args.work / f"activations-{split}-{n_windows}-{digest}.safetensors"
     if path.exists():
@@ -241,7 +242,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--dead-after", type=int, default=400_000, help="vectors")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the order")
+    parser.add_argument("--data-seed", type=int, default=0, help="of the recordings")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--resume", action="store_true")

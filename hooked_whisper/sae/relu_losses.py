@@ -10,14 +10,13 @@ from torch import Tensor
 
 from hooked_whisper.sae.base import SAE, Losses
 from hooked_whisper.sae.gradients import squared_error, with_gradients
-from hooked_whisper.sae.sparse import (
+from hooked_whisper.sae.selection import (
     compute_dtype,
-    decode_selected,
-    encode_selected,
     is_sparse_faster,
     row_chunks,
     select_positive,
 )
+from hooked_whisper.sae.sparse import decode_selected, encode_selected
 
 
 def relu_losses(

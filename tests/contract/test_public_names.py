@@ -86,8 +86,8 @@ ROOMS = {
         as_recordings harvest probe verify_store
     """,
     "interventions": """
-        Add Clamp CompressionRatio CutAttention Edit ExactSequence ExactTranscript Example GreedyAblation
-        Head HeadInput Interventions KLDivergence LogProb LogitDifference Loss MLPLayer
+        Add Clamp CompressionRatio CutAttention Edit ExactSequence ExactTranscript Example
+        GreedyAblation Head HeadInput Interventions KLDivergence LogProb LogitDifference Loss MLPLayer
         MeanAblation Metric NoSpeechProb Patch PathEffects PositionMetric Probability ProjectOut
         Removal Repetition ReplacePattern ResampleAblation RestrictAttention Rollout Scale
         SequenceLogProb Site SiteEdit

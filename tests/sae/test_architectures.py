@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.errors import SAEConfigError, SAEError
-from hooked_whisper.sae import sparse
+from hooked_whisper.sae import selection as selecting
 from hooked_whisper.sae.base import SAE, Losses
 from hooked_whisper.sae.registry import ARCHITECTURES, config_from_dict, make_sae
 
@@ -91,8 +91,8 @@ def expected_total(sae: Any, x: Tensor, target: Tensor | None) -> Tensor:
 def test_losses_and_gradients_are_the_formulas(
     case: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sparse, "_SPARSE_SHARE", {"cpu": share})
-    monkeypatch.setattr(sparse, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(selecting, "_SPARSE_SHARE", {"cpu": share})
+    monkeypatch.setattr(selecting, "_CHUNK_ELEMENTS", 1)
     sae = make(case)
     x, target = make_batch(sae)
     weights = [p for name, p in sae.named_parameters() if name != "threshold"]

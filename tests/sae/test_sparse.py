@@ -4,16 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from hooked_whisper.sae import sparse
-from hooked_whisper.sae.sparse import (
+from hooked_whisper.sae import selection as selecting
+from hooked_whisper.sae.selection import (
     Selection,
-    decode_selected,
-    encode_selected,
     select_positive,
     select_top_k,
     select_top_of_batch,
     top_k,
 )
+from hooked_whisper.sae.sparse import decode_selected, encode_selected
 
 SHAPES = pytest.mark.parametrize(
     ("n", "d_in", "d_sae", "k"),
@@ -26,13 +25,13 @@ SCALED = pytest.mark.parametrize("is_scaled", [False, True], ids=["plain", "scal
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse, "_CHUNK_ELEMENTS", 1 << 15)
+    monkeypatch.setattr(selecting, "_CHUNK_ELEMENTS", 1 << 15)
 
 
 @pytest.fixture(params=[1.0, -1.0], ids=["sparse", "dense"])
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of decoding, however many entries there are."""
-    monkeypatch.setattr(sparse, "_SPARSE_SHARE", {"cpu": request.param})
+    monkeypatch.setattr(selecting, "_SPARSE_SHARE", {"cpu": request.param})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

@@ -11,7 +11,7 @@ from hooked_whisper.errors import SAEConfigError
 from hooked_whisper.sae.architectures.jumprelu import JumpReLUConfig, JumpReLUSAE
 from hooked_whisper.sae.architectures.topk import TopKConfig, TopKSAE
 from hooked_whisper.sae.base import SAE, Losses
-from hooked_whisper.sae.sparse import Selection, select_top_of_batch
+from hooked_whisper.sae.selection import Selection, select_top_of_batch
 
 
 @dataclass(frozen=True)

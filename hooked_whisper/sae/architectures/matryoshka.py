@@ -10,7 +10,8 @@ from torch import Tensor
 from hooked_whisper.errors import SAEConfigError
 from hooked_whisper.sae.architectures.batch_topk import BatchTopKConfig, BatchTopKSAE
 from hooked_whisper.sae.gradients import squared_error
-from hooked_whisper.sae.sparse import Selection, decode_selected
+from hooked_whisper.sae.selection import Selection
+from hooked_whisper.sae.sparse import decode_selected
 
 
 @dataclass(frozen=True)

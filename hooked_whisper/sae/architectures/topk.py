@@ -10,7 +10,8 @@ from torch import Tensor
 from hooked_whisper.errors import SAEConfigError
 from hooked_whisper.sae.base import SAE, Losses, SAEConfig
 from hooked_whisper.sae.gradients import squared_error
-from hooked_whisper.sae.sparse import Selection, decode_selected, encode_selected, select_top_k
+from hooked_whisper.sae.selection import Selection, select_top_k
+from hooked_whisper.sae.sparse import decode_selected, encode_selected
 
 
 @dataclass(frozen=True)

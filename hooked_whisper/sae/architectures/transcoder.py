@@ -12,7 +12,8 @@ from hooked_whisper.errors import SAEConfigError, SAEError
 from hooked_whisper.sae.base import SAE, Losses, SAEConfig
 from hooked_whisper.sae.gradients import squared_error
 from hooked_whisper.sae.relu_losses import relu_losses
-from hooked_whisper.sae.sparse import decode_selected, encode_selected, select_top_k
+from hooked_whisper.sae.selection import select_top_k
+from hooked_whisper.sae.sparse import decode_selected, encode_selected
 
 
 @dataclass(frozen=True)

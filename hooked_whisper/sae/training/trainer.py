@@ -192,8 +192,8 @@ class Trainer:
         length = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(losses.total + length):
             raise TrainingError(
-                f"step {self.step}{self._of}: the loss is {float(losses.total.detach())} and its gradient "
-                f"has length {float(length)}. The weights are those before this step. Lower lr, "
+                f"step {self.step}{self._of}: the loss is {float(losses.total.detach())} and its "
+                f"gradient has length {float(length)}. The weights are those before this step. Lower lr, "
                 "or look for very large activations."
             )
         limit = self.cfg.clip_grad_norm
