@@ -1,7 +1,7 @@
 """One shard in the making: its recordings go through the model batch by batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class ShardMaker:
             )
             return
         windows = self._windows(loaded)
-        self._used.append((loaded, windows))
+        self._used.append((replace(loaded, mels=None), windows))
         self._waiting += windows
         size = self.making.options.batch_size
         while len(self._waiting) >= size:
@@ -120,7 +120,7 @@ class ShardMaker:
             tokens = [token for window in windows for token in window.tokens or ()]
             rows[TOKENS] = torch.tensor(tokens, dtype=torch.int32)
         for window in windows:
-            window.mel = window.mel[:, :0]  # it is not needed any more
+            window.mel = torch.empty(0, 0)  # what was there is not needed any more
         take = _bring_to_host(rows)
         self._collect()  # of the batch before: on a GPU it has arrived by now
         self._on_the_way = take

@@ -144,7 +144,12 @@ class ShardRows:
             for name in names:
                 self.pieces[name].write(file, state)
 
-        write_whole(path, write)
+        try:
+            write_whole(path, write)
+        finally:
+            for pieces in self.pieces.values():
+                if pieces.spilled is not None:
+                    pieces.spilled.close()
         return {"bytes": len(head) + start, "xxh3_128": state.hexdigest()}
 
 

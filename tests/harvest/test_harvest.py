@@ -1,6 +1,7 @@
 """What a harvest stores is what a plain loop over `run_with_cache` finds."""
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,6 +308,40 @@ def test_bad_options_are_refused_before_anything_is_written(
     with pytest.raises(error, match=match):
         small_harvest(clips, tmp_path / "store", **options)
     assert not (tmp_path / "store").exists()
+
+
+def test_mels_are_let_go_when_the_model_has_seen_them(
+    small_harvest: Harvest, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peak memory must not grow with the recordings of a shard, or of a harvest."""
+    from hooked_whisper.harvest.making import ShardMaker
+
+    real, mels, n_alive = ShardMaker._windows, [], []
+
+    def watched(self: ShardMaker, loaded: Any) -> Any:
+        mels.append(weakref.ref(loaded.mels))
+        n_alive.append(sum(each() is not None for each in mels))
+        return real(self, loaded)
+
+    monkeypatch.setattr(ShardMaker, "_windows", watched)
+    small_harvest(clips, tmp_path / "store", recordings_per_shard=24, batch_size=2)
+    assert len(mels) == 24
+    assert max(n_alive) <= 4
+
+
+def test_rows_beyond_the_memory_wait_on_the_disk(
+    small_harvest: Harvest,
+    clips: Path,
+    tmp_path: Path,
+    contents_of: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hooked_whisper.harvest import shards
+
+    small_harvest(clips, tmp_path / "memory")
+    monkeypatch.setattr(shards, "SPILL_BYTES", 3000)
+    small_harvest(clips, tmp_path / "disk")
+    assert contents_of(tmp_path / "disk") == contents_of(tmp_path / "memory")
 
 
 @pytest.fixture(scope="module")
