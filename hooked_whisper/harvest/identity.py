@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hooked_whisper.errors import InputError, StoreError, StoreMismatchError
-from hooked_whisper.harvest.checksums import checksum_of_json, checksum_of_model
+from hooked_whisper.harvest.checksums import checksum_of_model
 from hooked_whisper.harvest.loading import ReadingRules
 from hooked_whisper.harvest.recordings import Recordings
 from hooked_whisper.harvest.sites import Sites
@@ -139,11 +139,6 @@ def package_version() -> str:
         return version("hooked-whisper")
     except PackageNotFoundError:
         return "unknown"
-
-
-def digest_of(identity: dict[str, Any]) -> str:
-    """One short name for an identity."""
-    return checksum_of_json(identity)
 
 
 def _plain(dtype: torch.dtype) -> str:
