@@ -4,7 +4,8 @@
 
 A person says three digits. The shipped model writes them down; every activation of that
 has a name. Then the encoder's residual stream at the time of the second digit is
-replaced by that of another recording: this digit changes, and the others do not.
+replaced by that of another recording: this digit changes, and the others do not. So it does
+when 10 of 768 latents of a sparse autoencoder are set to what they are there.
 """
 
 import argparse
@@ -17,10 +18,14 @@ from torch import Tensor
 from hooked_whisper import HookedWhisper, WhisperCache
 from hooked_whisper.digits import Recording, recordings
 from hooked_whisper.figures import plot_cross_attention, plot_patching
+from hooked_whisper.interventions import Clamp, Interventions, Site
+from hooked_whisper.sae import load_suite
 
 POSITIONS_PER_SECOND = 50
 PATCHED_DIGIT = 1
 PATCHED_HOOK = "encoder.blocks.2.hook_resid_post"
+SAE_HOOK = "encoder.blocks.3.hook_resid_post"
+N_LATENTS = 10
 
 
 def main() -> None:
@@ -47,6 +52,10 @@ def main() -> None:
     start_s, end_s = window(heard, PATCHED_DIGIT)
     print(f"\n{PATCHED_HOOK}, {start_s:.2f} to {end_s:.2f} s, taken from {other.path.name}:")
     print(f"  before: {heard.text}\n  after:  {after.strip()}")
+
+    after = transcribe_with_latents(model, heard, other)
+    print(f"\n{N_LATENTS} latents of the autoencoder at {SAE_HOOK}, set to what they are there:")
+    print(f"  before: {heard.text}\n  after:  {after}")
 
     draw_attention(model, cache, heard, tokens, out / "cross_attention.png")
     draw_patching(model, other_cache, heard, other, mel, tokens, out / "patching.png")
@@ -83,6 +92,29 @@ def time_patch(source: WhisperCache, recording: Recording, digit: int) -> Any:
         return value
 
     return patch
+
+
+@torch.no_grad()
+def transcribe_with_latents(model: HookedWhisper, heard: Recording, other: Recording) -> str:
+    """The transcript with the latents in which one digit differs most from another's set to it."""
+    sae, latents = load_suite("digits")[SAE_HOOK], f"{SAE_HOOK}.hook_sae_acts_post"
+    word = heard.words[PATCHED_DIGIT]
+    window_s = (word.start_s, word.end_s)
+    start, end = (round(each * POSITIONS_PER_SECOND) for each in window_s)
+    with model.saes({SAE_HOOK: sae}, use_error_term=True):
+        mine, theirs = (
+            model.run_with_cache(model.to_mel(each.path), names_filter=latents)[1][latents][
+                0, start:end
+            ].mean(dim=0)
+            for each in (heard, other)
+        )
+        most = (theirs - mine).abs().topk(N_LATENTS).indices.tolist()
+        edits = [
+            Clamp(Site(latents, latent=each, window_s=window_s), float(theirs[each]))
+            for each in most
+        ]
+        with Interventions(model, *edits):
+            return str(model.transcribe(str(heard.path))["text"]).strip()
 
 
 def draw_attention(

@@ -1,9 +1,9 @@
 """Judge a suite of autoencoders of the digits model on sequences that nothing was trained on.
 
-    python examples/judge_sae_suite.py out/saes [--other out/saes_seed1] [--out out/judged]
+    python examples/judge_sae_suite.py digits [--other build/saes_seed1] [--out out/judged]
 
-The suite is a folder with one folder for each autoencoder, as `sae.save` writes it, each with the
-hook that it belongs to. Sequences are drawn as in `evaluate_digits.py` from the validation split.
+The suite is the one that ships, or a folder with one folder for each autoencoder, as
+`sae.save` writes it, each with the hook that it belongs to. Sequences are drawn as in `evaluate_digits.py` from the validation split.
 Writes `judged.json` and `judged.md`: what each autoencoder gives back and what it does to speech,
 layer by layer; for every digit the latent that tells it best; and, with the suite of another
 seed, whether the same directions were found again. The best latents are chosen on recordings of
@@ -35,7 +35,7 @@ from hooked_whisper.sae.evaluation import (
     latents_by_speech,
 )
 from hooked_whisper.sae.evaluation.labels import Level
-from hooked_whisper.sae.files.load import load_sae
+from hooked_whisper.sae.files.suite import load_suite
 
 LEVELS: tuple[Level, ...] = ("frame", "word")
 Told = dict[str, dict[Level, Selectivity]]
@@ -74,17 +74,9 @@ def draw_sequences(seed: int, n_each: int, bank: Bank) -> list[Sequence]:
     return [sequence_of(window) for window in windows]
 
 
-def load_suite(folder: Path) -> dict[str, SAE]:
-    """The autoencoders of a folder by their hooks, encoder first, layer by layer."""
-    found = {}
-    for path in sorted(folder.glob("*/cfg.json")):
-        sae = load_sae(path.parent)
-        if sae.cfg.hook_name is None or sae.cfg.hook_name in found:
-            raise SystemExit(f"{path} names no hook, or one that another autoencoder has.")
-        found[sae.cfg.hook_name] = sae
-    if not found:
-        raise SystemExit(f"{folder} holds no autoencoders: no */cfg.json.")
-    return dict(sorted(found.items(), key=lambda item: _place(item[0])))
+def in_order(suite: Mapping[str, SAE]) -> dict[str, SAE]:
+    """A suite's autoencoders, encoder first, layer by layer."""
+    return dict(sorted(suite.items(), key=lambda item: _place(item[0])))
 
 
 def _place(name: str) -> tuple[Any, ...]:
@@ -247,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("suite", type=Path, help="folder with one folder for each autoencoder")
+    parser.add_argument("suite", help='"digits", or a folder with one folder for each autoencoder')
     parser.add_argument("--other", type=Path, help="the suite of another seed")
     parser.add_argument("--out", type=Path, default=Path("out/judged"))
     parser.add_argument("--model", default="digits")
@@ -259,7 +251,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    suite = load_suite(args.suite)
+    suite = in_order(load_suite(args.suite))
     other = load_suite(args.other) if args.other else {}
     model = HookedWhisper.from_pretrained(args.model, device="cpu")
     bank = load_bank(args.data / "recordings", SPLITS["validation"], (1.0,))

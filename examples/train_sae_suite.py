@@ -8,7 +8,8 @@ audio file, the decoder's at the tokens of several texts (what is said, without 
 timestamps, and other digits, because a text has few tokens). They are kept in one file, whose
 name tells everything that made them. Then the autoencoders of each stack learn in one pass
 over it, in a process of their own, and are saved in SAELens's format with a table of how
-they do on the validation split. Interrupted runs go on with `--resume`.
+they do on the validation split. Interrupted runs go on with `--resume`; `--package` also
+writes, in half precision, what `load_suite("digits")` loads.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from hooked_whisper import HookedWhisper
 from hooked_whisper.sae.architectures.batch_topk import BatchTopKConfig
 from hooked_whisper.sae.architectures.topk import TopKConfig
 from hooked_whisper.sae.base import SAE
+from hooked_whisper.sae.files.suite import SHIPPED, load_suite
 from hooked_whisper.sae.training import MemoryActivations, TrainingConfig, train_saes
 from hooked_whisper.speech.mel import Mel
 
@@ -247,6 +249,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--package", action="store_true", help="also write what the package ships")
     args = parser.parse_args()
     paths = harvest(args, "train", args.windows), harvest(args, "validation", args.check_windows)
     if args.resume:
@@ -259,6 +262,9 @@ def main() -> None:
     lines = [head, *(line for table in tables for line in table)]
     (args.out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
+    if args.package:
+        for name, sae in load_suite(args.out).items():
+            sae.half().save(SHIPPED["digits"] / name)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def harvest(
     """
     from hooked_whisper.harvest import harvest as run
     from hooked_whisper.harvest.identity import as_dtype
-    from hooked_whisper.harvest.ranks import is_first_rank, torchrun_group
+    from hooked_whisper.ranks import is_first_rank, torchrun_group
     from hooked_whisper.model.whisper import HookedWhisper
 
     with torchrun_group() as own_device:

@@ -1,6 +1,7 @@
 """Pictures from plain tensors; matplotlib is loaded when the first one is drawn."""
 
 from hooked_whisper.figures.attention import plot_cross_attention
+from hooked_whisper.figures.latents import plot_latents
 from hooked_whisper.figures.lenses import (
     plot_attribution,
     plot_encoder_lens,
@@ -26,6 +27,7 @@ __all__ = [
     "plot_encoder_lens",
     "plot_head_scores",
     "plot_histograms",
+    "plot_latents",
     "plot_logit_lens",
     "plot_patching",
     "plot_probes",

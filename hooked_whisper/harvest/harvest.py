@@ -30,7 +30,7 @@ from hooked_whisper.harvest.loading import (
     load_all,
 )
 from hooked_whisper.harvest.making import Making, ShardMaker
-from hooked_whisper.harvest.ranks import Ranks
+from hooked_whisper.ranks import Ranks
 from hooked_whisper.harvest.recordings import Recordings, as_recordings
 from hooked_whisper.harvest.shards import record_name, shard_name
 from hooked_whisper.harvest.sites import choose_sites

@@ -78,8 +78,8 @@ ROOMS = {
     """,
     "figures": """
         plot_attribution plot_by_layer plot_cosine_matrix plot_cross_attention plot_encoder_lens
-        plot_head_scores plot_histograms plot_logit_lens plot_patching plot_probes plot_sources
-        plot_sweep plot_trajectories
+        plot_head_scores plot_histograms plot_latents plot_logit_lens plot_patching plot_probes
+        plot_sources plot_sweep plot_trajectories
     """,
     "harvest": """
         ActivationDataset ActivationStore ProbeResult ProbeScore Recording RecordingEntry RowPlaces
@@ -87,9 +87,10 @@ ROOMS = {
     """,
     "interventions": """
         Add Clamp CompressionRatio CutAttention Edit ExactSequence ExactTranscript Example
-        GreedyAblation Head HeadInput Interventions KLDivergence LogProb LogitDifference Loss MLPLayer
-        MeanAblation Metric NoSpeechProb Patch PathEffects PositionMetric Probability ProjectOut
-        Removal Repetition ReplacePattern ResampleAblation RestrictAttention Rollout Scale
+        GreedyAblation Head HeadInput Interventions KLDivergence LogProb LogitDifference Loss
+        MLPLayer MeanAblation Metric NoSpeechProb Patch PathEffects PositionMetric Probability
+        ProjectOut Removal Repetition ReplacePattern ResampleAblation RestrictAttention Rollout
+        Scale
         SequenceLogProb Site SiteEdit
         SkipLayer Steer SweepResult TokenErrorRate TokenRank TranscriptComparison TranscriptMetric
         WordErrorRate ZeroAblation ablate_head_everywhere as_metric as_transcript_metric

@@ -1,11 +1,11 @@
 """Everything that an autoencoder is judged by, over recordings, in one call."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
@@ -18,6 +18,7 @@ from hooked_whisper.sae.evaluation.site import (
     JudgedSite,
     counted_positions,
     judged_site,
+    put_in,
     replaced,
 )
 from hooked_whisper.sae.evaluation.spliced import (
@@ -156,12 +157,11 @@ def _judge(
             rows += batch.rows
             own += texts
             bar.update()
+        options = {"language": inputs.language, "max_new_tokens": max_new_tokens}
         for batch in inputs.with_rows(rows).batches():
-            clean_output = inputs.model.encoder(batch.mel.values)
-            clean = _logits(inputs.model, batch, clean_output)
+            clean = _clean_run(inputs.model, sites, batch)
             for job in flat:
-                options = {"language": inputs.language, "max_new_tokens": max_new_tokens}
-                _splice(inputs.model, job, batch, clean_output, clean, transcripts, options)
+                _splice(inputs.model, job, batch, clean, options if transcripts else None)
                 bar.update()
     words = normalize
     return [_evaluation(inputs, site, each, own, transcripts, words) for site, each in jobs.items()]
@@ -234,14 +234,31 @@ def _measure(
             job.reconstruction.update(y[part][counted], recons[counted], latents[counted])
 
 
+class _Clean(NamedTuple):
+    """What the model makes of a batch as it is.
+
+    Args:
+        encoder_output: What the decoder reads.
+        logits: Of the batch's tokens.
+        streams: The encoder's residual stream where autoencoders replace it.
+    """
+
+    encoder_output: Tensor
+    logits: Tensor
+    streams: Mapping[str, Tensor]
+
+
+def _clean_run(model: HookedWhisper, sites: Sequence[JudgedSite], batch: Batch) -> _Clean:
+    names = [site.hook_name for site in sites if site.stream_layer is not None]
+    if names:
+        output, streams = model.run_with_cache(batch.mel, names_filter=names)
+    else:
+        output, streams = model.encoder(batch.mel.values), {}
+    return _Clean(output, _logits(model, batch, output), streams)
+
+
 def _splice(
-    model: HookedWhisper,
-    job: _Job,
-    batch: Batch,
-    clean_output: Tensor,
-    clean: Tensor,
-    transcripts: bool,
-    options: dict[str, Any],
+    model: HookedWhisper, job: _Job, batch: Batch, clean: _Clean, transcribe: dict[str, Any] | None
 ) -> None:
     """Run with reconstructions, zeros and the mean in the activation's place."""
     mean = job.reconstruction.mean
@@ -253,24 +270,45 @@ def _splice(
     logits = {}
     for kind in KINDS:
         with _replacing(model, job, batch, functions[kind]):
-            heard = job.site.stack == "encoder"
-            output = model.encoder(batch.mel.values) if heard else clean_output
+            output = _encoder_output(model, job, batch, functions[kind], clean)
             logits[kind] = _logits(model, batch, output)
-            if kind == "spliced" and transcripts:
-                done = model.generate(None, encoder_output=output, **options)
-                job.texts += done.texts
-    job.recovered.update(clean, logits, batch.targets, batch.counts)
+            if kind == "spliced" and transcribe is not None:
+                job.texts += model.generate(None, encoder_output=output, **transcribe).texts
+    job.recovered.update(clean.logits, logits, batch.targets, batch.counts)
 
 
-@contextmanager
+def _encoder_output(
+    model: HookedWhisper,
+    job: _Job,
+    batch: Batch,
+    function: Callable[[Tensor], Tensor],
+    clean: _Clean,
+) -> Tensor:
+    """What the encoder gives with the activation replaced: of its blocks only those behind run."""
+    if job.site.stack == "decoder":
+        return clean.encoder_output
+    layer = job.site.stream_layer
+    if layer is None:
+        return model.encoder(batch.mel.values)
+    stream = clean.streams[job.site.hook_name]
+    resid = put_in(stream, function(stream), _counts(model, job, batch))
+    return model.encoder.finish(model.encoder.run_blocks(resid, start=layer + 1))
+
+
 def _replacing(
     model: HookedWhisper, job: _Job, batch: Batch, function: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    counts = None
-    if job.site.stack == "encoder" and not job.all_frames:
-        counts = counted_positions(batch.mel.n_positions, model.cfg.n_audio_ctx, len(batch.mel))
-    with replaced(model, job.site, function, counts):
-        yield
+) -> AbstractContextManager[None]:
+    """The activation replaced by hooks, where that is not done by hand."""
+    if job.site.stream_layer is not None:
+        return nullcontext()
+    return replaced(model, job.site, function, _counts(model, job, batch))
+
+
+def _counts(model: HookedWhisper, job: _Job, batch: Batch) -> Bool[Tensor, "batch pos"] | None:
+    """The positions to replace; None is all of them."""
+    if job.site.stack == "decoder" or job.all_frames:
+        return None
+    return counted_positions(batch.mel.n_positions, model.cfg.n_audio_ctx, len(batch.mel))
 
 
 def _logits(

@@ -1,5 +1,6 @@
 """Where an autoencoder is judged: the hook that it reads and the one that it replaces."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,12 @@ class JudgedSite:
     def stack(self) -> Stack:
         """Whether it sits in the encoder, along time, or in the decoder, along the text."""
         return "encoder" if self.hook_name_out.startswith("encoder") else "decoder"
+
+    @property
+    def stream_layer(self) -> int | None:
+        """The block behind which it replaces the encoder's residual stream itself, if it does."""
+        found = re.fullmatch(r"encoder\.blocks\.(\d+)\.hook_resid_post", self.hook_name)
+        return int(found[1]) if found and self.hook_name_out == self.hook_name else None
 
     def encode(self, x: Float[Tensor, "vector d_in"]) -> Float[Tensor, "vector latent"]:
         """The latents of vectors.
@@ -193,14 +200,22 @@ def replaced(
         read[:] = [value]
 
     def put(value: Tensor, hook: Any) -> Tensor:
-        new = function(read.pop()).to(value.dtype).reshape(value.shape)
-        if counts is None:
-            return new
-        places = counts.view(*counts.shape, *(1,) * (value.ndim - 2))
-        return torch.where(places, new, value)
+        return put_in(value, function(read.pop()), counts)
 
     with model.hooks([(site.hook_name, keep), (site.hook_name_out, put)]):
         yield
+
+
+def put_in(
+    value: Float[Tensor, "batch pos *width"],
+    new: Float[Tensor, "vector d_out"],
+    counts: Bool[Tensor, "batch pos"] | None,
+) -> Float[Tensor, "batch pos *width"]:
+    """An activation with other vectors at the positions that count; None is all of them."""
+    new = new.to(value.dtype).reshape(value.shape)
+    if counts is None:
+        return new
+    return torch.where(counts.view(*counts.shape, *(1,) * (value.ndim - 2)), new, value)
 
 
 def counted_positions(

@@ -193,8 +193,8 @@ class Trainer:
         if not torch.isfinite(losses.total + length):
             raise TrainingError(
                 f"step {self.step}{self._of}: the loss is {float(losses.total.detach())} and its "
-                f"gradient has length {float(length)}. The weights are those before this step. Lower lr, "
-                "or look for very large activations."
+                f"gradient has length {float(length)}. The weights are those before this step. "
+                "Lower lr, or look for very large activations."
             )
         limit = self.cfg.clip_grad_norm
         if limit is not None and length > limit:
