@@ -62,8 +62,8 @@ def harvest(
     """
     from hooked_whisper.harvest import harvest as run
     from hooked_whisper.harvest.identity import as_dtype
-    from hooked_whisper.ranks import is_first_rank, torchrun_group
     from hooked_whisper.model.whisper import HookedWhisper
+    from hooked_whisper.ranks import is_first_rank, torchrun_group
 
     with torchrun_group() as own_device:
         model = HookedWhisper.from_pretrained(

@@ -30,13 +30,13 @@ from hooked_whisper.harvest.loading import (
     load_all,
 )
 from hooked_whisper.harvest.making import Making, ShardMaker
-from hooked_whisper.ranks import Ranks
 from hooked_whisper.harvest.recordings import Recordings, as_recordings
 from hooked_whisper.harvest.shards import record_name, shard_name
 from hooked_whisper.harvest.sites import choose_sites
 from hooked_whisper.harvest.store import ActivationStore
 from hooked_whisper.harvest.verify import damaged_shards
 from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.ranks import Ranks
 from hooked_whisper.speech.tokens import get_tokenizer
 
 
@@ -118,7 +118,7 @@ def harvest(
         make_identity(model, sites, source, rules, options),
         default_workers() if n_workers is None else n_workers,
     )
-    _run(plan, Ranks.current(), verify=verify, progress=progress)
+    _run(plan, Ranks.current(StoreError), verify=verify, progress=progress)
     return ActivationStore(folder)
 
 

@@ -57,7 +57,7 @@ class HookPoint(lens.HookPoint):
         return is_watched(self)
 
     @property
-    def has_hooks(self) -> bool:
+    def has_any_hook(self) -> bool:
         """Whether a hook, ours or a bare torch one, sees the activation."""
         return bool(self._forward_hooks or self._backward_hooks or self._forward_pre_hooks)
 

@@ -21,12 +21,12 @@ from hooked_whisper.interventions.edits import Edit, HookPair, rows_for
 from hooked_whisper.interventions.sites import (
     Positions,
     Window,
-    axis_sizes,
     check_window,
     first_pos,
     places_on,
     window_to_places,
 )
+from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
 Heads = int | Sequence[int] | None

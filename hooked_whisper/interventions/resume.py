@@ -62,7 +62,7 @@ class BaseRun:
         n = example.n_pos
         self.positions = torch.arange(n) if positions is None else torch.tensor(positions) % n
         # A function of the user's may count positions or rows: give it the whole text.
-        self.is_hooked = any(point.has_hooks for point in model.hook_dict.values())
+        self.is_hooked = any(point.has_any_hook for point in model.hook_dict.values())
         self._reads_last_only = self.positions.tolist() == [n - 1]
         with torch.no_grad():
             logits, self.cache = model.run_with_cache(

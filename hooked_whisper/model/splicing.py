@@ -43,8 +43,6 @@ class Splicing(HookedEncoderDecoder):
     """
 
     encoder: Any
-    device: torch.device
-    dtype: torch.dtype
 
     def add_sae(
         self,
@@ -213,7 +211,7 @@ class Splicing(HookedEncoderDecoder):
                 out,
                 point,
                 self._some_shape(out),
-                self.dtype,
+                next(self.parameters()).dtype,
                 use_error_term=use_error_term,
                 prefix=_free_prefix(out, taken),
                 n_positions=self._speech_of(out, point) if speech_only else None,

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hooked_whisper.errors import SAEConfigError, SAEError
+from hooked_whisper.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,9 @@ class SAE(nn.Module, ABC):
 
     Config: ClassVar[type[SAEConfig]]
     cfg: SAEConfig
+
+    ranks: Ranks | None = None
+    """Who else has a part of the batch that `losses` is of, while several train one autoencoder."""
 
     W_enc: Float[Tensor, "d_in latent"]
     b_enc: Float[Tensor, " latent"]

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hooked_whisper.ranks import Ranks
+
 _CHUNK_ELEMENTS = 3 << 19
 """Pre-activations made at once on the CPU: 6 MB in fp32."""
 
@@ -165,31 +167,37 @@ def select_top_of_batch(
     b_enc: Float[Tensor, " latent"],
     n: int,
     scale: Float[Tensor, " latent"] | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Float[Tensor, " entry"], Selection]:
     """The n largest pre-activations of the whole batch, as far as they are positive.
 
     A bound a little too low is read off some vectors; whatever is over it is
-    kept, and the n largest of that are found exactly.
+    kept, and the n largest of that are found exactly. Ranks that have parts of the batch
+    tell each other what is over the bound, and so find the same ones as one process.
 
     Args:
         x: The encoder's input.
         W_enc: Its matrix.
         b_enc: Its bias.
-        n: How many in the whole batch.
+        n: How many in the whole batch; of several ranks, for this one's vectors.
         scale: What pre-activations are multiplied with where they are compared.
+        ranks: Who has parts of the batch; None is this process alone.
 
     Returns:
-        Their pre-activations (not multiplied), and which they are.
+        Their pre-activations (not multiplied), and which they are; of this rank's vectors.
     """
+    ranks = ranks or Ranks()
     surplus = 1.2
     while True:
-        bound = _bound_for(surplus * n / len(x), x, W_enc, b_enc, scale)
+        bound = ranks.least(_bound_for(surplus * n / len(x), x, W_enc, b_enc, scale))
         compared, places, values = _over(bound, x, W_enc, b_enc, scale)
-        if len(places) >= n or bound == 0:
+        found, wanted = zip(*ranks.counts(len(places), n), strict=True)
+        if sum(found) >= sum(wanted) or bound == 0:
             break
         surplus *= 2
-    if len(places) > n:
-        kept = _largest(compared, n)
+    if sum(found) > sum(wanted):
+        everyone = torch.cat(ranks.gather_rows(compared, found))
+        kept = _largest(everyone, sum(wanted)).split(found)[ranks.rank]
         places, values = places[kept], values[kept]
     return values, _selection_of_places(places, len(x), len(b_enc))
 

@@ -17,7 +17,7 @@ LINES = [
     {"sae", "interventions", "lenses", "harvest"},
     {"model"},
     {"generation"},  # below the model, whose methods call it: it takes any model by its shape
-    {"weights", "hooks", "speech", "analysis", "digits", "figures"},
+    {"weights", "hooks", "speech", "analysis", "digits", "figures", "ranks"},
     {"config"},
     {"errors"},
 ]

@@ -1,6 +1,7 @@
 """BatchTopK autoencoders: k latents a vector on average, chosen in the whole batch."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 import torch
@@ -81,7 +82,9 @@ class BatchTopKSAE(TopKSAE):
     ) -> tuple[Float[Tensor, " entry"], Selection]:
         scale = self._scale_of_latents
         n = self.cfg.k * len(inputs)
-        values, selection = select_top_of_batch(inputs, self.W_enc, self.b_enc, n, scale)
+        values, selection = select_top_of_batch(
+            inputs, self.W_enc, self.b_enc, n, scale, self.ranks
+        )
         if torch.is_grad_enabled():
             self._follow(values if scale is None else values * scale[selection.indices])
         return values, selection
@@ -89,9 +92,12 @@ class BatchTopKSAE(TopKSAE):
     @torch.no_grad()
     def _follow(self, values: Float[Tensor, " entry"]) -> None:
         """Move the threshold towards a batch's smallest active latent."""
-        if not len(values):
+        least = values.min().to(self.topk_threshold.dtype) if len(values) else None
+        if self.ranks is not None:
+            found = self.ranks.least(inf if least is None else float(least))
+            least = None if found == inf else self.topk_threshold.new_tensor(found)
+        if least is None:
             return
-        least = values.min().to(self.topk_threshold.dtype)
         rate = torch.where(self.topk_threshold < 0, 1.0, self.cfg.topk_threshold_lr)
         self.topk_threshold += rate * (least - self.topk_threshold)
 

@@ -250,10 +250,11 @@ class _Clean(NamedTuple):
 
 def _clean_run(model: HookedWhisper, sites: Sequence[JudgedSite], batch: Batch) -> _Clean:
     names = [site.hook_name for site in sites if site.stream_layer is not None]
+    streams: Mapping[str, Tensor] = {}
     if names:
         output, streams = model.run_with_cache(batch.mel, names_filter=names)
     else:
-        output, streams = model.encoder(batch.mel.values), {}
+        output = model.encoder(batch.mel.values)
     return _Clean(output, _logits(model, batch, output), streams)
 
 

@@ -18,7 +18,8 @@ from hooked_whisper.sae.files.dictionary_learning import (
     read_topk,
 )
 from hooked_whisper.sae.files.freud import read_freud_topk, read_tied
-from hooked_whisper.sae.files.saelens import CFG_NAME, WEIGHTS_NAME, is_saelens, read_saelens
+from hooked_whisper.sae.files.saelens import is_saelens, read_saelens
+from hooked_whisper.sae.files.saelens_cfg import CFG_NAME, WEIGHTS_NAME
 from hooked_whisper.sae.files.tensors import Contents, read_config, read_contents
 from hooked_whisper.sae.files.whisper_sae import read_two_layers
 

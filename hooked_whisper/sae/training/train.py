@@ -12,10 +12,12 @@ from torch import Tensor
 
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.ranks import Ranks
 from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.training.batches import check_batch, has_target
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.interrupts import uninterrupted
+from hooked_whisper.sae.training.shares import agreed_ranks, alike, in_parts, in_turns
 from hooked_whisper.sae.training.sources import ActivationSource
 from hooked_whisper.sae.training.trainer import Trainer
 
@@ -65,10 +67,11 @@ def train_sae(
         return train_saes(
             {"": cfg}, activations, seed=seed, resume=resume, progress=progress, on_log=on_log
         )[""]
-    trainer = Trainer(cfg, data="an iterable of batches")
+    ranks = agreed_ranks({"": cfg})
+    trainer = Trainer(cfg, data="an iterable of batches", ranks=ranks)
     trainer.prepare_folder(resume=resume)
-    run = _Run({"": trainer}, progress, on_log)
-    return run(enumerate(_iterate(activations)), lambda item, trainer: item)[""]
+    run = _Run({"": trainer}, progress, on_log, ranks)
+    return run(run.number_parts(_iterate(activations)), lambda item, trainer: item)[""]
 
 
 def train_saes(
@@ -107,34 +110,43 @@ def train_saes(
     data: Any = "an iterable of dicts of batches"
     if is_source:
         data = {"hook_names": hook_names, "batch_size": batch_size, "seed": seed}
-    trainers = {name: Trainer(cfg, name, data) for name, cfg in cfgs.items()}
+    ranks = agreed_ranks(cfgs)
+    trainers = {name: Trainer(cfg, name, data, ranks) for name, cfg in cfgs.items()}
     for trainer in trainers.values():
         trainer.prepare_folder(resume=resume)
-    run = _Run(trainers, progress, on_log)
+    run = _Run(trainers, progress, on_log, ranks)
     if not is_source:
-        return run(enumerate(_iterate(activations)), _of_hooks)
-    skip = min((each.position.batch for each in run.unfinished), default=0)
+        return run(run.number_parts(_iterate(activations)), _of_hooks)
+    takes = inspect.signature(activations.stream).parameters
+    first = run.first_needed if "skip" in takes else 0
     options: dict[str, Any] = {"seed": seed}
-    can_skip = "skip" in inspect.signature(activations.stream).parameters
-    if can_skip and skip:
-        options["skip"] = skip
+    if first:
+        options["skip"] = first
+    in_turn = ranks.n > 1 and {"skip", "turn"} <= set(takes)
+    if in_turn:
+        options["turn"] = (ranks.rank, ranks.n)
     stream = activations.stream(hook_names, batch_size, **options)
     with closing(stream) if hasattr(stream, "close") else nullcontext():
-        return run(enumerate(stream, skip if can_skip else 0), _of_hooks)
+        if in_turn:
+            return run(in_turns(stream, ranks, first), _of_hooks)
+        return run(alike(stream, ranks, first), _of_hooks)
 
 
 class _Run:
     """Trainers side by side on the batches of one pass."""
 
-    def __init__(self, trainers: Mapping[str, Trainer], progress: bool, on_log: OnLog) -> None:
-        self.trainers, self.on_log = trainers, on_log
+    def __init__(
+        self, trainers: Mapping[str, Trainer], progress: bool, on_log: OnLog, ranks: Ranks
+    ) -> None:
+        self.trainers, self.ranks = trainers, ranks
+        self.on_log = on_log if ranks.is_first else None
         self.unfinished = [each for each in trainers.values() if not each.is_done]
         self.results: dict[str, SAE] = {
             name: each.result() for name, each in trainers.items() if each.is_done
         }
         self.bar: Any = None
         self._watched_s = 0.0
-        if progress and self.unfinished:
+        if progress and self.unfinished and ranks.is_first:
             from tqdm.auto import tqdm
 
             self.bar = tqdm(
@@ -144,6 +156,17 @@ class _Run:
                 unit_scale=True,
                 dynamic_ncols=True,
             )
+
+    @property
+    def first_needed(self) -> int:
+        """The number of the first batch of the data that is not used up."""
+        return min((each.position.batch for each in self.unfinished), default=0)
+
+    def number_parts(self, items: Iterator[Any]) -> Iterator[tuple[int, Any]]:
+        """The batches of an iterable, numbered; of several ranks, put together."""
+        if self.ranks.n == 1:
+            return enumerate(items)
+        return in_parts(items, self.ranks, self.first_needed)
 
     def __call__(
         self, items: Iterator[tuple[int, Any]], pick: Callable[[Any, Trainer], Any]
@@ -199,10 +222,14 @@ class _Run:
     def _finish(self, trainer: Trainer) -> None:
         """Keep what a trainer came to, and write it where it has a folder."""
         sae = trainer.result()
-        with uninterrupted():
+
+        def write() -> None:
             trainer.save()
             if trainer.folder is not None:
                 sae.save(trainer.folder)
+
+        with uninterrupted():
+            self.ranks.once(write)
         name = next(name for name, each in self.trainers.items() if each is trainer)
         self.results[name] = sae
         self.unfinished.remove(trainer)
@@ -214,7 +241,8 @@ class _Run:
                 self._step(trainer)
             if trainer.has_begun:
                 self._finish(trainer)
-                _warn_of_end(trainer)
+                if self.ranks.is_first:
+                    _warn_of_end(trainer)
         if self.unfinished:
             name = self.unfinished[0].name
             raise TrainingError(

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import TrainingError
+from hooked_whisper.ranks import Ranks, has_restarted
 from hooked_whisper.sae.base import SAE, Losses
 from hooked_whisper.sae.registry import make_sae
 from hooked_whisper.sae.training.batches import Batches, Position, has_target
@@ -21,6 +22,12 @@ from hooked_whisper.sae.training.dead import DeadLatents
 from hooked_whisper.sae.training.fold import fold_scale_
 from hooked_whisper.sae.training.initialise import find_scale, first_b_dec
 from hooked_whisper.sae.training.interrupts import uninterrupted
+from hooked_whisper.sae.training.reduce import (
+    own_part,
+    reduce_losses,
+    selecting_together,
+    whole_recons,
+)
 from hooked_whisper.sae.training.schedule import lr_share, warm_up_share
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -29,21 +36,25 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 class Trainer:
     """An autoencoder, its optimizer, its counters, and its place in the data.
 
-    A step computes `gradients` and then does the `update`; nothing but these two would
-    have to know of several processes: between them, gradients are averaged, and what
-    counts vectors and active latents is summed.
+    A step computes `gradients` and then does the `update`. Where several processes train
+    it, each has all of this, the same: they get the same batches, compute the gradients
+    of their own parts of each, put them together, and do the same update.
 
     Args:
         cfg: What to train and how.
         name: What it is called where several are trained.
         data: A description of the data's order, which a resumed run must share.
+        ranks: The processes that train it together; None is this one alone.
 
     Raises:
         SAEConfigError: No such autoencoder.
     """
 
-    def __init__(self, cfg: TrainingConfig, name: str = "", data: Any = None) -> None:
+    def __init__(
+        self, cfg: TrainingConfig, name: str = "", data: Any = None, ranks: Ranks | None = None
+    ) -> None:
         self.cfg, self.name, self.data = cfg, name, data
+        self.ranks = ranks or Ranks(error=TrainingError)
         self.sae: SAE = make_sae(cfg.sae, torch.Generator().manual_seed(cfg.seed)).train()
         self.has_target = has_target(cfg.sae)
         self.folder = None if cfg.folder is None else Path(cfg.folder).expanduser()
@@ -88,7 +99,8 @@ class Trainer:
         Ctrl-C waits until the step is whole. A step that fails leaves no trace.
 
         Args:
-            watch: Measure this step also where the log has no line of it.
+            watch: Measure this step also where the log has no line of it; not with
+                several ranks, each of which has only part of the reconstruction.
 
         Raises:
             TrainingError: The loss or its gradient is not finite.
@@ -97,17 +109,19 @@ class Trainer:
             n = min(self.next_size, self.batches.n_waiting)
             x, target = self.batches.take(n)
             x, target = self._prepare(x, target)
-            with self._untouched_on_failure():
-                losses = self.gradients(x, target)
-                self._check(losses)
             is_logged = self.step % self.cfg.log_every == 0 or (
                 self.n_vectors + n >= self.cfg.total_vectors
             )
+            with self._untouched_on_failure():
+                losses = self.gradients(x, target)
+                self._check(losses)
+                if is_logged:
+                    losses = losses._replace(recons=whole_recons(losses.recons, self.ranks, n))
             lr = self.cfg.lr * lr_share(
                 self.step, self.cfg.total_steps, self.cfg.lr_warm_up, self.cfg.lr_decay
             )
             self.update(losses, n, lr)
-            if is_logged or watch:
+            if is_logged or (watch and self.ranks.n == 1):
                 self._measure(losses, x if target is None else target, lr)
             if is_logged:
                 self.log.append(self.latest)
@@ -118,8 +132,13 @@ class Trainer:
     def gradients(
         self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"] | None
     ) -> Losses:
-        """The losses of a batch, with their gradient in the weights."""
-        cfg = self.cfg
+        """The losses of a batch, with their gradient in the weights.
+
+        With several ranks, the reconstruction is that of this one's part.
+        """
+        cfg, n = self.cfg, len(x)
+        x = x[own_part(self.ranks, n)]
+        target = None if target is None else target[own_part(self.ranks, n)]
         warm_up = warm_up_share(self.step, cfg.total_steps, cfg.sparsity_warm_up)
         kind = self.sae.device.type
         autocast = torch.autocast(kind, torch.bfloat16) if cfg.autocast else nullcontext()
@@ -131,9 +150,10 @@ class Trainer:
             if devices:
                 generator = torch.cuda.default_generators[devices[0].index or 0]
             generator.manual_seed(_mix(cfg.seed, self.step))
-            with autocast:
+            with autocast, selecting_together(self.sae, self.ranks, n):
                 losses = self.sae.losses(x, target, warm_up=warm_up, dead=self.dead.is_dead)
             losses.total.backward()
+        losses = reduce_losses(losses, list(self.parameters.values()), self.ranks, n)
         self.sae.project_gradients_()
         return losses
 
@@ -173,6 +193,9 @@ class Trainer:
         if self.cfg.normalize:
             self.scale_in, self.scale_out = find_scale(x), find_scale(target)
         self.sae.b_dec.copy_(first_b_dec(self.cfg.init_b_dec, target * self.scale_out))
+        self.scale_in, self.scale_out = self.ranks.share((self.scale_in, self.scale_out))
+        for value in self._weights().values():
+            self.ranks.copy_first_(value)
 
     @contextmanager
     def _untouched_on_failure(self) -> Iterator[None]:
@@ -225,8 +248,11 @@ class Trainer:
     # Files
 
     def save(self) -> None:
-        """Write a checkpoint and the log, where there is a folder and something to keep."""
-        if self.folder is None or not self.has_begun:
+        """Write a checkpoint and the log, where there is a folder and something to keep.
+
+        Of several ranks, the first one does it.
+        """
+        if self.folder is None or not self.has_begun or not self.ranks.is_first:
             return
         tensors = {f"sae.{name}": value for name, value in self._weights().items()}
         for name, parameter in self.parameters.items():
@@ -247,17 +273,26 @@ class Trainer:
             write_log(self.folder, self.log)
 
     def prepare_folder(self, *, resume: bool) -> None:
-        """Make the folder, and go on from its checkpoint if asked to.
+        """Make the folder, and go on from its checkpoint if asked to, or restarted by torchrun.
+
+        Of several ranks, the first one alone needs the folder.
 
         Raises:
             TrainingError: There is a training in it and `resume` is off; `resume` is on and
                 there is no such folder, or one with another training.
             SAEFileError: Its checkpoint cannot be read.
         """
+        found = self.ranks.once(lambda: self._open_folder(resume=resume))
+        if found is not None:
+            self._restore(*found)
+
+    def _open_folder(self, *, resume: bool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The checkpoint to go on from, if there is one."""
         if self.folder is None:
             if resume:
                 raise TrainingError("resume needs the folder of the training: cfg.folder.")
-            return
+            return None
+        resume = resume or (has_restarted() and self.folder.is_dir())
         if resume and not self.folder.is_dir():
             raise TrainingError(f"there is no folder {self.folder} to resume from.")
         found = read_checkpoint(self.folder)
@@ -267,11 +302,11 @@ class Trainer:
                 "resume=True, or name another folder."
             )
         if found is not None:
-            self._restore(*found)
+            self._check_same(found[1])
         self.folder.mkdir(parents=True, exist_ok=True)
+        return found
 
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        self._check_same(values)
         with torch.no_grad():
             for name, value in self._weights().items():
                 value.copy_(tensors[f"sae.{name}"])
