@@ -223,8 +223,8 @@ def _check_model(model: Any, note: str) -> None:
     hooked = [name for name, point in model.hook_dict.items() if point.is_hooked]
     if hooked and not note:
         raise StoreError(
-            f"{hooked[0]!r} has hooks, and a manifest cannot tell what they do. Call "
-            "model.reset_hooks(), or say what they do: harvest(..., note=...)."
+            f"{hooked[0]!r} has hooks or an SAE, and a manifest cannot tell what they do. Call "
+            "model.reset_hooks() and reset_saes(), or say what they do: harvest(..., note=...)."
         )
 
 

@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, HookedWhisperConfig, Stack
 from hooked_whisper.errors import StoreError
-from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.hooks.names import NamesFilter, stack_of
+from hooked_whisper.model.axes import axis_sizes
 
 RowKind = Literal["encoder", "frame", "decoder"]
 ROW_KINDS: tuple[RowKind, ...] = get_args(RowKind)
@@ -84,7 +85,7 @@ def choose_sites(model: Any, hooks: NamesFilter) -> Sites:
         StoreError: A hook whose rows have no fixed width.
     """
     names = model.hook_names(hooks)
-    each = tuple(_site(name, model.hook_dict[name].axes, model.cfg) for name in names)
+    each = tuple(_site(model, name) for name in names)
     decoder = [name for name in names if name.startswith("decoder.")]
     encoder = [name for name in names if name.startswith("encoder.")]
     return Sites(
@@ -94,8 +95,8 @@ def choose_sites(model: Any, hooks: NamesFilter) -> Sites:
     )
 
 
-def _site(name: str, axes: tuple[str, ...], cfg: HookedWhisperConfig) -> Site:
-    stack: Stack = "encoder" if name.startswith("encoder.") else "decoder"
+def _site(model: Any, name: str) -> Site:
+    axes, stack = model.hook_dict[name].axes, stack_of(name)
     row = next((axis for axis in ("frame", "pos", "query", "key") if axis in axes), None)
     is_self = stack == "decoder" and ".cross_attn." not in name
     if row is None or (row == "query" and is_self):
@@ -104,16 +105,8 @@ def _site(name: str, axes: tuple[str, ...], cfg: HookedWhisperConfig) -> Site:
             "differs. Store other hooks, or read this one with model.run_with_cache."
         )
     kind: RowKind = "frame" if row == "frame" else "encoder" if row == "key" else stack
-    sizes = {
-        "mel": cfg.n_mels,
-        "d_model": cfg.d_model,
-        "d_mlp": cfg.d_mlp,
-        "head": cfg.n_heads(stack),
-        "d_head": cfg.d_head(stack),
-        "key": cfg.n_audio_ctx,
-        "vocab": cfg.d_vocab,
-    }
-    widths = tuple(sizes[axis] for axis in axes if axis not in ("batch", row))
+    sizes = dict(zip(axes, axis_sizes(model, name), strict=True))
+    widths = tuple(sizes[axis] or 0 for axis in axes if axis not in ("batch", row))
     return Site(name, kind, axes.index(row), widths)
 
 
