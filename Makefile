@@ -19,7 +19,7 @@ TL3_TESTS := $(wildcard tests/hooks tests/model tests/contract/test_transformer_
   tests/sae/test_sae_lens.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-tl3 check format format-check lint types docs bench digits clean
+.PHONY: help env demo test test-tl3 check format format-check lint types docs bench digits saes clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -77,6 +77,9 @@ bench: $(STAMP) ## measure against openai-whisper and transformers, into benchma
 
 digits: $(STAMP) ## train the shipped digits model again (hours on 2 cores)
 	$(BIN)/python examples/train_digits.py $(ARGS)
+
+saes: $(STAMP) ## train the digits model's suite of autoencoders again (minutes)
+	$(BIN)/python examples/train_sae_suite.py --package $(ARGS)
 
 clean: ## remove what the targets made, the environments included
 	rm -rf $(VENV) $(TL3) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -208,19 +208,22 @@ def train(args: argparse.Namespace, stack: str, train_path: Path, check_path: Pa
         progress=False,
         on_log=report,
     )
-    return [judge(name, sae, fresh[name].float(), len(tensors[name])) for name, sae in saes.items()]
+    return [judge(name, sae, tensors[name], fresh[name].float()) for name, sae in saes.items()]
 
 
 @torch.no_grad()
-def judge(name: str, sae: SAE, x: Tensor, n_train: int) -> str:
-    """A line of the table: how a saved autoencoder does on vectors it was not trained on."""
+def judge(name: str, sae: SAE, trained: Tensor, fresh: Tensor) -> str:
+    """A line of the table: never active on what it learned from; how it does on other vectors."""
     used = sae.inference()
-    latents = torch.cat([used.encode(part) for part in x.split(8192)])
+    active = [(used.encode(part.float()) > 0).any(dim=0) for part in trained.split(8192)]
+    dead = 1 - torch.stack(active).any(dim=0).float().mean()
+    latents = torch.cat([used.encode(part) for part in fresh.split(8192)])
     recons = torch.cat([used.decode(part) for part in latents.split(8192)])
-    fvu = (recons - x).square().sum() / (x - x.mean(dim=0)).square().sum()
+    fvu = (recons - fresh).square().sum() / (fresh - fresh.mean(dim=0)).square().sum()
     l0 = (latents > 0).sum(dim=1).float().mean()
     unused = 1 - (latents > 0).any(dim=0).float().mean()
-    return f"{name:<34} {n_train:>9,} {len(x):>8,} {fvu:>8.4f} {l0:>6.1f} {unused:>8.1%}"
+    sizes = f"{len(trained):>9,} {dead:>7.1%} {len(fresh):>8,}"
+    return f"{name:<34} {sizes} {fvu:>8.4f} {l0:>6.1f} {unused:>8.1%}"
 
 
 def _train(task: tuple[argparse.Namespace, str, Path, Path]) -> list[str]:
@@ -258,7 +261,8 @@ def main() -> None:
                 (args.out / name).mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(min(args.workers, len(STACKS))) as pool:
         tables = pool.map(_train, [(args, stack, *paths) for stack in STACKS], chunksize=1)
-    head = f"{'site':<34} {'trained':>9} {'judged':>8} {'FVU':>8} {'L0':>6} {'unused':>8}"
+    sizes = f"{'trained':>9} {'dead':>7} {'judged':>8}"
+    head = f"{'site':<34} {sizes} {'FVU':>8} {'L0':>6} {'unused':>8}"
     lines = [head, *(line for table in tables for line in table)]
     (args.out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))

@@ -9,6 +9,7 @@ from hooked_whisper.errors import HookedWhisperError
 
 COMMANDS = {
     "harvest": "hooked_whisper.cli.harvest:harvest",
+    "sae": "hooked_whisper.cli.sae:sae",
     "store": "hooked_whisper.cli.store:store",
 }
 """Where each command is: `module:function`."""

@@ -4,8 +4,8 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +16,7 @@ import jaxtyping
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch import Tensor
 
 from hooked_whisper.errors import TrainingError
@@ -26,7 +27,7 @@ from hooked_whisper.sae.architectures.matryoshka import MatryoshkaConfig
 from hooked_whisper.sae.architectures.relu import ReLUConfig
 from hooked_whisper.sae.architectures.topk import TopKConfig
 from hooked_whisper.sae.architectures.transcoder import SkipTranscoderConfig
-from hooked_whisper.sae.base import SAE, SAEConfig
+from hooked_whisper.sae.base import SAEConfig
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.sources import MemoryActivations
 from hooked_whisper.sae.training.train import train_sae, train_saes
@@ -82,6 +83,17 @@ def in_ranks(tmp_path_factory: pytest.TempPathFactory) -> InRanks:
 
 def start(function: Callable[[int], object], rank: int, n: int, place: Path) -> int:
     """A fork of this process that joins the others, and writes what the function gives."""
+
+    def join() -> None:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        dist.init_process_group("gloo", f"file://{place}/meeting", rank=rank, world_size=n)
+        torch.save(function(rank), place / str(rank))
+
+    return fork(join)
+
+
+def fork(function: Callable[[], object]) -> int:
+    """A child that runs a function and ends: 0 when all went well."""
     pid = os.fork()
     if pid:
         return pid
@@ -89,9 +101,7 @@ def start(function: Callable[[int], object], rank: int, n: int, place: Path) -> 
     try:
         jaxtyping.config.update("jaxtyping_disable", True)
         torch.set_num_threads(1)  # the parent's pool of threads was not forked
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        dist.init_process_group("gloo", f"file://{place}/meeting", rank=rank, world_size=n)
-        torch.save(function(rank), place / str(rank))
+        function()
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -100,10 +110,16 @@ def start(function: Callable[[int], object], rank: int, n: int, place: Path) -> 
 
 
 class Source:
-    """Batches of some size from memory, like a store's: ranks take turns."""
+    """Batches of some size from memory, like a store's: ranks take turns.
 
-    def __init__(self, tensors: dict[str, Tensor], size: int, stop_at: int | None = None) -> None:
-        self.tensors, self.size, self.stop_at = tensors, size, stop_at
+    Args:
+        tensors: Vectors by hook.
+        size: Of a batch.
+        killed: Where to note that the process that reads batch 9 was killed; that happens once.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], size: int, killed: Path | None = None) -> None:
+        self.tensors, self.size, self.killed = tensors, size, killed
         self.n_read = 0
 
     def stream(
@@ -118,8 +134,9 @@ class Source:
         n = len(next(iter(self.tensors.values())))
         for number, begin in enumerate(range(0, n, self.size)):
             if number >= skip and number % turn[1] == turn[0]:
-                if number == self.stop_at:
-                    raise OSError("the disk is gone")
+                if number == 9 and self.killed is not None and not self.killed.exists():
+                    self.killed.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
                 self.n_read += 1
                 rows = slice(begin, begin + self.size)
                 yield {name: self.tensors[name][rows].clone() for name in hook_names}
@@ -286,3 +303,82 @@ def broken(x: Tensor, rank: int) -> Iterator[Tensor]:
     if rank == 1:
         raise OSError("gone")
     yield x
+
+
+# Ranks that are lost
+
+
+@pytest.mark.parametrize(("kind", "lost"), [("topk", 1), ("batchtopk", 0)])
+def test_a_lost_rank_ends_all_and_other_numbers_of_ranks_go_on(
+    kind: str, lost: int, data: dict[str, Tensor], in_ranks: InRanks, tmp_path: Path
+) -> None:
+    """With the first rank goes what came after the last checkpoint."""
+    cfg = replace(CFG, sae=ARCHITECTURES[kind], checkpoint_every=3, log_every=2)
+    whole = trained(cfg, Source(data, 40))
+    n_ranks = 2 if lost else 3  # batch 9 is that of rank 1 of 2, and 0 of 3
+    folder = tmp_path / "sae"
+
+    def lose(rank: int) -> str:
+        source = Source(data, 40, killed=tmp_path / "killed")
+        return refused(lambda: trained(replace(cfg, folder=folder), source))
+
+    found = in_ranks(lose, n_ranks)
+    assert found.pop(lost) == signal.SIGKILL
+    assert all(re.search(r"rank \d of \d lost the others: .* all of them again", x) for x in found)
+    with safe_open(folder / "checkpoint.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["training"])["step"] == (4 if lost else 3)
+
+    for n_now in (1, 2, 4):
+        now = tmp_path / str(n_now)
+        shutil.copytree(folder, now)
+
+        def go_on(rank: int, now: Path = now) -> dict[str, Any]:
+            # What others have for a folder does not matter: the first rank reads and writes.
+            own = now if rank == 0 else tmp_path / "nowhere" / str(rank)
+            source = Source(data, 40)
+            found = trained(replace(cfg, folder=own), source, resume=True)
+            return found | {"n_read": source.n_read}
+
+        first = in_ranks(go_on, n_now)[0] if n_now > 1 else go_on(0)
+        check_weights(first, whole)
+        assert first["n_read"] <= 5 / n_now + 1
+        lines = (now / "log.jsonl").read_text().splitlines()
+        check_same({**first, "log": [json.loads(line) for line in lines]}, whole)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_torchrun_starts_it_again_and_it_goes_on(data: dict[str, Tensor], tmp_path: Path) -> None:
+    """By torchrun's own agent, in a fork of this process, whose workers are forks again."""
+    cfg = replace(CFG, checkpoint_every=2)
+    whole = trained(cfg, Source(data, 40))
+
+    def work() -> None:
+        jaxtyping.config.update("jaxtyping_disable", True)
+        assert not dist.is_initialized()
+        source = Source(data, 40, killed=tmp_path / "killed")
+        found = trained(replace(cfg, folder=tmp_path / "sae"), source)
+        assert dist.get_world_size() == 2  # torchrun's variables were enough
+        torch.save(found, tmp_path / f"{os.environ['RANK']}.of.{source.n_read}")
+
+    def agent() -> None:
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+        elastic_launch(
+            LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=2,
+                max_restarts=1,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                monitor_interval=0.05,
+                start_method="fork",
+            ),
+            work,
+        )()
+
+    assert os.waitpid(fork(agent), 0)[1] == 0
+    assert (tmp_path / "killed").exists()
+    (first,) = tmp_path.glob("0.of.*")
+    assert int(first.suffix[1:]) <= 4
+    check_weights(torch.load(first), whole)
