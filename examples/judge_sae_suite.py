@@ -2,13 +2,13 @@
 
     python examples/judge_sae_suite.py digits [--other build/saes_seed1] [--out out/judged]
 
-The suite is the one that ships, or a folder with one folder for each autoencoder, as
-`sae.save` writes it, each with the hook that it belongs to. Sequences are drawn as in
-`evaluate_digits.py` from the validation split. Writes `judged.json` and `judged.md`: what each
-autoencoder gives back and what it does to speech, layer by layer; for every digit the latent that tells it best; and, with the suite of another
-seed, whether the same directions were found again. The best latents are chosen on recordings of
-the training split and judged on those of the validation split: the greatest of thousands of
-AUROCs would flatter itself.
+The suite is the one that ships, or a folder with one folder for each autoencoder, as `sae.save`
+writes it, each with the hook that it belongs to. Sequences are drawn as in `evaluate_digits.py`
+from the validation split. Writes `judged.json` and `judged.md`: what each autoencoder gives
+back and what it does to speech, layer by layer; for every digit the latent that tells it best;
+and, with the suite of another seed, whether the same directions were found again. The best
+latents are chosen on recordings of the training split and judged on those of the validation
+split: the greatest of thousands of AUROCs would flatter itself.
 """
 
 import argparse
