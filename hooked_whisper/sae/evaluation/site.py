@@ -68,7 +68,7 @@ class JudgedSite:
             SpliceError: It has another shape, or is not finite.
         """
         recons = self.sae.decode(latents)
-        return self._checked("judge_reconstruction", recons, (len(latents), self.d_out))
+        return self._checked("reconstruction", recons, (len(latents), self.d_out))
 
     def reconstruct(self, x: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "vector d_out"]:
         """The vectors of an activation, encoded and decoded."""
@@ -165,7 +165,7 @@ def judged_site(
         )
     site = JudgedSite(sae, hook_name, hook_name_out, d_in, d_out, latents.shape[1], dtype)
     site._checked("latents", latents, (1, site.d_sae))
-    site._checked("judge_reconstruction", recons, (1, d_out))
+    site._checked("reconstruction", recons, (1, d_out))
     return site
 
 

@@ -204,7 +204,7 @@ def by_one(data: dict[str, Tensor]) -> dict[str, Any]:
 def by_ranks(
     request: Any, by_one: dict[str, Any], data: dict[str, Tensor], in_ranks: InRanks
 ) -> list[dict[str, Any]]:
-    """The same, trained by ranks, which are forks of this process: what it has loaded, they have."""
+    """The same, trained by ranks, which are forks of this process and have what it loaded."""
     return in_ranks(lambda rank: trained_together(data), request.param)
 
 
