@@ -66,12 +66,13 @@ class Splice:
         point: Its hook point.
         shape: The activation's shape in some pass, to try the autoencoder on.
         dtype: What the model computes in.
+        device: Where.
         use_error_term: Add what the autoencoder fails to reconstruct.
         prefix: What the names of its hook points begin with.
         n_positions: Asked in every pass for the positions of each recording
             that are to be spliced; None splices all.
         reader: Where the input comes from, if not from the site.
-        read_shape: The shape of that input.
+        read_from: The hook point and shape of that input.
 
     Raises:
         SpliceError: It is no autoencoder, or does not fit: width, dtype, shapes, values.
@@ -84,32 +85,31 @@ class Splice:
         point: HookPoint,
         shape: tuple[int, ...],
         dtype: torch.dtype,
+        device: torch.device,
         *,
         use_error_term: bool = False,
         prefix: str | None = None,
         n_positions: Callable[[], Int[Tensor, " batch"] | None] | None = None,
         reader: Reader | None = None,
-        read_shape: tuple[int, ...] | None = None,
+        read_from: tuple[HookPoint, tuple[int, ...]] | None = None,
     ) -> None:
         if not isinstance(sae, Autoencoder):
             raise SpliceError(
                 f"{type(sae).__name__} is no autoencoder: it needs encode(x) and decode(latents)."
             )
         self.sae, self.name, self.use_error_term = sae, name, use_error_term
-        self.dtype, self.device = _place_of(sae, dtype)
+        self.dtype, self.device = _place_of(sae, dtype, device)
         self.reader, self._n_positions = reader, n_positions
         if torch.promote_types(self.dtype, dtype) != self.dtype:
             raise SpliceError(
                 f"the autoencoder at {name!r} is in {self.dtype}, which does not hold the site's "
                 f"{dtype}. Convert it with sae.to({dtype})."
             )
-        self._try(shape, read_shape or shape, point)
+        read_point, read_shape = read_from or (point, shape)
+        self._try(shape, read_shape, point)
         self.prefix = prefix or name
-        lead = point.axes[: self.n_lead]
-        axes = {
-            "acts_pre": (*lead, "latent"),
-            "acts_post": (*lead, "latent"),
-        }
+        latent_axes = (*point.axes[: self.n_lead], "latent")
+        axes = {"input": read_point.axes, "acts_pre": latent_axes, "acts_post": latent_axes}
         self.points: dict[str, HookPoint] = {}
         for each in POINTS:
             if each == "acts_pre" and not self.tells_pre:
@@ -313,16 +313,18 @@ class _Changes:
         return after
 
 
-def _place_of(sae: Any, dtype: torch.dtype) -> tuple[torch.dtype, torch.device]:
-    """What an autoencoder computes in, and where."""
+def _place_of(
+    sae: Any, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.dtype, torch.device]:
+    """What an autoencoder computes in, and where: as the model, if it does not show."""
     if isinstance(sae, nn.Module):
         for parameter in [*sae.parameters(), *sae.buffers()]:
             if parameter.is_floating_point():
                 return parameter.dtype, parameter.device
-    found, device = getattr(sae, "dtype", None), getattr(sae, "device", None)
+    own_dtype, own_device = getattr(sae, "dtype", None), getattr(sae, "device", None)
     return (
-        found if isinstance(found, torch.dtype) else dtype,
-        torch.device(device) if isinstance(device, (str, torch.device)) else torch.device("cpu"),
+        own_dtype if isinstance(own_dtype, torch.dtype) else dtype,
+        torch.device(own_device) if isinstance(own_device, (str, torch.device)) else device,
     )
 
 

@@ -21,6 +21,17 @@ SAEs = Mapping[Any, Any] | Iterable[Any]
 """Autoencoders by hook name, several as a list; or autoencoders that name their hook themselves."""
 
 
+@dataclass(frozen=True, eq=False)
+class _SpeechOfThePass:
+    """Asks an encoder for the positions of each recording that hold speech in the present pass."""
+
+    encoder: Any
+
+    def __call__(self) -> Int[Tensor, " batch"] | None:
+        found: Tensor | None = self.encoder.n_positions
+        return found
+
+
 @dataclass(frozen=True)
 class _Attached:
     """A splice, and what reads for it elsewhere."""
@@ -203,7 +214,7 @@ class Splicing(HookedEncoderDecoder):
             raise SpliceError(
                 f"a transcoder reads at {name!r} and writes at {out!r}; both must be in one stack."
             )
-        point = self.hook_dict[out]
+        point, parameter = self.hook_dict[out], next(self.parameters())
         reader = None if out == name else Reader()
         return _Attached(
             Splice(
@@ -211,12 +222,13 @@ class Splicing(HookedEncoderDecoder):
                 out,
                 point,
                 self._some_shape(out),
-                next(self.parameters()).dtype,
+                parameter.dtype,
+                parameter.device,
                 use_error_term=use_error_term,
                 prefix=_free_prefix(out, taken),
                 n_positions=self._speech_of(out, point) if speech_only else None,
                 reader=reader,
-                read_shape=self._some_shape(name),
+                read_from=(self.hook_dict[name], self._some_shape(name)),
             ),
             reader_at=None if reader is None else name,
         )
@@ -237,7 +249,7 @@ class Splicing(HookedEncoderDecoder):
                 f"speech_only is for activations of encoder positions; {name!r} has axes "
                 f"[{' '.join(point.axes)}]. Leave it out there."
             )
-        return lambda: self.encoder.n_positions
+        return _SpeechOfThePass(self.encoder)
 
     def _attach(self, attached: list[_Attached]) -> None:
         for each in attached:

@@ -438,6 +438,24 @@ def test_padding_can_be_left_alone(
         tiny_model.add_sae(sae, TEXT_SITE, speech_only=True)
 
 
+def test_a_copy_of_the_model_has_splices_of_its_own(
+    fresh_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor, sae: Any
+) -> None:
+    """Also where they ask the encoder how much of the pass is speech."""
+    mel = tiny_mel.clone()
+    mel[:, :, 23:] = -0.5
+    fresh_model.add_sae(sae, SITE, speech_only=True)
+    twin = copy.deepcopy(fresh_model)
+    with torch.no_grad():
+        fresh_model(tiny_mel, tiny_tokens)  # another number of positions
+        got = twin(mel, tiny_tokens)
+        torch.testing.assert_close(got, fresh_model(mel, tiny_tokens))
+        twin.reset_saes()
+        fresh_model.reset_saes()
+        assert not torch.allclose(twin(mel, tiny_tokens), got, atol=1e-4)
+        torch.testing.assert_close(fresh_model(mel, tiny_tokens), twin(mel, tiny_tokens))
+
+
 # What does not fit
 
 

@@ -46,7 +46,7 @@ ARCHITECTURES: dict[str, SAEConfig] = {
     "scaled batchtopk": BatchTopKConfig(**SIZE, k=2, rescale_acts_by_decoder_norm=True),
     "matryoshka": MatryoshkaConfig(**SIZE, k=2),
     "relu": ReLUConfig(**SIZE),
-    "jumprelu": JumpReLUConfig(**SIZE, jumprelu_init_threshold=2.0, pre_act_loss_coefficient=0.1),
+    "jumprelu": JumpReLUConfig(**SIZE, jumprelu_init_threshold=1.0, pre_act_loss_coefficient=0.1),
     "gated": GatedConfig(**SIZE),
     "transcoder": SkipTranscoderConfig(**SIZE, d_out=8, hook_name_out="b", k=2),
 }
