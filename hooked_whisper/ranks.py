@@ -241,7 +241,14 @@ def join_torchrun(patience: datetime.timedelta = PATIENCE) -> torch.device | Non
     device = torch.device("cuda", local) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=patience)
+    store, rank, n_ranks = next(dist.rendezvous("env://", timeout=patience))
+    # torchrun keeps one store over its restarts. Without names of their own, ranks would find
+    # the addresses of those that ended, and wait for them.
+    attempt = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend = "nccl" if has_gpu else "gloo"
+    dist.init_process_group(
+        backend, store=attempt, rank=rank, world_size=n_ranks, timeout=patience
+    )
     return device
 
 
