@@ -246,9 +246,7 @@ def join_torchrun(patience: datetime.timedelta = PATIENCE) -> torch.device | Non
     # the addresses of those that ended, and wait for them.
     attempt = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "nccl" if has_gpu else "gloo"
-    dist.init_process_group(
-        backend, store=attempt, rank=rank, world_size=n_ranks, timeout=patience
-    )
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=n_ranks, timeout=patience)
     return device
 
 

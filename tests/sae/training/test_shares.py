@@ -99,6 +99,7 @@ def fork(function: Callable[[], object]) -> int:
         return pid
     status = 1
     try:
+        signal.alarm(120)  # rather than wait for each other without end
         jaxtyping.config.update("jaxtyping_disable", True)
         torch.set_num_threads(1)  # the parent's pool of threads was not forked
         function()

@@ -1,0 +1,83 @@
+"""`hooked-whisper sae train`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from hooked_whisper.cli import main
+from hooked_whisper.digits import FOLDER
+from hooked_whisper.sae import load_sae, load_suite
+
+HOOK = "encoder.blocks.0.hook_resid_pre"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of two hooks of the digits model on one recording."""
+    folder = tmp_path_factory.mktemp("cli") / "store"
+    recording = sorted(FOLDER.glob("*.flac"))[0]
+    hooks = ["--hook", HOOK, "--hook", "encoder.blocks.0.attn.hook_z"]
+    made = run(
+        "harvest",
+        recording,
+        "--model",
+        "digits",
+        *hooks,
+        "--out",
+        folder,
+        "--workers",
+        0,
+        "--quiet",
+    )
+    assert made.exit_code == 0, made.output
+    return folder
+
+
+def test_it_trains_an_autoencoder_of_a_store(store: Path, tmp_path: Path) -> None:
+    options = ["--latents", 64, "--k", 4, "--epochs", 2, "--batch-size", 50, "--quiet"]
+    command = ["sae", "train", store, "--hook", HOOK, "--out", tmp_path / "sae", *options]
+    made = run(*command)
+    assert made.exit_code == 0, made.output
+    assert f"{HOOK}: " in made.output and ", FVU 0." in made.output
+    sae = load_sae(tmp_path / "sae")
+    assert (sae.cfg.hook_name, sae.cfg.d_in, sae.cfg.d_sae) == (HOOK, 96, 64)
+    assert int((sae.encode(torch.randn(3, 96)) > 0).sum(dim=1).max()) <= 4
+    again = run(*command)
+    assert again.exit_code == 1 and "Go on with" in again.output
+    assert run(*command, "--resume").output == made.output
+
+
+def test_several_hooks_make_a_suite(store: Path, tmp_path: Path) -> None:
+    options = ["--architecture", "jumprelu", "--sparsity", 0.5, "--steps", 2, "--quiet"]
+    made = run("sae", "train", store, "--hook", "encoder.*", "--out", tmp_path / "s", *options)
+    assert made.exit_code == 0, made.output
+    suite = load_suite(tmp_path / "s")
+    assert list(suite) == ["encoder.blocks.0.attn.hook_z", HOOK]
+    assert [sae.cfg.d_in for sae in suite.values()] == [96, 96]  # heads side by side
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--k", 4, "--architecture", "standard"], "standard chooses no k latents; give --spars"),
+        (["--sparsity", 1], "topk has no penalty; --sparsity is for standard, gated, jumprelu"),
+        (["--steps", 3, "--epochs", 1], "give one of --epochs, --vectors and --steps"),
+        (["--hook", "decoder.*"], r"decoder"),
+        (["--latents", 8], "k is 32, but there are 8 latents"),
+    ],
+    ids=["k", "sparsity", "two lengths", "no such hook", "k too large"],
+)
+def test_what_does_not_fit_is_one_sentence(
+    options: list[object], message: str, store: Path, tmp_path: Path
+) -> None:
+    hook = [] if "--hook" in options else ["--hook", HOOK]
+    made = run("sae", "train", store, *hook, "--out", tmp_path / "s", *options)
+    assert made.exit_code == 1
+    assert made.output.startswith("Error: ") and message in made.output
+    assert not (tmp_path / "s").exists()
