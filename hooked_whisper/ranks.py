@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from hooked_whisper.errors import HookedWhisperError, InputError
 
@@ -241,10 +242,11 @@ def join_torchrun(patience: datetime.timedelta = PATIENCE) -> torch.device | Non
     device = torch.device("cuda", local) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
-    store, rank, n_ranks = next(dist.rendezvous("env://", timeout=patience))
+    store, rank, n_ranks = next(rendezvous("env://", timeout=patience))
     # torchrun keeps one store over its restarts. Without names of their own, ranks would find
     # the addresses of those that ended, and wait for them.
-    attempt = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    number = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    attempt = dist.PrefixStore(number, store)  # type: ignore[attr-defined]
     backend = "nccl" if has_gpu else "gloo"
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=n_ranks, timeout=patience)
     return device

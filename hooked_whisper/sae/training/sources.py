@@ -17,7 +17,9 @@ class ActivationSource(Protocol):
     """What gives activations of several hooks in one pass, in an order that a seed decides.
 
     A `stream` that also takes `skip=` (so many batches from the start, not computed) makes
-    resuming quick; of others the batches are made and thrown away.
+    resuming quick; of others the batches are made and thrown away. Where it takes
+    `turn=(which, n)` besides (only the batches whose number modulo n is `which`), several
+    ranks share the reading; of others each rank makes all batches itself.
     """
 
     def stream(

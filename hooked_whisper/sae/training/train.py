@@ -40,6 +40,13 @@ def train_sae(
     same config and data with `resume=True` then go on, and come to the same weights,
     bit for bit, as if nothing had been in between.
 
+    Under torchrun, or where PyTorch has a process group, every rank calls this alike, and
+    together they train what one process would, `batch_size` being that of all: to 1e-5
+    in float32, whatever their number, also where it changes between a checkpoint and going
+    on. An iterable then gives the part of its own rank; a source is shared. The first rank
+    writes, shows the progress and calls `on_log`; all return the autoencoder. When torchrun
+    starts the ranks again, they go on from the checkpoint.
+
     Args:
         cfg: What to train and how.
         activations: An iterable of batches `[n, d_in]` of any size (for transcoders pairs
