@@ -15,7 +15,8 @@ CODE := $(wildcard hooked_whisper tests examples benchmarks)
 # only what their import needs that the environment does not have.
 TL3 := .venv-tl3
 TL3_STAMP := $(TL3)/.installed
-TL3_TESTS := $(wildcard tests/hooks tests/model/test_splicing.py \
+TL3_TESTS := $(wildcard tests/hooks/test_points.py tests/hooks/test_root.py \
+  tests/hooks/test_run_with_cache.py tests/model/test_splicing.py \
   tests/contract/test_transformer_lens.py tests/sae/test_sae_lens.py)
 
 .DEFAULT_GOAL := help
