@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hooked_whisper import HookedWhisper
+from hooked_whisper import HookedWhisper, Mel
 from hooked_whisper.generation.kv_cache import KVCache
 from hooked_whisper.interventions.edits import Interventions
+from hooked_whisper.interventions.examples import Example
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,26 @@ def without_shape_checks() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def make_example() -> Callable[..., Example]:
+    """`make_example(model, seed, n_rows=1)`: random sound and 7 random tokens."""
+
+    def make(model: Any, seed: int, n_rows: int = 1) -> Example:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (n_rows, model.cfg.n_mels, model.cfg.n_frames)
+        values = torch.randn(shape, generator=generator).clamp(-1, 1)
+        tokens = torch.randint(0, model.cfg.d_vocab, (n_rows, 7), generator=generator)
+        return Example(Mel(values, torch.full((n_rows,), model.cfg.n_frames)), tokens)
+
+    return make
+
+
+@pytest.fixture
+def pair(tiny_model: Any, make_example: Callable[..., Example]) -> tuple[Example, Example]:
+    """Two examples for `tiny_model`."""
+    return make_example(tiny_model, 1), make_example(tiny_model, 2)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A sweep gives the numbers of the plain loop, at every hook, and survives what goes wrong."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hooked_whisper import Mel, WhisperCache
+from hooked_whisper import WhisperCache
 from hooked_whisper.errors import (
     InterventionError,
     SweepError,
@@ -18,21 +19,7 @@ from hooked_whisper.interventions.results import SweepResult
 from hooked_whisper.interventions.sweep import patch_sweep
 from hooked_whisper.interventions.token_metrics import LogProb
 
-N_POS = 7
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
-
-
-def make_example(model: Any, seed: int, n_rows: int = 1) -> Example:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (n_rows, model.cfg.n_mels, model.cfg.n_frames)
-    values = torch.randn(shape, generator=generator).clamp(-1, 1)
-    tokens = torch.randint(0, model.cfg.d_vocab, (n_rows, N_POS), generator=generator)
-    return Example(Mel(values, torch.full((n_rows,), model.cfg.n_frames)), tokens)
-
-
-@pytest.fixture
-def pair(tiny_model: Any) -> tuple[Example, Example]:
-    return make_example(tiny_model, 1), make_example(tiny_model, 2)
 
 
 def whole_text(logits: Tensor) -> Tensor:
@@ -85,7 +72,7 @@ def test_every_hook_whole(
 
 
 @pytest.mark.usefixtures("without_shape_checks")
-def test_hooks_behind_flags(fresh_model: Any) -> None:
+def test_hooks_behind_flags(fresh_model: Any, make_example: Callable[..., Example]) -> None:
     model = fresh_model
     plain_names = set(model.hook_names())
     for flag in FLAGS:
@@ -222,7 +209,7 @@ def test_hooks_of_the_users_own_stay_in_effect(
             assert row.value == pytest.approx(wanted.item(), abs=1e-5), row.name
 
 
-def test_several_pairs(tiny_model: Any) -> None:
+def test_several_pairs(tiny_model: Any, make_example: Callable[..., Example]) -> None:
     clean, corrupted = make_example(tiny_model, 1, 3), make_example(tiny_model, 2, 3)
     metrics = [as_metric(lambda x, t=t: x[:, -1, t]) for t in range(3)]
     names = "decoder.blocks.*.hook_attn_out"

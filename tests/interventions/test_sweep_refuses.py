@@ -1,12 +1,10 @@
 """What a sweep refuses, before it computes anything."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from hooked_whisper import Mel
 from hooked_whisper.errors import (
     AlignmentError,
     HookNameError,
@@ -18,34 +16,7 @@ from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.metrics import as_metric
 from hooked_whisper.interventions.sweep import patch_sweep
 
-N_POS = 7
-FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
-
-
-def make_example(model: Any, seed: int, n_rows: int = 1) -> Example:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (n_rows, model.cfg.n_mels, model.cfg.n_frames)
-    values = torch.randn(shape, generator=generator).clamp(-1, 1)
-    tokens = torch.randint(0, model.cfg.d_vocab, (n_rows, N_POS), generator=generator)
-    return Example(Mel(values, torch.full((n_rows,), model.cfg.n_frames)), tokens)
-
-
-@pytest.fixture
-def pair(tiny_model: Any) -> tuple[Example, Example]:
-    return make_example(tiny_model, 1), make_example(tiny_model, 2)
-
-
-def whole_text(logits: Tensor) -> Tensor:
-    """A metric to which every logit of every position matters."""
-    weights = torch.linspace(-1, 1, logits[0].numel()).view(logits.shape[1:])
-    return (logits.softmax(-1) * weights).sum(dim=(1, 2))
-
-
-METRICS = {
-    "every-position": as_metric(whole_text),
-    "last": as_metric(lambda logits: logits[:, 0, 3] - logits[:, 0, 5], positions=[-1]),
-    "two": as_metric(lambda logits: logits[:, 0, 3] - logits[:, 1, 5], positions=[2, -3]),
-}
+LAST = as_metric(lambda logits: logits[:, 0, 3] - logits[:, 0, 5], positions=[-1])
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -83,7 +54,7 @@ def test_bad_input(
         "clean": pair[0],
         "corrupted": pair[1],
         "names_filter": "decoder.blocks.*.hook_resid_*",
-        "metric": METRICS["last"],
+        "metric": LAST,
         "progress": False,
     }
     with pytest.raises(error, match=match):
@@ -96,20 +67,20 @@ def test_a_window_outside_the_clip(tiny_model: Any, pair: tuple[Example, Example
             tiny_model,
             *pair,
             "encoder.blocks.*.hook_resid_post",
-            metric=METRICS["last"],
+            metric=LAST,
             per="window",
             parts=[(0.5, 9.0)],
             progress=False,
         )
 
 
-def test_runs_of_other_lengths(tiny_model: Any, pair: tuple[Example, Example]) -> None:
+def test_runs_of_other_lengths(
+    tiny_model: Any, pair: tuple[Example, Example], make_example: Callable[..., Example]
+) -> None:
     clean, corrupted = pair
     shorter = corrupted.with_tokens(corrupted.tokens[:, :4])
     with pytest.raises(AlignmentError, match="7 tokens and the corrupted one 4"):
-        patch_sweep(
-            tiny_model, clean, shorter, "decoder.*resid_pre", metric=whole_text, progress=False
-        )
+        patch_sweep(tiny_model, clean, shorter, "decoder.*resid_pre", metric=LAST, progress=False)
     two = make_example(tiny_model, 5, 2)
     with pytest.raises(AlignmentError, match="1 clean runs and 2 corrupted"):
-        patch_sweep(tiny_model, clean, two, "decoder.*resid_pre", metric=whole_text, progress=False)
+        patch_sweep(tiny_model, clean, two, "decoder.*resid_pre", metric=LAST, progress=False)
