@@ -15,7 +15,7 @@ flow as through that sum: the derivative towards the activation is that of
 the model without the splice, the one towards a latent is its decoder row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -334,4 +334,14 @@ def _width_of(sae: Any) -> int | None:
         for name in ("d_in", "activation_dim"):
             if isinstance(width := getattr(holder, name, None), int):
                 return width
+    return None
+
+
+def configured(sae: Any, name: str) -> Any:
+    """What an autoencoder's configuration says of itself, in its fields or in its metadata."""
+    cfg = getattr(sae, "cfg", None)
+    for place in (cfg, getattr(cfg, "metadata", None)):
+        value = place.get(name) if isinstance(place, Mapping) else getattr(place, name, None)
+        if value is not None:
+            return value
     return None

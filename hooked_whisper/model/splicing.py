@@ -14,7 +14,7 @@ from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter, is_inside_sae, site_of
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.hooks.root import HookedEncoderDecoder
-from hooked_whisper.hooks.splice import Reader, Splice
+from hooked_whisper.hooks.splice import Reader, Splice, configured
 from hooked_whisper.model.axes import axis_sizes
 
 SAEs = Mapping[Any, Any] | Iterable[Any]
@@ -178,13 +178,13 @@ class Splicing(HookedEncoderDecoder):
         """Splices that fit, none of them attached yet."""
         prepared: list[_Attached] = []
         for names_filter, sae in pairs:
-            wanted = _own(sae, "hook_name") if names_filter is None else names_filter
+            wanted = configured(sae, "hook_name") if names_filter is None else names_filter
             if wanted is None:
                 raise SpliceError(
                     f"this {type(sae).__name__} does not say where it belongs. Pass hook_name, or "
                     "saes={hook_name: sae}."
                 )
-            out = hook_name_out or _own(sae, "hook_name_out")
+            out = hook_name_out or configured(sae, "hook_name_out")
             for name in self.hook_names(wanted):
                 taken = [each.splice for each in [*self._attached, *prepared]]
                 use_error = use_error_term
@@ -301,17 +301,6 @@ def _pairs(saes: SAEs) -> list[tuple[NamesFilter, Any]]:
             f"saes is a {type(saes).__name__}; pass {{hook_name: sae}} or a list of autoencoders."
         )
     return [(None, sae) for sae in saes]
-
-
-def _own(sae: Any, what: str) -> str | None:
-    """What an autoencoder's configuration or its metadata say of where it belongs."""
-    cfg = getattr(sae, "cfg", None)
-    metadata = getattr(cfg, "metadata", None)
-    for holder in (cfg, metadata):
-        found = holder.get(what) if isinstance(holder, Mapping) else getattr(holder, what, None)
-        if isinstance(found, str):
-            return found
-    return None
 
 
 def _free_prefix(name: str, taken: list[Splice]) -> str:

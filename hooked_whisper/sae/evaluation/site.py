@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hooked_whisper.config import Stack
 from hooked_whisper.errors import InputError, SpliceError
+from hooked_whisper.hooks.splice import configured
 from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
@@ -167,16 +168,6 @@ def judged_site(
     site._checked("latents", latents, (1, site.d_sae))
     site._checked("reconstruction", recons, (1, d_out))
     return site
-
-
-def configured(sae: Any, name: str) -> Any:
-    """What an autoencoder's configuration says of itself, in its fields or in its metadata."""
-    cfg = getattr(sae, "cfg", None)
-    for place in (cfg, getattr(cfg, "metadata", None)):
-        value = place.get(name) if isinstance(place, dict) else getattr(place, name, None)
-        if value is not None:
-            return value
-    return None
 
 
 @contextmanager
