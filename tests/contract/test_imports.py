@@ -14,6 +14,8 @@ PACKAGE = Path(__file__).parents[2] / "hooked_whisper"
 LINES = [
     {"__init__", "__main__"},
     {"cli"},
+    {"study"},
+    {"pages"},
     {"sae", "interventions", "lenses", "harvest"},
     {"model"},
     {"generation"},  # below the model, whose methods call it: it takes any model by its shape
