@@ -1,0 +1,83 @@
+"""A page as one file: a template, its data, styles and scripts, with nothing to fetch."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hooked_whisper.errors import InputError
+
+TEMPLATES = Path(__file__).parent / "templates"
+STATIC = Path(__file__).parent / "static"
+
+
+def render(template: str, data: Mapping[str, Any], title: str) -> str:
+    """One self-contained HTML file, as text.
+
+    `templates/{template}.html` extends `page.html`. Styles and scripts of
+    `static/page.*`, and behind them those of `static/{template}.*`, stand in the
+    file. The data is there as JSON, which `hw.data` of `page.js` reads; the
+    template sees it as `data`. A content security policy forbids every
+    connection.
+
+    Args:
+        template: Its name without the ending: `"features"`.
+        data: What JSON can hold, and numbers that are not finite, which become null.
+        title: Of the page; any text.
+
+    Raises:
+        InputError: Data that JSON cannot hold.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(f"{template}.html").render(
+        title=title,
+        data=data,
+        json=Markup(safe_json(data)),
+        css=Markup(_static(template, "css")),
+        js=Markup(_static(template, "js")),
+    )
+
+
+def safe_json(data: Any) -> str:
+    r"""JSON that can stand in a `<script>` whatever it holds.
+
+    >>> safe_json({"name": "</script>", "value": float("nan")})
+    '{"name":"\\u003c/script\\u003e","value":null}'
+    """
+    try:
+        text = json.dumps(plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the page's data cannot be written as JSON: {error}.") from error
+    # In JSON these stand inside of strings only; U+2028 and U+2029 end a line in old scripts.
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # Half of a surrogate pair, as in an undecodable file name, cannot be written as UTF-8.
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def plain(value: Any) -> Any:
+    """A value of lists, dictionaries, strings and numbers, with None for what is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value
+
+
+def _static(template: str, ending: str) -> str:
+    """The shared styles or scripts, and the template's own behind them."""
+    files = [STATIC / f"page.{ending}", STATIC / f"{template}.{ending}"]
+    texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+    return "\n".join(texts)
