@@ -1,13 +1,16 @@
 """OpenAI's Whisper with every internal activation named, readable and editable."""
 
-from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.generation.generate import Generation
-from hooked_whisper.hooks.cache import WhisperCache
-from hooked_whisper.hooks.points import HookPoint
-from hooked_whisper.hooks.root import HookedEncoderDecoder
-from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.speech.audio import load_audio
-from hooked_whisper.speech.mel import Mel
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hooked_whisper.config import HookedWhisperConfig
+    from hooked_whisper.generation.generate import Generation
+    from hooked_whisper.hooks.cache import WhisperCache
+    from hooked_whisper.hooks.points import HookPoint
+    from hooked_whisper.hooks.root import HookedEncoderDecoder
+    from hooked_whisper.model.whisper import HookedWhisper
+    from hooked_whisper.speech.audio import load_audio
+    from hooked_whisper.speech.mel import Mel
 
 __version__ = "0.1.0"
 
@@ -21,3 +24,29 @@ __all__ = [
     "WhisperCache",
     "load_audio",
 ]
+
+_HOMES = {
+    "HookPoint": "hooks.points",
+    "HookedEncoderDecoder": "hooks.root",
+    "HookedWhisper": "model.whisper",
+    "HookedWhisperConfig": "config",
+    "Generation": "generation.generate",
+    "Mel": "speech.mel",
+    "WhisperCache": "hooks.cache",
+    "load_audio": "speech.audio",
+}
+
+if not TYPE_CHECKING:  # which would take every name for known
+
+    def __getattr__(name: str) -> object:
+        """A public name, imported when it is first used: PyTorch takes seconds to load."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

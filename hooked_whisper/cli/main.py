@@ -1,44 +1,40 @@
 """The group of all commands; a command's own imports wait until it runs."""
 
-import importlib
-from typing import Any
-
 import click
 
-from hooked_whisper.errors import HookedWhisperError
+import hooked_whisper
+from hooked_whisper.cli.commands import PROGRAM, Group
 
 COMMANDS = {
+    "info": "hooked_whisper.cli.info:info",
+    "transcribe": "hooked_whisper.cli.transcribe:transcribe",
+    "cache": "hooked_whisper.cli.cache:cache",
+    "patch": "hooked_whisper.cli.patch:patch",
+    "attention": "hooked_whisper.cli.attention:attention",
+    "features": "hooked_whisper.cli.features:features",
+    "study": "hooked_whisper.cli.study:study",
     "harvest": "hooked_whisper.cli.harvest:harvest",
-    "sae": "hooked_whisper.cli.sae:sae",
     "store": "hooked_whisper.cli.store:store",
+    "sae": "hooked_whisper.cli.sae:sae",
 }
 """Where each command is: `module:function`."""
 
 
-class LazyGroup(click.Group):
-    """Commands that are imported when they are called, and errors without a traceback."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands' names."""
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A command by its name; None where there is none."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; what the package refuses is told in one sentence, with exit code 1."""
-        try:
-            return super().invoke(ctx)
-        except HookedWhisperError as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="hooked-whisper")
+@click.group(
+    cls=Group,
+    lazy=COMMANDS,
+    exit_codes=True,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "show_default": True,
+        "max_content_width": 100,
+    },
+)
+@click.version_option(hooked_whisper.__version__, prog_name=PROGRAM)
 def main() -> None:
-    """OpenAI's Whisper with every internal activation named, readable and editable."""
+    """OpenAI's Whisper with every internal activation named, readable and editable.
+
+    Without further arguments, commands run offline on the small model and the
+    recordings that come with the package. Results go to standard output,
+    progress and notes to standard error.
+    """

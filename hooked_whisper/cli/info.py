@@ -1,0 +1,98 @@
+"""`hooked-whisper info`: a model's configuration, and its hooks with their shapes."""
+
+import re
+from typing import Any
+
+import click
+
+from hooked_whisper.cli.commands import Command
+from hooked_whisper.cli.options import (
+    hooks_option,
+    json_option,
+    load_model,
+    model_options,
+    note,
+    quiet_option,
+)
+from hooked_whisper.cli.output import echo_json, echo_table
+
+
+@click.command(
+    cls=Command,
+    examples="""
+    hooked-whisper info
+    hooked-whisper info --hook 'encoder.blocks.0.*' --hook decoder.hook_logits
+    hooked-whisper info --switched-off
+    hooked-whisper info --json
+    hooked-whisper info --model tiny.en
+    """,
+)
+@hooks_option(None)
+@click.option(
+    "--switched-off", is_flag=True, help="Also list hooks that fire only while a flag is on."
+)
+@model_options
+@json_option
+@quiet_option
+def info(
+    hooks: tuple[str, ...],
+    switched_off: bool,
+    source: str,
+    device: str | None,
+    model_dtype: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Show a model's configuration and its hook names with their shapes.
+
+    Without --hook, the blocks' hooks are listed once, with * for the layer.
+    A shape has a number for each axis, or the axis's name where its length
+    depends on the input.
+    """
+    model = load_model(source, device, model_dtype)
+    names = model.hook_names(list(hooks) or None)
+    flags = {name: point.flag for name, point in model.hook_dict.items() if not point.enabled}
+    if switched_off:
+        names += list(flags)
+    rows = [_row(model, name, flags.get(name)) for name in names]
+    config = model.cfg.to_dict()
+    n_parameters = sum(each.numel() for each in model.parameters())
+    if as_json:
+        echo_json({"model": source, "config": config, "n_parameters": n_parameters, "hooks": rows})
+        return
+    numbers = {**config, "n_parameters": f"{n_parameters:,}"}
+    for key, value in numbers.items():
+        click.echo(f"{key:24}{value}")
+    click.echo()
+    shown = rows if hooks else _by_layer(rows)
+    echo_table([_readable(row, with_flag=switched_off) for row in shown])
+    if not switched_off and not hooks and flags:
+        note(f"{len(flags)} more fire only while a flag is on: --switched-off lists them.", quiet)
+
+
+def _row(model: Any, name: str, flag: str | None) -> dict[str, Any]:
+    from hooked_whisper.model.axes import axis_sizes
+
+    axes = model.hook_dict[name].axes
+    return {"name": name, "axes": list(axes), "shape": list(axis_sizes(model, name)), "flag": flag}
+
+
+def _by_layer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with * for the layer, each once."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = re.sub(r"\.blocks\.\d+\.", ".blocks.*.", row["name"])
+        entry = found.setdefault(name, {**row, "name": name, "layers": 0})
+        entry["layers"] += 1
+    return list(found.values())
+
+
+def _readable(row: dict[str, Any], *, with_flag: bool) -> dict[str, Any]:
+    sizes = zip(row["axes"], row["shape"], strict=True)
+    shape = ", ".join(axis if size is None else str(size) for axis, size in sizes)
+    shown = {"hook": row["name"], "axes": " ".join(row["axes"]), "shape": f"[{shape}]"}
+    if "layers" in row:
+        shown["layers"] = row["layers"] if ".blocks." in row["name"] else None
+    if with_flag:
+        shown["needs"] = row["flag"]
+    return shown
