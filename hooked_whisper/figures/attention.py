@@ -6,24 +6,35 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from hooked_whisper.config import FRAMES_PER_SECOND
 from hooked_whisper.errors import InputError
+from hooked_whisper.figures import look
+from hooked_whisper.figures.axes import (
+    Word,
+    mark_padding,
+    mark_words,
+    name_y,
+    rows_in,
+    time_axis,
+    time_width,
+)
+from hooked_whisper.figures.mel import POSITION_S, draw_mel, shown_seconds
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-COLORS = "magma"
-"""Dark to light without a break, so that it reads in greyscale and for the colour-blind."""
 
-
+@look.drawn
 def plot_cross_attention(
     mel: Float[Tensor, "mel frame"],
     pattern: Float[Tensor, "query key"],
     labels: Sequence[str],
     *,
-    sound_s: float | None = None,
-    spans_s: Sequence[tuple[float, float, str]] = (),
+    path: Float[Tensor, " query"] | None = None,
+    sound_s: float | int | None = None,
+    spans_s: Sequence[Word] = (),
+    show_padding: bool = False,
     title: str = "",
 ) -> "matplotlib.figure.Figure":
     """The mel spectrogram, and below it in step where each token looks.
@@ -31,59 +42,69 @@ def plot_cross_attention(
     Args:
         mel: One recording's log-mel.
         pattern: Attention of one head, or a mean over heads, to encoder positions.
-        labels: A label for each query, for instance the token that it predicts.
+        labels: A label for each query, for instance the token that it predicts. Of very many,
+            as many as there is room for are written.
+        path: The alignment: for each query the time at which it looks, in seconds, such as
+            `expected_seconds(pattern)`, drawn as a line; NaN breaks it.
         sound_s: Seconds that hold sound; what comes after is left out. None shows all.
-        spans_s: Start, end and name of what was spoken, in seconds, drawn on the mel.
+        spans_s: Words with their times in seconds, such as `recording.words`, or tuples with
+            start, end and name; written above the mel.
+        show_padding: Shade and label what comes after the sound instead of leaving it out.
         title: Drawn above.
 
     Returns:
         A matplotlib figure; `figure.savefig("attention.png")` writes it.
 
     Raises:
-        InputError: Labels that do not match the queries.
+        InputError: Labels or a path that do not match the queries, or times that are none.
     """
-    from matplotlib.figure import Figure
-
-    if len(labels) != len(pattern):
-        raise InputError(f"{len(labels)} labels for {len(pattern)} queries; pass one for each.")
-    window_s = mel.shape[-1] / FRAMES_PER_SECOND
-    end_s = min(sound_s or window_s, window_s)
-    n_frames = max(FRAMES_PER_POSITION, round(end_s * FRAMES_PER_SECOND))
-    n_keys = n_frames // FRAMES_PER_POSITION
-
-    figure = Figure(figsize=(9, 3.2 + 0.28 * len(labels)), layout="constrained", dpi=130)
-    above, below = figure.subplots(
-        2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 0.6 + 0.28 * len(labels)]}
+    n_query = len(pattern)
+    if len(labels) != n_query or not n_query:
+        raise InputError(f"{len(labels)} labels for {n_query} queries; pass one for each.")
+    if path is not None and tuple(path.shape) != (n_query,):
+        raise InputError(
+            f"the path is {tuple(path.shape)} and there are {n_query} queries; pass a time in "
+            "seconds for each, NaN where there is none."
+        )
+    end_s, sound_s = shown_seconds(mel.shape[-1] / FRAMES_PER_SECOND, sound_s, show_padding)
+    names = [look.short(label) for label in labels]
+    width, rows = time_width(end_s) - 0.9, rows_in(n_query)
+    margin = 0.6 + look.widest_in(names)
+    figure = look.new_figure(width + margin + 0.9, 2.4 + rows, title)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, rows])
+    draw_mel(above, mel, end_s)
+    mark_words(above, spans_s, width, end_s)
+    n_keys = max(1, round(end_s / POSITION_S))
+    image = look.heatmap(
+        below,
+        pattern[:, :n_keys],
+        origin="upper",
+        extent=(0, min(n_keys, pattern.shape[1]) * POSITION_S, n_query - 0.5, -0.5),
     )
-    above.imshow(
-        mel[:, :n_frames].float().numpy(force=True),
-        origin="lower",
-        aspect="auto",
-        cmap=COLORS,
-        extent=(0, end_s, 0, len(mel)),
-    )
-    above.set_ylabel("mel band")
-    _mark_spans(above, spans_s, len(mel))
-    image = below.imshow(
-        pattern[:, :n_keys].float().numpy(force=True),
-        aspect="auto",
-        interpolation="nearest",
-        cmap=COLORS,
-        extent=(0, end_s, len(labels) - 0.5, -0.5),
-    )
-    below.set_yticks(range(len(labels)), labels)
+    if path is not None:
+        _draw_path(below, path)
+    name_y(below, names, rows)
     below.set_ylabel("token to come")
-    below.set_xlabel("time (s)")
-    figure.colorbar(image, ax=below, label="attention", pad=0.01)
-    if title:
-        figure.suptitle(title)
+    for axes in (above, below):
+        mark_padding(axes, sound_s, end_s)
+    time_axis(below, end_s)
+    look.color_bar(figure, image, below, "attention", fraction=0.05)
     return figure
 
 
-def _mark_spans(
-    axes: "matplotlib.axes.Axes", spans_s: Sequence[tuple[float, float, str]], top: int
-) -> None:
-    for start_s, end_s, name in spans_s:
-        for edge in (start_s, end_s):
-            axes.axvline(edge, color="white", linewidth=0.8, linestyle=":")
-        axes.text((start_s + end_s) / 2, top * 0.92, name, color="white", ha="center", va="top")
+def _draw_path(axes: "matplotlib.axes.Axes", path: Float[Tensor, " query"]) -> None:
+    """The alignment: a white line edged in black, with a ring at each token."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    many = len(path) > 60
+    (line,) = axes.plot(
+        path.detach().double().cpu().tolist(),
+        range(len(path)),
+        color="white",
+        linewidth=1.0,
+        marker="" if many else "o",
+        markerfacecolor="none",
+        markersize=5,
+        label="alignment",
+    )
+    line.set_path_effects([Stroke(linewidth=2.4, foreground="black"), Normal()])

@@ -8,17 +8,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
+from hooked_whisper.figures import look
+from hooked_whisper.figures.axes import Word, mark_words, name_x, name_y, open_frame, rows_in
+from hooked_whisper.figures.look import short
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-PROBABILITY = "cividis"
-FOR, AGAINST = "#00528c", "#b3521b"
-"""Adds to a logit, and takes from it: apart in greyscale and for the colour-blind."""
-LINES = ("#00528c", "#c8641e", "#1b8a6b", "#7a3f9d", "#8c8c00", "#444444", "#c2185b", "#5aa9e6")
+_COLUMNS, _MOST_ROWS = 20, 120
+"""Columns of a logit lens in one panel; rows of all its panels up to which it has texts."""
 
 
+@look.drawn
 def plot_logit_lens(
     probability: Float[Tensor, "site pos"],
     texts: Sequence[Sequence[str]],
@@ -28,6 +30,9 @@ def plot_logit_lens(
     title: str = "",
 ) -> "matplotlib.figure.Figure":
     """The likeliest token at each site and position, written on its probability as a colour.
+
+    More than 20 positions go on in a row of panels below; where there are too many for
+    that, the colours alone are drawn.
 
     Args:
         probability: Of the likeliest token.
@@ -42,8 +47,6 @@ def plot_logit_lens(
     Raises:
         InputError: Names or texts that do not match the table.
     """
-    from matplotlib.figure import Figure
-
     sizes = {len(row) for row in texts}
     if tuple(probability.shape) != (len(sites), len(columns)) or (
         len(texts) != len(sites) or sizes != {len(columns)}
@@ -53,30 +56,47 @@ def plot_logit_lens(
             f"{sorted(sizes)} texts are named; the table is {tuple(probability.shape)}."
         )
     shown = [[short(text) for text in row] for row in texts]
-    longest = max(len(text) for row in shown for text in row)
-    width = max(0.55, 0.085 * longest + 0.1)
-    figure = Figure(
-        figsize=(2.2 + width * len(columns), 1.5 + 0.27 * len(sites)),
-        layout="constrained",
-        dpi=130,
-    )
-    axes = figure.subplots()
-    values = probability.float().numpy(force=True)
-    image = axes.imshow(values, origin="lower", aspect="auto", cmap=PROBABILITY, vmin=0, vmax=1)
-    for row, line in enumerate(shown):
-        for column, text in enumerate(line):
-            ink = "black" if values[row, column] > 0.5 else "white"
-            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
     names = ["\n".join(short(part) for part in name.split("\n")) for name in columns]
-    axes.set_xticks(range(len(columns)), names, fontsize=8)
-    axes.set_yticks(range(len(sites)), sites, fontsize=8)
-    axes.set_xlabel("decoder position, and the token looked for")
-    axes.set_ylabel("residual stream")
-    figure.colorbar(image, ax=axes, label="probability of the likeliest token", pad=0.01)
-    _entitle(figure, title)
+    n_panels = math.ceil(len(columns) / _COLUMNS)
+    is_written = n_panels * len(sites) <= _MOST_ROWS
+    n_panels = n_panels if is_written else 1
+    each = math.ceil(len(columns) / n_panels)
+    cell = max(0.4, look.widest_in([*names, *(text for row in shown for text in row)]) + 0.1)
+    width = each * (cell if is_written else min(0.13, 12 / each))
+    height = 0.21 * len(sites)
+    left = 0.5 + look.widest_in(sites)
+    figure = look.new_figure(
+        left + width + 0.9, n_panels * (height + 0.4) + 0.5 + 0.2 * bool(title), title
+    )
+    panels = figure.subplots(n_panels, 1, squeeze=False)[:, 0]
+    image: Any = None
+    for number, axes in enumerate(panels):
+        part = slice(number * each, (number + 1) * each)
+        image = look.heatmap(axes, probability[:, part], low=0, high=1)
+        axes.set_xlim(-0.5, each - 0.5)  # the last panel may be shorter
+        if is_written:
+            _write_texts(axes, image, probability[:, part], [row[part] for row in shown])
+        name_x(axes, names[part], width * len(names[part]) / each)
+        name_y(axes, sites, height)
+        axes.set_ylabel("residual stream")
+    panels[-1].set_xlabel("decoder position, and the token looked for")
+    look.color_bar(figure, image, list(panels), "probability of the likeliest token")
     return figure
 
 
+def _write_texts(
+    axes: "matplotlib.axes.Axes", image: Any, values: Tensor, texts: Sequence[Sequence[str]]
+) -> None:
+    for row, line in enumerate(texts):
+        for column, text in enumerate(line):
+            ink = look.ink_on(image, float(values[row, column]))
+            axes.text(
+                column, row, look.plain(text), ha="center", va="center", color=ink,
+                fontsize=look.SMALL,
+            )  # fmt: skip
+
+
+@look.drawn
 def plot_attribution(
     values: Float[Tensor, " component"],
     labels: Sequence[str],
@@ -97,38 +117,41 @@ def plot_attribution(
     Raises:
         InputError: Labels that do not match, or no bar to draw.
     """
-    from matplotlib.figure import Figure
-
-    if len(labels) != len(values) or n < 1:
-        raise InputError(f"{len(labels)} labels for {len(values)} components, n = {n}.")
+    if len(labels) != len(values) or n < 1 or not len(values):
+        raise InputError(
+            f"{len(labels)} labels for {len(values)} components, n = {n}; pass a label for each, "
+            "and draw at least one."
+        )
     chosen = sorted(values.abs().topk(min(n, len(values))).indices.tolist())
     left_out = [each for each in range(len(values)) if each not in set(chosen)]
     bars = [(labels[each], float(values[each])) for each in chosen]
     if left_out:
         bars.append((f"{len(left_out)} others", float(values[left_out].sum())))
-    figure = Figure(figsize=(6.4, 1.6 + 0.24 * len(bars)), layout="constrained", dpi=130)
+    names = [*(short(name, 32) for name, _ in bars), "sum"]
+    numbers = [*(value for _, value in bars), float(values.sum())]
+    height = 0.2 * len(names)
+    figure = look.new_figure(4.6 + look.widest_in(names), height + 0.9, title)
     axes = figure.subplots()
-    places = range(len(bars), 0, -1)
-    heights = [value for _, value in bars]
-    colors = [FOR if value >= 0 else AGAINST for value in heights]
-    axes.barh(places, heights, color=colors, height=0.75)
-    total = float(values.sum())
-    axes.barh([0], [total], color="#666666", height=0.75)
-    axes.set_yticks([*places, 0], [*(name for name, _ in bars), "sum"], fontsize=8)
-    reach = max(abs(value) for value in [*heights, total]) or 1.0
-    for place, value in zip([*places, 0], [*heights, total], strict=True):
-        side = "left" if value >= 0 else "right"
-        gap = math.copysign(0.012 * reach, value)
-        axes.text(value + gap, place, f"{value:+.2f}", va="center", ha=side, fontsize=7)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.axhline(0.5, color="black", linewidth=0.5)
-    axes.margins(x=0.12, y=0.01)
-    axes.set_xlabel(f"added to the {label}", fontsize=9)
-    _open_frame(axes)
-    _entitle(figure, title)
+    places = range(len(names))
+    colors = [*(look.FOR if value >= 0 else look.AGAINST for _, value in bars), "#666666"]
+    axes.barh(places, numbers, color=colors, height=0.75)
+    for place, value in enumerate(numbers):
+        text, side = f"{value:+.2f}", 1 if value >= 0 else -1
+        axes.annotate(
+            text, (value, place), xytext=(3 * side, 0), textcoords="offset points", va="center",
+            ha="left" if side > 0 else "right", fontsize=look.SMALL,
+        )  # fmt: skip
+    axes.axvline(0, color=look.INK, linewidth=0.8)
+    axes.axhline(len(bars) - 0.5, color=look.INK, linewidth=0.5)
+    axes.margins(x=0.14)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    name_y(axes, names, height)
+    axes.set_xlabel(look.plain(f"added to the {label}"))
+    open_frame(axes)
     return figure
 
 
+@look.drawn
 def plot_encoder_lens(
     probability: Float[Tensor, " layer"],
     layers: Sequence[int],
@@ -149,31 +172,28 @@ def plot_encoder_lens(
     Raises:
         InputError: Names that do not match.
     """
-    from matplotlib.figure import Figure
-
     if len(layers) != len(probability) or (texts is not None and len(texts) != len(layers)):
         raise InputError(
             f"{len(layers)} layers and {len(texts or layers)} texts for {len(probability)} numbers."
         )
     shown = [short(text, 60) or "(nothing)" for text in texts or []]
-    room = 0.4 + 0.085 * max(map(len, shown), default=0)
-    figure = Figure(figsize=(3.6 + room, 1.4 + 0.34 * len(layers)), layout="constrained", dpi=130)
+    height = rows_in(len(layers))
+    figure = look.new_figure(3.8 + look.widest_in(shown, look.MEDIUM), height + 0.9, title)
     axes = figure.subplots()
-    values = probability.float().tolist()
-    axes.barh(range(len(layers)), values, color=FOR, height=0.7)
+    axes.barh(range(len(layers)), probability.detach().float().tolist(), color=look.FOR, height=0.7)
     axes.set_xlim(0, 1)
-    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
     for row, text in enumerate(shown):
         axes.annotate(
-            text, (1, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9
+            look.plain(text), (1, row), xytext=(8, 0), textcoords="offset points", va="center"
         )
+    name_y(axes, [str(layer) for layer in layers], height)
     axes.set_ylabel("encoder layers run")
-    axes.set_xlabel(f"{label},\nper token")
-    _open_frame(axes)
-    _entitle(figure, title)
+    axes.set_xlabel("\n".join([*look.wrap(look.plain(label) + ",", 2.8, look.MEDIUM), "per token"]))
+    open_frame(axes)
     return figure
 
 
+@look.drawn
 def plot_trajectories(
     probability: Float[Tensor, "place token"],
     places: Sequence[str],
@@ -194,46 +214,39 @@ def plot_trajectories(
     Raises:
         InputError: Names that do not match the table.
     """
-    from matplotlib.figure import Figure
-
     if tuple(probability.shape) != (len(places), len(tokens)):
         raise InputError(
             f"{len(places)} places and {len(tokens)} tokens are named; the table is "
             f"{tuple(probability.shape)}."
         )
-    figure = Figure(figsize=(2.8 + 0.42 * len(places), 3.4), layout="constrained", dpi=130)
+    names = [short(token) for token in tokens]
+    width = min(11.0, max(2.2, 0.4 * len(places)))
+    rows = math.ceil(len(names) / 2) if len(names) > 24 else len(names)
+    figure = look.new_figure(
+        width + 1.2 + (1 + (rows < len(names))) * look.widest_in(names),
+        max(3.2, 0.17 * rows),
+        title,
+    )
     axes = figure.subplots()
-    markers = "osD^vP*X"
-    for each, (token, values) in enumerate(zip(tokens, probability.T.tolist(), strict=True)):
-        axes.plot(
-            range(len(places)),
-            values,
-            color=LINES[each % len(LINES)],
-            marker=markers[each % len(markers)],
-            markersize=4,
-            linestyle="-" if each < len(LINES) else "--",
-            label=short(token),
-        )
-    is_long = max(map(len, places)) > 3
-    turned: dict[str, Any] = {"rotation": 60, "ha": "right"} if is_long else {}
-    axes.set_xticks(range(len(places)), places, fontsize=8, **turned)
+    for number, (name, values) in enumerate(zip(names, probability.T.tolist(), strict=True)):
+        axes.plot(range(len(places)), values, label=look.plain(name), **look.line_style(number))
+    open_frame(axes, grid="y")
+    name_x(axes, [" ".join(place.split("\n")) for place in places], width)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel(x_label)
     axes.set_ylabel("probability")
-    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    _open_frame(axes)
-    _entitle(figure, title)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), ncols=1 + (rows < len(names)))
     return figure
 
 
+@look.drawn
 def plot_sources(
     values: Float[Tensor, "pos window"],
     windows_s: Sequence[tuple[float, float]],
     labels: Sequence[str],
     *,
     label: str,
-    spans_s: Sequence[tuple[float, float, str]] = (),
+    spans_s: Sequence[Word] = (),
     title: str = "",
 ) -> "matplotlib.figure.Figure":
     """What each window of the recording adds to each token, with time along the picture.
@@ -249,55 +262,38 @@ def plot_sources(
     Raises:
         InputError: Names that do not match the table.
     """
-    from matplotlib.figure import Figure
-
     if tuple(values.shape) != (len(labels), len(windows_s)):
         raise InputError(
             f"{len(labels)} labels and {len(windows_s)} windows are named; the table is "
             f"{tuple(values.shape)}."
         )
-    figure = Figure(figsize=(8, 1.7 + 0.36 * len(labels)), layout="constrained", dpi=130)
+    names = [short(each) for each in labels]
+    rows, width = 1.3 * rows_in(len(labels)), 6.8
+    figure = look.new_figure(
+        width + look.widest_in(names) + 1.4, rows + 0.9 + 0.2 * bool(spans_s), title
+    )
     axes = figure.subplots()
-    reach = float(values.abs().max()) or 1.0
+    low, high = look.value_range([values], diverging=True)
+    edges = [edge - 0.5 for edge in range(len(labels) + 1)]
     image: Any = None
     for place, (start_s, end_s) in enumerate(windows_s):
+        column = values[:, place : place + 1].detach().float().cpu()
+        cells = column.numpy()
+        sides = [start_s, end_s]
         image = axes.pcolormesh(
-            [start_s, end_s],
-            [edge - 0.5 for edge in range(len(labels) + 1)],
-            values[:, place : place + 1].float().numpy(force=True),
-            cmap="PuOr",
-            vmin=-reach,
-            vmax=reach,
+            sides, edges, cells, cmap=look.color_map(diverging=True), vmin=low, vmax=high
         )
-    for start_s, end_s, name in spans_s:
-        for edge_s in (start_s, end_s):
-            axes.axvline(edge_s, color="black", linewidth=0.8, linestyle=":")
-        axes.text((start_s + end_s) / 2, -0.58, name, ha="center", va="bottom", fontsize=9)
-    axes.set_xlim(min(start for start, _ in windows_s), max(end for _, end in windows_s))
+        for row in (column[:, 0] < 0.2 * low).nonzero()[:, 0].tolist():
+            # In greyscale both signs are dark: what takes much is hatched.
+            axes.fill_between(
+                sides, row - 0.5, row + 0.5, facecolor="none", edgecolor="white", hatch="///", lw=0
+            )
+    first_s, last_s = min(start for start, _ in windows_s), max(end for _, end in windows_s)
+    mark_words(axes, spans_s, width, last_s)
+    axes.set_xlim(first_s, last_s)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_yticks(range(len(labels)), [short(each) for each in labels])
+    name_y(axes, names, rows)
     axes.set_xlabel("time (s)")
     axes.set_ylabel("token to come")
-    figure.colorbar(image, ax=axes, label=label, pad=0.01)
-    _entitle(figure, title)
+    look.color_bar(figure, image, axes, label)
     return figure
-
-
-def short(text: str, n: int = 16) -> str:
-    """A text on one line, of at most `n` signs, its spaces at the ends kept out.
-
-    >>> short(" three"), short("a long transcript", 8)
-    ('three', 'a long …')
-    """
-    line = " ".join(text.split()) or text.replace("\\n", "↵").replace(" ", "␣")
-    return line if len(line) <= n else line[: n - 1] + "…"
-
-
-def _open_frame(axes: "matplotlib.axes.Axes") -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def _entitle(figure: "matplotlib.figure.Figure", title: str) -> None:
-    if title:
-        figure.suptitle(title)

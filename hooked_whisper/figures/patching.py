@@ -1,4 +1,4 @@
-"""What patching did, as a table of numbers in colour."""
+"""What patching or ablation did, as a table of numbers in colour."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,11 +7,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
+from hooked_whisper.figures import look
+from hooked_whisper.figures.axes import name_x, name_y, rows_in
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
+_MOST_COLUMNS = 20
+"""Columns up to which the numbers are written in."""
 
+
+@look.drawn
 def plot_patching(
     effect: Float[Tensor, "row column"],
     rows: Sequence[str],
@@ -21,13 +27,15 @@ def plot_patching(
     row_label: str = "patched at",
     column_label: str = "",
     title: str = "",
-    low: float | None = None,
-    high: float | None = None,
+    low: float | int | None = None,
+    high: float | int | None = None,
+    diverging: bool = False,
 ) -> "matplotlib.figure.Figure":
-    """A heatmap with its numbers written in.
+    """A heatmap with its numbers written in, up to 20 columns of them.
 
     Args:
-        effect: A number for each place that was patched and each thing that was measured.
+        effect: A number for each place that was patched or ablated and each thing that was
+            measured. NaN is left grey.
         rows: Names of the places, the first one drawn lowest, as layers are.
         columns: Names of what was measured.
         label: What the numbers are, with their unit.
@@ -36,36 +44,34 @@ def plot_patching(
         title: Drawn above.
         low: The darkest value; None is the smallest.
         high: The lightest value; None is the largest.
+        diverging: White at 0, and colours alike on both sides: for what may help or harm.
 
     Returns:
         A matplotlib figure; `figure.savefig("patching.png")` writes it.
 
     Raises:
-        InputError: Names that do not match the table.
+        InputError: Names that do not match the table, or an empty one.
     """
-    from matplotlib.figure import Figure
-
-    if tuple(effect.shape) != (len(rows), len(columns)):
+    if tuple(effect.shape) != (len(rows), len(columns)) or not effect.numel():
         raise InputError(
             f"{len(rows)} rows and {len(columns)} columns are named; the table is "
-            f"{tuple(effect.shape)}."
+            f"{tuple(effect.shape)}. Pass one name for each, and at least one of both."
         )
-    values = effect.float().numpy(force=True)
-    size = (max(3.6 + 1.15 * len(columns), 0.1 * len(title)), 1.8 + 0.5 * len(rows))
-    figure = Figure(figsize=size, layout="constrained", dpi=130)
+    names = [look.short(row, 32) for row in rows]
+    heads = ["\n".join(look.wrap(column, 1.0, look.SMALL)) or " " for column in columns]
+    is_written = len(columns) <= _MOST_COLUMNS
+    cell = max(0.5, look.widest_in(heads) + 0.12) if is_written else 0.2
+    width, height = min(12.0, max(1.2, cell * len(columns))), max(0.5, 1.3 * rows_in(len(rows)))
+    figure = look.new_figure(
+        width + look.widest_in(names) + 1.7, height + 0.6 + 0.3 * bool(title), title
+    )
     axes = figure.subplots()
-    image = axes.imshow(values, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high)
-    middle = sum(image.get_clim()) / 2
-    for row in range(len(rows)):
-        for column in range(len(columns)):
-            value = float(values[row, column])
-            ink = "black" if value > middle else "white"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_xlabel(column_label)
-    axes.set_ylabel(row_label)
-    figure.colorbar(image, ax=axes, label=label)
-    if title:
-        figure.suptitle(title)
+    image = look.heatmap(axes, effect, low=low, high=high, diverging=diverging)
+    if is_written:
+        look.write_numbers(axes, image, effect)
+    name_x(axes, heads, width)
+    name_y(axes, names, height)
+    axes.set_xlabel(look.plain(column_label))
+    axes.set_ylabel(look.plain(row_label))
+    look.color_bar(figure, image, axes, label)
     return figure

@@ -7,13 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
+from hooked_whisper.figures import look
+from hooked_whisper.figures.axes import name_x, open_frame
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-_DASHES = ("--", ":", "-.")
 
-
+@look.drawn
 def plot_probes(
     scores: Float[Tensor, "layer bound"],
     names: Sequence[str],
@@ -37,25 +38,22 @@ def plot_probes(
     Raises:
         InputError: Names that do not match the scores.
     """
-    from matplotlib.figure import Figure
-
-    if tuple(scores.shape) != (len(names), 3):
+    if tuple(scores.shape) != (len(names), 3) or not len(names):
         raise InputError(f"{len(names)} hooks are named; the scores are {tuple(scores.shape)}.")
-    values = scores.double().numpy(force=True)
-    width = max(4.5, 2.5 + 0.55 * len(names))
-    figure = Figure(figsize=(width, 3.8), layout="constrained", dpi=130)
+    values = scores.detach().double().cpu().numpy()
+    width = max(3.0, 0.5 * len(names))
+    figure = look.new_figure(width + 0.8, 3.6, title)
     axes = figure.subplots()
     places = range(len(names))
     spread = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
-    axes.errorbar(places, values[:, 0], yerr=spread, fmt="o-", capsize=3, color="#00204c")
+    axes.errorbar(places, values[:, 0], yerr=spread, fmt="o-", capsize=3, color=look.ACCENT)
     for number, (name, value) in enumerate(baselines.items()):
-        axes.axhline(value, color="#7c7b78", linestyle=_DASHES[number % 3], linewidth=1, label=name)
+        dashes = look.DASHES[1 + number % 3]
+        axes.axhline(value, color=look.FAINT, linestyle=dashes, linewidth=1, label=name)
     short = [name.replace(".blocks.", " ").replace(".hook_", " ") for name in names]
-    axes.set_xticks(list(places), short, rotation=30, ha="right", fontsize=8)
-    axes.set_ylabel(label)
+    open_frame(axes, grid="y")
+    name_x(axes, short, width)
+    axes.set_ylabel(look.plain(label))
     if baselines:
-        axes.legend(fontsize=7, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    if title:
-        axes.set_title(title, fontsize=9, loc="left")
+        axes.legend()
     return figure

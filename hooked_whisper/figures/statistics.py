@@ -1,24 +1,21 @@
 """Attention and residual statistics as pictures: heads by layer, curves, a matrix, histograms."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
+from hooked_whisper.figures import look
+from hooked_whisper.figures.axes import name_x, name_y, open_frame
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-COLORS = "cividis"
-"""Dark to light for greyscale and the colour-blind, as in `plot_patching`."""
-DIVERGING = "RdBu_r"
-"""For numbers on both sides of 0: white is 0."""
 
-
+@look.drawn
 def plot_head_scores(
     scores: Float[Tensor, "layer head"] | Mapping[str, Tensor],
     *,
@@ -47,37 +44,32 @@ def plot_head_scores(
     Raises:
         InputError: No table, or one that is not [layer, head].
     """
-    from matplotlib.figure import Figure
-
     tables = {"": scores} if isinstance(scores, Tensor) else dict(scores)
     _check_tables(tables)
-    values = {name: table.float().numpy(force=True) for name, table in tables.items()}
-    low, high = _range(list(tables.values()), low, high, diverging)
-
-    widths = [table.shape[1] for table in tables.values()]
-    n_layers = max(len(table) for table in tables.values())
-    cell = 0.2 + 0.11 * (digits + 2)
-    size = (2.2 + sum(cell * width + 0.6 for width in widths), 1.6 + 0.4 * n_layers)
-    figure = Figure(
-        figsize=(max(size[0], 0.085 * len(title)), size[1]), layout="constrained", dpi=130
+    low, high = look.value_range(list(tables.values()), low, high, diverging=diverging)
+    longest = max(len(f"{bound:.{digits}f}") for bound in (low, high))
+    cell = look.width_in("0" * longest) + 0.12
+    widths = [max(0.7, cell * table.shape[1]) for table in tables.values()]
+    height = max(0.5, 0.3 * max(len(table) for table in tables.values()))
+    figure = look.new_figure(
+        sum(widths) + 0.4 * len(tables) + 1.4, height + 0.65 + 0.25 * bool(title), title
     )
     panels = figure.subplots(1, len(tables), squeeze=False, width_ratios=widths)[0]
-    for axes, (name, table) in zip(panels, values.items(), strict=True):
-        colors = DIVERGING if diverging else COLORS
-        image = axes.imshow(table, origin="lower", aspect="auto", cmap=colors, vmin=low, vmax=high)
-        axes.set_facecolor("0.85")
-        _write_numbers(axes, image, table, digits)
-        _number_axis(axes.xaxis, table.shape[1])
-        _number_axis(axes.yaxis, table.shape[0])
+    image = None
+    for axes, width, (name, table) in zip(panels, widths, tables.items(), strict=True):
+        image = look.heatmap(axes, table, low=low, high=high, diverging=diverging)
+        scale = (figure.get_figwidth() - 1.4) / (sum(widths) + 0.4 * len(tables))
+        look.write_numbers(axes, image, table, digits, size=look.SMALL * min(1.0, scale))
+        name_x(axes, [str(head) for head in range(table.shape[1])], width)
+        name_y(axes, [str(layer) for layer in range(len(table))], height)
         axes.set_xlabel("head")
-        axes.set_title(name, fontsize="medium")
+        axes.set_title(look.plain(name))
     panels[0].set_ylabel("layer")
-    figure.colorbar(image, ax=list(panels), label=label, pad=0.02)
-    if title:
-        figure.suptitle(title)
+    look.color_bar(figure, image, list(panels), label)
     return figure
 
 
+@look.drawn
 def plot_by_layer(
     panels: Mapping[str, Mapping[str, Float[Tensor, "layer"]]],
     *,
@@ -98,34 +90,30 @@ def plot_by_layer(
     Raises:
         InputError: No panel, a panel without a line, or more layers than names.
     """
-    from matplotlib.figure import Figure
-
     if not panels or not all(panels.values()):
         raise InputError("nothing to draw: pass at least one line for each panel.")
     n_layers = max(len(line) for lines in panels.values() for line in lines.values())
     if layers is not None and len(layers) < n_layers:
         raise InputError(f"{len(layers)} names for {n_layers} layers; pass one for each.")
-    size = (1.0 + 3.6 * len(panels), 3.4)
-    figure = Figure(figsize=size, layout="constrained", dpi=130)
-    styles = ["o-", "s--", "^:", "D-."]  # told apart without colours too
+    names = [str(i) for i in range(n_layers)] if layers is None else list(layers[:n_layers])
+    width = min(2.9, 14.0 / len(panels))
+    figure = look.new_figure((width + 0.6) * len(panels), 2.9, title)
     for axes, (name, lines) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
-        for i, (label, line) in enumerate(lines.items()):
-            axes.plot(line.float().numpy(force=True), styles[i % len(styles)], label=label)
-        axes.set_title(name, fontsize="medium")
+        for number, (label, line) in enumerate(lines.items()):
+            values = line.detach().float().cpu().numpy()
+            axes.plot(values, label=look.plain(label), **look.line_style(number))
+        open_frame(axes, grid="both")
+        axes.set_title(look.plain("\n".join(look.wrap(name, width, look.MEDIUM))))
         axes.set_xlabel("layer")
-        _number_axis(axes.xaxis, n_layers)
-        if layers is not None:
-            axes.set_xticks(range(n_layers), layers[:n_layers])
-        axes.grid(alpha=0.3)
+        name_x(axes, names, width)
         if len(lines) > 1:
             axes.legend()
-    if title:
-        figure.suptitle(title)
     return figure
 
 
+@look.drawn
 def plot_cosine_matrix(
     cosines: Float[Tensor, "layer other_layer"],
     layers: Sequence[str] | None = None,
@@ -145,8 +133,6 @@ def plot_cosine_matrix(
     Raises:
         InputError: No square matrix, or names that do not match it.
     """
-    from matplotlib.figure import Figure
-
     n = len(cosines)
     layers = [str(i) for i in range(n)] if layers is None else layers
     if tuple(cosines.shape) != (n, n) or len(layers) != n or n == 0:
@@ -154,30 +140,25 @@ def plot_cosine_matrix(
             f"the matrix is {tuple(cosines.shape)} and {len(layers)} layers are named; it must be "
             "square, with a name for each row."
         )
-    values = cosines.float().numpy(force=True)
-    side = 1.6 + 0.52 * n
-    width = max(side + 1.2, 0.085 * len(title))
-    figure = Figure(figsize=(width, side), layout="constrained", dpi=130)
+    side = 0.42 * n
+    under = look.widest_in(layers)
+    figure = look.new_figure(side + under + 1.4, side + under + 0.6 + 0.25 * bool(title), title)
     axes = figure.subplots()
     is_signed = bool((cosines < 0).any())
-    image = axes.imshow(
-        values,
-        origin="lower",
-        cmap=DIVERGING if is_signed else COLORS,
-        vmin=-1 if is_signed else 0,
-        vmax=1,
+    image = look.heatmap(
+        axes, cosines, low=-1 if is_signed else 0, high=1, diverging=is_signed, aspect="equal"
     )
-    _write_numbers(axes, image, values, 2)
-    axes.set_xticks(range(n), layers, rotation=90 if max(map(len, layers)) > 4 else 0)
-    axes.set_yticks(range(n), layers)
+    if n <= 34:  # the width of the picture
+        look.write_numbers(axes, image, cosines)
+    name_x(axes, layers, side)
+    name_y(axes, layers, side)
     axes.set_xlabel("layer")
     axes.set_ylabel("layer")
-    figure.colorbar(image, ax=axes, label="mean cosine")
-    if title:
-        figure.suptitle(title)
+    look.color_bar(figure, image, axes, "mean cosine")
     return figure
 
 
+@look.drawn
 def plot_histograms(
     histograms: Mapping[str, tuple[Tensor, Tensor]],
     *,
@@ -200,8 +181,6 @@ def plot_histograms(
     Raises:
         InputError: No histogram, or edges that do not match the counts.
     """
-    from matplotlib.figure import Figure
-
     if not histograms:
         raise InputError("nothing to draw: pass at least one histogram.")
     for name, (counts, edges) in histograms.items():
@@ -209,26 +188,25 @@ def plot_histograms(
             raise InputError(
                 f"{name!r} has {len(counts)} counts and {len(edges)} edges; edges are one more."
             )
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained", dpi=130)
+    figure = look.new_figure(6.0, 3.5, title)
     axes = figure.subplots()
-    styles = ["-", "--", ":", "-."]
-    for i, (name, (counts, edges)) in enumerate(histograms.items()):
+    for number, (name, (counts, edges)) in enumerate(histograms.items()):
         density = counts / counts.sum().clamp(min=1) / edges.diff()
+        style = look.line_style(number)
         axes.stairs(
-            density.float().numpy(force=True),
-            edges.float().numpy(force=True),
-            label=name,
-            linestyle=styles[i % len(styles)],
+            density.detach().float().cpu().numpy(),
+            edges.detach().float().cpu().numpy(),
+            label=look.plain(name),
+            color=style["color"],
+            linestyle=style["linestyle"],
             linewidth=1.3,
         )
     if log:
         axes.set_yscale("log")
-    axes.set_xlabel(label)
+    axes.set_xlabel(look.plain(label))
     axes.set_ylabel("density (share of values per unit)")
-    axes.grid(alpha=0.3)
+    open_frame(axes, grid="both")
     axes.legend()
-    if title:
-        figure.suptitle(title)
     return figure
 
 
@@ -238,38 +216,3 @@ def _check_tables(tables: Mapping[str, Tensor]) -> None:
     for name, table in tables.items():
         if table.ndim != 2 or not table.numel():
             raise InputError(f"the scores {name!r} are {tuple(table.shape)}; pass [layer, head].")
-
-
-def _range(
-    tables: Sequence[Tensor],
-    low: float | int | None,
-    high: float | int | None,
-    diverging: bool,
-) -> tuple[float, float]:
-    """The range of colours that all tables share."""
-    values = torch.cat([table.float().flatten() for table in tables])
-    values = values[values.isfinite()]
-    if not len(values):
-        return 0.0, 1.0
-    least, most = float(values.min()), float(values.max())
-    if diverging:
-        most = max(abs(least), abs(most))
-        least = -most
-    return float(least if low is None else low), float(most if high is None else high)
-
-
-def _write_numbers(axes: "matplotlib.axes.Axes", image: Any, table: Any, digits: int) -> None:
-    for row, column in [(i, j) for i in range(len(table)) for j in range(table.shape[1])]:
-        value = float(table[row, column])
-        if value != value:
-            continue
-        red, green, blue, _ = image.cmap(image.norm(value))
-        ink = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
-        text = f"{value:.{digits}f}"
-        text = text.replace("-", "") if float(text) == 0 else text
-        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize="small")
-
-
-def _number_axis(axis: Any, n: int) -> None:
-    """A tick for each of a few, for some of many."""
-    axis.set_ticks(range(0, n, 1 + n // 16))

@@ -7,15 +7,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
+from hooked_whisper.figures import look
+from hooked_whisper.figures.axes import name_x, name_y
 
 if TYPE_CHECKING:
-    import matplotlib.axes
     import matplotlib.figure
 
 _MOST_NUMBERS = 12
 """Columns up to which the numbers are written in."""
 
 
+@look.drawn
 def plot_sweep(
     values: Float[Tensor, "site layer part"],
     sites: Sequence[str],
@@ -29,7 +31,7 @@ def plot_sweep(
     """A heatmap for each site, all in one scale of colours.
 
     Args:
-        values: A number for each place; NaN is left white.
+        values: A number for each place; NaN is left grey.
         sites: Names of the sites.
         layers: Numbers of the layers.
         parts: Labels of the parts: heads, positions, or windows as (start, end) in seconds.
@@ -41,59 +43,45 @@ def plot_sweep(
         A matplotlib figure; `figure.savefig("sweep.png")` writes it.
 
     Raises:
-        InputError: Labels that do not match the table.
+        InputError: Labels that do not match the table, or an empty one.
     """
-    from matplotlib.figure import Figure
-
-    if tuple(values.shape) != (len(sites), len(layers), len(parts)):
+    if tuple(values.shape) != (len(sites), len(layers), len(parts)) or not values.numel():
         raise InputError(
             f"{len(sites)} sites, {len(layers)} layers and {len(parts)} parts are named; the "
             f"table is {tuple(values.shape)}."
         )
-    table = values.float().numpy(force=True)
-    finite = table[table == table]
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    width = min(14.0, max(5.0, 2.4 + (0.55 if len(parts) <= _MOST_NUMBERS else 0.2) * len(parts)))
-    height = 0.9 + len(sites) * (0.75 + 0.32 * len(layers))
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
+    low, high = look.value_range([values])
+    is_written = len(parts) <= _MOST_NUMBERS
+    width = min(12.0, max(1.6, (0.5 if is_written else 0.2) * len(parts)))
+    height = max(0.35, 0.27 * len(layers))
+    figure = look.new_figure(
+        width + 1.7, 0.35 + len(sites) * (0.5 + height) + 0.3 * bool(title), title
+    )
     panels = figure.subplots(len(sites), 1, squeeze=False)[:, 0]
-    for number, axes in enumerate(panels):
-        image = axes.imshow(
-            table[number], origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high
-        )
-        axes.set_title(sites[number], fontsize=9, loc="left")
-        axes.set_yticks(range(len(layers)), ["-" if each < 0 else str(each) for each in layers])
+    image = None
+    for axes, site, table in zip(panels, sites, values, strict=True):
+        image = look.heatmap(axes, table, low=low, high=high)
+        axes.set_title(look.plain(site))
+        name_y(axes, ["-" if each < 0 else str(each) for each in layers], height)
         axes.set_ylabel("layer")
-        _label_parts(axes, parts, part_axis, with_name=number + 1 == len(sites))
-        if len(parts) <= _MOST_NUMBERS:
-            _write_numbers(axes, table[number], (low + high) / 2)
-    figure.colorbar(image, ax=list(panels), label=label)
-    if title:
-        figure.suptitle(title, fontsize=10)
+        _name_parts(axes, parts, part_axis, width)
+        if is_written:
+            look.write_numbers(axes, image, table)
+    panels[-1].set_xlabel(_axis_name(part_axis))
+    look.color_bar(figure, image, list(panels), label)
     return figure
 
 
-def _label_parts(
-    axes: "matplotlib.axes.Axes", parts: Sequence[Any], part_axis: str, with_name: bool
-) -> None:
-    step = max(1, -(-len(parts) // 16))
-    shown = range(0, len(parts), step)
-    if part_axis == "window_s":
-        axes.set_xticks([each - 0.5 for each in shown], [f"{parts[each][0]:g}" for each in shown])
-        name = "time of the window, in seconds"
-    else:
-        axes.set_xticks(list(shown), [str(parts[each]) for each in shown])
-        name = {"pos": "position", "part": ""}.get(part_axis, part_axis)
-    if with_name:
-        axes.set_xlabel(name)
+def _name_parts(axes: Any, parts: Sequence[Any], part_axis: str, width: float) -> None:
+    if part_axis != "window_s":
+        name_x(axes, [str(part) for part in parts], width)
+        return
+    # Windows are named by their starts, which stand at their left edges.
+    name_x(axes, [f"{start:g}" for start, _ in parts], width)
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    axes.set_xticks([place - 0.5 for place in axes.get_xticks()], names)
 
 
-def _write_numbers(axes: "matplotlib.axes.Axes", table: Any, middle: float) -> None:
-    for row in range(table.shape[0]):
-        for column in range(table.shape[1]):
-            value = float(table[row, column])
-            if value == value:
-                ink = "black" if value > middle else "white"
-                axes.text(
-                    column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=7
-                )
+def _axis_name(part_axis: str) -> str:
+    names = {"window_s": "start of the window (s)", "pos": "position", "part": ""}
+    return names.get(part_axis, part_axis)

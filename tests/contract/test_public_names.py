@@ -77,9 +77,10 @@ ROOMS = {
         top_activations
     """,
     "figures": """
-        plot_attribution plot_by_layer plot_cosine_matrix plot_cross_attention plot_encoder_lens
-        plot_head_scores plot_histograms plot_latents plot_logit_lens plot_patching plot_probes
-        plot_sources plot_sweep plot_trajectories
+        plot_attribution plot_by_layer plot_cosine_matrix plot_cross_attention plot_density
+        plot_encoder_lens plot_entropy plot_head_scores plot_histograms plot_latents
+        plot_logit_lens plot_mel plot_patching plot_pattern plot_patterns plot_probes
+        plot_sources plot_sweep plot_training plot_trajectories
     """,
     "harvest": """
         ActivationDataset ActivationStore ProbeResult ProbeScore Recording RecordingEntry RowPlaces

@@ -20,7 +20,7 @@ def test_mel_and_attention_share_a_time_axis_in_seconds(mel: torch.Tensor) -> No
     for row, second in enumerate((1.0, 2.0)):
         shown = np.asarray(below.images[0].get_array())[row]
         assert shown.argmax() * 3 / len(shown) == pytest.approx(second, abs=0.02)
-    assert [label.get_text() for label in below.get_yticklabels()] == [" one", " two"]
+    assert [label.get_text() for label in below.get_yticklabels()] == ["one", "two"]
 
 
 def test_the_whole_window_is_shown_where_no_length_is_given(mel: torch.Tensor) -> None:
@@ -32,7 +32,7 @@ def test_the_whole_window_is_shown_where_no_length_is_given(mel: torch.Tensor) -
 def test_spoken_words_are_written_over_their_time(mel: torch.Tensor) -> None:
     figure = plot_cross_attention(mel, torch.rand(1, 1500), ["x"], spans_s=[(1.0, 2.0, "seven")])
     (text,) = figure.axes[0].texts
-    assert (text.get_text(), text.get_position()[0]) == ("seven", 1.5)
+    assert (text.get_text(), text.xy[0]) == ("seven", 1.5)
     assert [line.get_xdata()[0] for line in figure.axes[0].lines] == [1.0, 2.0]
 
 

@@ -108,12 +108,12 @@ class TestSources:
             spans_s=[(1.2, 2.0, "seven")],
         )
         axes = figure.axes[0]
-        meshes = axes.collections
+        meshes = [each for each in axes.collections if each.get_array() is not None]
         assert [each.get_array().flatten().tolist() for each in meshes] == [[1, 0.5], [-2, 0]]
         assert {each.get_clim() for each in meshes} == {(-2, 2)}
         assert axes.get_xlim() == (0, 2.5) and axes.get_ylim() == (1.5, -0.5)
         assert axes.texts[0].get_text() == "seven"
-        assert axes.texts[0].get_position()[0] == pytest.approx(1.6)
+        assert axes.texts[0].xy[0] == pytest.approx(1.6)
 
     def test_names_that_do_not_match_are_refused(self) -> None:
         with pytest.raises(InputError, match=r"2 labels and 1 windows .* \(1, 1\)"):

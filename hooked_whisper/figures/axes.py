@@ -1,0 +1,209 @@
+"""What stands along the axes of pictures: seconds, names, words, padding."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from hooked_whisper.errors import InputError
+from hooked_whisper.figures.look import (
+    FAINT,
+    GREY,
+    INK,
+    SMALL,
+    plain,
+    short,
+    style_ticks,
+    widest_in,
+    width_in,
+)
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+
+
+@runtime_checkable
+class HasTimes(Protocol):
+    """A spoken word with its times, such as those of the shipped recordings."""
+
+    word: str
+    start_s: float
+    end_s: float
+
+
+Word = HasTimes | Sequence[Any]
+"""A word with `word`, `start_s` and `end_s`, or a tuple of the three."""
+
+
+def read_words(words: Sequence[Word]) -> list[tuple[str, float, float]]:
+    """Each word with its start and end in seconds, from objects or tuples in either order.
+
+    Raises:
+        InputError: Something that is no word with two times.
+
+    >>> read_words([("one", 0.2, 0.5), (0.6, 0.9, "two")])
+    [('one', 0.2, 0.5), ('two', 0.6, 0.9)]
+    """
+    found = []
+    for each in words:
+        if isinstance(each, HasTimes):
+            parts: list[Any] = [each.word, each.start_s, each.end_s]
+        else:
+            parts = list(each)
+            if len(parts) == 3 and isinstance(parts[2], str):
+                parts = [parts[2], *parts[:2]]
+        is_word = len(parts) == 3 and isinstance(parts[0], str)
+        if not is_word or not all(isinstance(time, int | float) for time in parts[1:]):
+            raise InputError(
+                f"{each!r} is no word with its times; pass (word, start, end) with times in "
+                "seconds, or recording.words."
+            )
+        found.append((parts[0], float(parts[1]), float(parts[2])))
+    return found
+
+
+def time_width(end_s: float) -> float:
+    """How wide, in inches, a picture of so many seconds is drawn."""
+    return min(11.0, max(4.8, 3.6 + 1.5 * end_s))
+
+
+def time_axis(axes: "matplotlib.axes.Axes", end_s: float, *, named: bool = True) -> None:
+    """Seconds from 0 to the end."""
+    axes.set_xlim(0, end_s)
+    if named:
+        axes.set_xlabel("time (s)")
+
+
+def mark_padding(axes: "matplotlib.axes.Axes", start_s: float, end_s: float) -> None:
+    """Shade and label what comes after the sound, where the picture shows it."""
+    if end_s - start_s < 1e-6:
+        return
+    axes.axvspan(start_s, end_s, facecolor=GREY, edgecolor="white", hatch="////", alpha=0.75, lw=0)
+    axes.text(
+        (start_s + end_s) / 2,
+        0.5,
+        "padding",
+        transform=axes.get_xaxis_transform(),
+        ha="center",
+        va="center",
+        rotation=90 if end_s - start_s < 0.15 * end_s else 0,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
+    )
+
+
+def mark_words(
+    axes: "matplotlib.axes.Axes",
+    words: Sequence[Word],
+    width: float,
+    end_s: float,
+    *,
+    others: Sequence["matplotlib.axes.Axes"] = (),
+) -> None:
+    """Words above an axes of seconds, and lines at their edges that show on dark and light.
+
+    Where they stand too close for one line, they take up to three; where that is not enough,
+    they are turned upright.
+
+    Args:
+        axes: Their names stand above it.
+        words: With times; those that begin after the end are left out.
+        width: Of the axes, in inches.
+        end_s: Where the axes ends, in seconds.
+        others: Axes of the same seconds that get the lines alone.
+    """
+    from matplotlib.patheffects import withStroke
+
+    heard = [word for word in read_words(words) if word[1] < end_s]
+    edges = sorted({time for _, *times in heard for time in times if time <= end_s})
+    for panel in (axes, *others):
+        for edge in edges:
+            line = panel.axvline(edge, color="white", linewidth=0.9, linestyle=(0, (2, 2)))
+            line.set_path_effects([withStroke(linewidth=1.9, foreground=INK, alpha=0.55)])
+    names = [short(name, 24) for name, _, _ in heard]
+    middles = [(start + min(end, end_s)) / 2 for _, start, end in heard]
+    places = [middle / end_s * width for middle in middles]
+    lanes = _lanes(places, [width_in(name) + 0.07 for name in names])
+    upright = max(lanes, default=0) > 2
+    if upright:
+        lanes = _lanes(places, [0.12] * len(names))
+    step = 12.0 if not upright else 4 + 72 * widest_in(names)
+    for name, middle, lane in zip(names, middles, lanes, strict=True):
+        axes.annotate(
+            plain(name),
+            (middle, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2.5 + step * lane),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            rotation=90 if upright else 0,
+            fontsize=SMALL,
+        )
+
+
+def _lanes(places: Sequence[float], widths: Sequence[float]) -> list[int]:
+    """For each text, the lowest line in which it overlaps none before it."""
+    ends: list[float] = []
+    found = []
+    for place, width in zip(places, widths, strict=True):
+        lane = next((i for i, end in enumerate(ends) if end <= place - width / 2), len(ends))
+        ends[lane : lane + 1] = [place + width / 2]
+        found.append(lane)
+    return found
+
+
+def name_x(axes: "matplotlib.axes.Axes", names: Sequence[str], width: float) -> None:
+    """Names at 0, 1, 2, … along the bottom: level, upright, or only some of them.
+
+    Args:
+        axes: Where they are written.
+        names: One for each place; a line break is kept.
+        width: Of the axes, in inches.
+    """
+    style_ticks(axes)
+    names = [plain(name) for name in names]
+    cell, widest = width / max(1, len(names)), widest_in(names)
+    if widest + 0.06 <= cell:
+        step, upright = 1, False
+    elif all(name.lstrip("-").isdigit() for name in names):
+        step, upright = _step((widest + 0.12) / cell), False
+    else:
+        high = 0.125 * max(name.count("\n") + 1 for name in names)
+        step, upright = _step(high / cell), True
+    shown = range(0, len(names), step)
+    turned: dict[str, Any] = {"rotation": 90} if upright else {}
+    axes.set_xticks(list(shown), [names[i] for i in shown], **turned)
+
+
+def name_y(axes: "matplotlib.axes.Axes", names: Sequence[str], height: float) -> None:
+    """Names at 0, 1, 2, … along the left, or only some of them where all would overlap."""
+    style_ticks(axes)
+    step = _step(0.125 * len(names) / height)
+    shown = range(0, len(names), step)
+    axes.set_yticks(list(shown), [plain(names[i]) for i in shown])
+
+
+def _step(least: float) -> int:
+    """The smallest of 1, 2, 5, 10, 20, 50, … that is not under this."""
+    power = 1
+    while True:
+        for digit in (1, 2, 5):
+            if digit * power >= least - 1e-9:
+                return digit * power
+        power *= 10
+
+
+def rows_in(n: int) -> float:
+    """How high, in inches, so many rows of text are drawn: all named, until there are very many."""
+    return min(13.0, max(0.3, 0.24 * min(n, 30) + 0.15 * max(0, n - 30)))
+
+
+def open_frame(axes: "matplotlib.axes.Axes", *, grid: Literal["", "x", "y", "both"] = "") -> None:
+    """Ticks in this look and, along an axis or `"both"`, faint lines to read numbers by."""
+    style_ticks(axes)
+    if grid:
+        axes.grid(axis=grid)
+        axes.set_axisbelow(True)
+
+
+def zero_line(axes: "matplotlib.axes.Axes") -> None:
+    """A faint line where nothing is added and nothing taken."""
+    axes.axhline(0, color=FAINT, linewidth=0.7, zorder=0)

@@ -1,0 +1,299 @@
+"""One look for all pictures: colours, lines, letters, sizes, titles and colour bars.
+
+Every colour map is read in greyscale too: its luminance only rises, or, around 0, rises to
+white and falls again, where a sign is hatched or written. Lines differ in their dashes and
+markers, not in colour alone. Nothing of matplotlib's own settings is changed: `drawn` sets
+them while a picture is made and puts them back, so that a user's style changes no picture.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.colors
+    import matplotlib.figure
+
+COLORS = "cividis"
+"""Dark is little, light is much: one rising luminance, made for the colour-blind."""
+DIVERGING = ("#6b2d00", "#b3521b", "#e3a877", "#f7f7f7", "#8fb8dc", "#2f73ad", "#00305a")
+"""From brown for the least over white for 0 to blue for the most."""
+ACCENT = "#00457c"
+FOR, AGAINST = "#00528c", "#b3521b"
+"""Adds to a number, and takes from it: apart in greyscale and for the colour-blind."""
+INK, FAINT, GREY = "#222222", "#8a8a8a", "#d4d4d4"
+"""Of letters; of lines that only help; and of what is no number (NaN) or no sound."""
+LINES = (ACCENT, "#d55e00", "#009e73", "#a0468c", "#56b4e9", "#b98a00", "#222222", "#8c564b")
+DASHES = ("-", "--", ":", "-.")
+MARKERS = "osD^vP*X"
+
+DPI = 130
+N_SHADES = 96
+"""Shades of a colour map: enough for the eye, and few enough for small files."""
+MOST_IN = 16.0
+"""No picture is wider or higher than this, in inches; labels are left out before that."""
+SMALL, MEDIUM, LARGE = 7.5, 8.5, 10.0
+"""Sizes of letters, in points: ticks and cells, axes, titles."""
+
+_WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans", "Arial Unicode MS", "Unifont")
+"""Asked, where they are installed, for signs that matplotlib's own font lacks."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def drawn(draw: Callable[P, R]) -> Callable[P, R]:
+    """Make a function draw in this look, whatever matplotlib's settings are outside of it."""
+
+    @functools.wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _settings():
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    from matplotlib import style
+
+    ours = {
+        "font.family": list(_families()),
+        "font.size": MEDIUM,
+        "axes.titlesize": MEDIUM,
+        "axes.titlelocation": "left",
+        "axes.labelsize": MEDIUM,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "axes.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": False,
+        "grid.color": GREY,
+        "grid.linewidth": 0.5,
+        "text.color": INK,
+        "xtick.labelsize": SMALL,
+        "ytick.labelsize": SMALL,
+        "legend.fontsize": SMALL,
+        "legend.frameon": False,
+        "lines.linewidth": 1.4,
+        "lines.markersize": 4,
+        "hatch.linewidth": 0.5,
+        "image.composite_image": False,
+    }
+    with style.context(["default", ours]):
+        yield
+
+
+@functools.cache
+def _families() -> tuple[str, ...]:
+    from matplotlib.font_manager import fontManager
+
+    installed = set(fontManager.get_font_names())
+    return ("DejaVu Sans", *(name for name in _WIDE_FONTS if name in installed))
+
+
+def new_figure(width: float, height: float, title: str = "") -> "matplotlib.figure.Figure":
+    """An empty figure of this size in inches, wide enough for its title, which it wraps.
+
+    Args:
+        width: At most `MOST_IN`, as the height.
+        height: Of all but the title.
+        title: Drawn above, in as many lines as it needs.
+    """
+    from matplotlib.figure import Figure
+
+    width = min(MOST_IN, max(3.2, width))
+    lines = wrap(title, width - 0.3, LARGE)
+    height = min(MOST_IN, max(1.2, height)) + 0.19 * max(0, len(lines) - 1)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI, facecolor="white")
+    if lines:
+        figure.suptitle(plain("\n".join(lines)), fontsize=LARGE)
+    return figure
+
+
+def wrap(text: str, width: float, size: float) -> list[str]:
+    """The text in lines of at most `width` inches, broken between words where there are any."""
+    lines: list[str] = []
+    for paragraph in text.strip().splitlines():
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}" if line else word
+            if width_in(longer, size) <= width:
+                line = longer
+                continue
+            lines += [line] if line else []
+            while width_in(word, size) > width and len(word) > 1:
+                n = next(
+                    n for n in range(len(word), 0, -1) if n == 1 or _fits(word[:n], width, size)
+                )
+                lines, word = [*lines, word[:n]], word[n:]
+            line = word
+        lines.append(line)
+    return lines
+
+
+def _fits(text: str, width: float, size: float) -> bool:
+    return width_in(text, size) <= width
+
+
+@functools.lru_cache(maxsize=4096)
+def width_in(text: str, size: float = SMALL) -> float:
+    """How wide a line of text is drawn, in inches."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    if not text.strip():
+        return 0.0
+    with warnings.catch_warnings():  # of signs that no font has: matplotlib says so when it draws
+        warnings.simplefilter("ignore")
+        path = TextPath((0, 0), text, size=size, prop=FontProperties(family=list(_families())))
+        return float(path.get_extents().width) / 72
+
+
+def widest_in(texts: Sequence[str], size: float = SMALL) -> float:
+    """How wide the widest of some lines is drawn, in inches; 0 where there are none."""
+    return max((width_in(line, size) for text in texts for line in text.split("\n")), default=0.0)
+
+
+def plain(text: str) -> str:
+    """A text that matplotlib draws as it is, not as a formula between two dollar signs.
+
+    >>> plain("$5 and $6")
+    '\\\\$5 and \\\\$6'
+    """
+    return text.replace("$", r"\$")
+
+
+def short(text: str, n: int = 16) -> str:
+    """A text on one line, of at most `n` signs, its spaces at the ends kept out.
+
+    >>> short(" three"), short("a long transcript", 8)
+    ('three', 'a long …')
+    """
+    line = " ".join(text.split()) or text.replace("\\n", "↵").replace(" ", "␣")
+    return line if len(line) <= n else line[: n - 1] + "…"
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Colour, dashes and marker of one of several lines; 32 differ, also without the colour."""
+    n = len(LINES)
+    return {
+        "color": LINES[number % n],
+        "linestyle": DASHES[(number + number // n) % len(DASHES)],
+        "marker": MARKERS[number % n],
+    }
+
+
+def color_map(diverging: bool = False) -> "matplotlib.colors.Colormap":
+    """The map of every heatmap; what is no number stays clear, for the hatched grey under it."""
+    import matplotlib
+    from matplotlib.colors import LinearSegmentedColormap
+
+    if not diverging:
+        return matplotlib.colormaps[COLORS].resampled(N_SHADES).with_extremes(bad=(0, 0, 0, 0))
+    # An odd number of shades, so that 0 itself is white.
+    found = LinearSegmentedColormap.from_list("hooked_whisper", DIVERGING, N=N_SHADES + 1)
+    return found.with_extremes(bad=(0, 0, 0, 0))
+
+
+def heatmap(
+    axes: "matplotlib.axes.Axes",
+    values: Tensor,
+    *,
+    low: float | int | None = None,
+    high: float | int | None = None,
+    diverging: bool = False,
+    gamma: float = 1.0,
+    **options: Any,
+) -> Any:
+    """Values as colours, sharp at their edges, NaN as hatched grey.
+
+    Args:
+        axes: Where to draw.
+        values: [row, column].
+        low, high: Values of the first and last colour; None takes them from the values.
+        diverging: White is 0.
+        gamma: Under 1, the share of the range is raised to it, so that little shows.
+        **options: Of matplotlib's `imshow`.
+    """
+    from matplotlib.colors import Normalize, PowerNorm
+
+    least, most = value_range([values], low, high, diverging=diverging)
+    options = {"aspect": "auto", "interpolation": "nearest", "origin": "lower"} | options
+    image = axes.imshow(
+        values.detach().float().cpu().numpy(),
+        cmap=color_map(diverging),
+        norm=Normalize(least, most) if gamma == 1 else PowerNorm(gamma, least, most),
+        **options,
+    )
+    if bool(values.isnan().any()):
+        axes.patch.set(facecolor=GREY, hatch="////", edgecolor="white")
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def value_range(
+    tables: Sequence[Tensor],
+    low: float | int | None = None,
+    high: float | int | None = None,
+    *,
+    diverging: bool = False,
+) -> tuple[float, float]:
+    """The range of colours that all tables share; alike on both sides of 0 where it diverges."""
+    finite = [table.detach().float().flatten() for table in tables]
+    finite = [table[table.isfinite()] for table in finite]
+    least = min((float(table.min()) for table in finite if len(table)), default=0.0)
+    most = max((float(table.max()) for table in finite if len(table)), default=1.0)
+    if diverging:
+        most = max(abs(least), abs(most))
+        least = -most
+    least, most = float(least if low is None else low), float(most if high is None else high)
+    if least == most:  # one value: from nothing to it
+        least, most = (min(0.0, least), max(0.0, most)) if most else (0.0, 1.0)
+    return least, most
+
+
+def ink_on(image: Any, value: float) -> str:
+    """Black or white, whichever reads better on the colour that an image gives a value."""
+    red, green, blue, _ = image.cmap(image.norm(value))
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)
+    ]
+    luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "black" if luminance > 0.179 else "white"  # where both have the same contrast (WCAG)
+
+
+def write_numbers(
+    axes: "matplotlib.axes.Axes", image: Any, values: Tensor, digits: int = 2, size: float = SMALL
+) -> None:
+    """Each number in its cell, in readable ink; nothing where there is none, and no -0."""
+    for row, line in enumerate(values.detach().float().tolist()):
+        for column, value in enumerate(line):
+            if value != value:
+                continue
+            text = f"{value:.{digits}f}"
+            text = text.replace("-", "") if float(text) == 0 else text
+            ink = ink_on(image, value)
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
+
+
+def color_bar(
+    figure: "matplotlib.figure.Figure", image: Any, axes: Any, label: str, **options: Any
+) -> Any:
+    """What the colours mean, at the right of one or several axes."""
+    bar = figure.colorbar(image, ax=axes, **({"pad": 0.015, "aspect": 30} | options))
+    bar.set_label(plain(label))
+    bar.outline.set_visible(False)
+    style_ticks(bar.ax)
+    return bar
+
+
+def style_ticks(axes: "matplotlib.axes.Axes") -> None:
+    """Ticks in this look, also those that matplotlib makes later, as it draws."""
+    axes.tick_params(labelsize=SMALL, length=2.5, width=0.6, color=INK, labelcolor=INK)

@@ -1,0 +1,262 @@
+"""Attention patterns, query by key: one head, or all heads of a layer."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d
+
+from hooked_whisper.errors import InputError
+from hooked_whisper.figures import look
+from hooked_whisper.figures.axes import name_x, name_y, rows_in
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
+
+GAMMA = 0.5
+"""Colours follow the square root of attention, so that what is faint can be seen."""
+_ALONE_IN, _AMONG_IN = 4.2, 1.7
+"""Inches of an axis in seconds: of one pattern, and of one among several."""
+
+
+@look.drawn
+def plot_pattern(
+    pattern: Float[Tensor, "query key"],
+    *,
+    query_labels: Sequence[str] | None = None,
+    key_labels: Sequence[str] | None = None,
+    position_s: float | int | None = 0.02,
+    sound_s: float | int | None = None,
+    title: str = "",
+) -> "matplotlib.figure.Figure":
+    """Where each query of one head looks: queries downwards, keys to the right.
+
+    Where there are more positions than the picture has room for, each cell shows the
+    largest of those that it stands for: a diagonal one position wide stays a line.
+    Colours follow the square root, so that faint attention shows.
+
+    Args:
+        pattern: Attention of a head, or a mean over heads.
+        query_labels: A name for each query, such as its token; None makes it an axis in seconds.
+        key_labels: The same for keys.
+        position_s: Seconds of a position on axes without labels: 0.02 in the encoder; None
+            counts positions.
+        sound_s: Seconds that hold sound: what comes after is left out of axes in seconds.
+            None shows all.
+        title: Drawn above.
+
+    Returns:
+        A matplotlib figure; `figure.savefig("pattern.png")` writes it.
+
+    Raises:
+        InputError: No query or no key, labels that do not match them, or times that are none.
+    """
+    query = _side("query", pattern.shape[0], query_labels, position_s, sound_s)
+    key = _side("key", pattern.shape[1], key_labels, position_s, sound_s)
+    height = query.inches(alone=True)
+    # There is more room for time where the other side is a few tokens.
+    width = 6.5 if query.labels and not key.labels else key.inches(alone=True)
+    figure = look.new_figure(
+        width + 0.65 + query.margin + 0.9,
+        height + 0.45 + key.margin + 0.3 * bool(title),
+        title,
+    )
+    axes = figure.subplots()
+    image = _draw_head(axes, pattern, query, key, height, width)
+    _name_sides(axes, query, key, height, width)
+    axes.set(xlabel=key.name, ylabel=query.name)
+    look.color_bar(figure, image, axes, "attention")
+    return figure
+
+
+@look.drawn
+def plot_patterns(
+    patterns: Float[Tensor, "head query key"],
+    *,
+    query_labels: Sequence[str] | None = None,
+    key_labels: Sequence[str] | None = None,
+    position_s: float | int | None = 0.02,
+    sound_s: float | int | None = None,
+    heads: Sequence[str] | None = None,
+    title: str = "",
+) -> "matplotlib.figure.Figure":
+    """Where all heads of a layer look: a small pattern each.
+
+    Each head has colours of its own, from 0 to its largest attention, which stands above
+    it: a head that looks everywhere would be black beside one that looks at one place.
+    Cells show the largest of the positions that they stand for, as in `plot_pattern`.
+
+    Args:
+        patterns: Attention of each head.
+        query_labels, key_labels, position_s, sound_s: As in `plot_pattern`.
+        heads: What to call each head; None is `head 0`, `head 1`, …
+        title: Drawn above.
+
+    Returns:
+        A matplotlib figure; `figure.savefig("patterns.png")` writes it.
+
+    Raises:
+        InputError: As `plot_pattern`; no heads, or names that do not match them.
+    """
+    n_heads, n_query, n_key = patterns.shape
+    names = [f"head {i}" for i in range(n_heads)] if heads is None else list(heads)
+    if len(names) != n_heads or not n_heads:
+        raise InputError(
+            f"{len(names)} names for {n_heads} heads; pass at least one head, and one name for "
+            "each."
+        )
+    query = _side("query", n_query, query_labels, position_s, sound_s)
+    key = _side("key", n_key, key_labels, position_s, sound_s)
+    columns = _columns(n_heads)
+    rows = math.ceil(n_heads / columns)
+    height, width = query.inches(alone=False), key.inches(alone=False)
+    figure = look.new_figure(
+        query.margin + 0.65 + columns * (width + 0.12) + 0.75,
+        key.margin + 0.5 + rows * (height + 0.27) + 0.25 * bool(title),
+        title,
+    )
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for axes, pattern, name in zip(panels, patterns, names, strict=False):
+        _draw_head(axes, pattern, query, key, height, width)
+        most = look.value_range([pattern[: query.n, : key.n]])[1]
+        axes.set_title(f"{look.plain(name)}: to {most:.2g}", fontsize=look.SMALL, pad=3)
+    _name_sides(panels[0], query, key, height, width)
+    for number, axes in enumerate(panels):
+        look.style_ticks(axes)
+        axes.set_visible(number < n_heads)
+        is_lowest = number + columns >= n_heads
+        axes.tick_params(labelbottom=is_lowest, labelleft=number % columns == 0)
+    figure.supxlabel(key.name, fontsize=look.MEDIUM)
+    figure.supylabel(query.name, fontsize=look.MEDIUM)
+    _share_bar(figure, panels)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One axis of a pattern.
+
+    Args:
+        name: What stands along it.
+        n: Positions shown.
+        labels: Their names, of an axis in text.
+        position_s: Seconds of each, of an axis in seconds; 1 counts them.
+    """
+
+    name: str
+    n: int
+    labels: list[str] | None
+    position_s: float
+
+    @property
+    def margin(self) -> float:
+        """Inches that its names take."""
+        return look.widest_in(self.labels) if self.labels else 0.2
+
+    @property
+    def edges(self) -> tuple[float, float]:
+        """Where it begins and ends in its own unit."""
+        if self.labels:
+            return -0.5, self.n - 0.5
+        return 0.0, self.n * self.position_s
+
+    def inches(self, *, alone: bool) -> float:
+        if not self.labels:
+            return _ALONE_IN if alone else _AMONG_IN
+        return max(0.5, rows_in(self.n)) if alone else min(3.4, max(0.5, 0.14 * self.n))
+
+
+def _side(
+    what: str,
+    n: int,
+    labels: Sequence[str] | None,
+    position_s: float | int | None,
+    sound_s: float | int | None,
+) -> _Side:
+    """The axis of queries or of keys.
+
+    Raises:
+        InputError: As `plot_pattern`.
+    """
+    if labels is not None and len(labels) != n:
+        raise InputError(f"{len(labels)} {what}_labels for {n} positions; pass one for each.")
+    if not n:
+        raise InputError(f"the pattern has no {what}; pass [query, key] with at least one of each.")
+    for name, seconds in {"position_s": position_s, "sound_s": sound_s}.items():
+        if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+            raise InputError(f"{name} is {seconds:g}; pass seconds, over 0, or None.")
+    if labels is not None:
+        names = [look.short(label) for label in labels]
+        return _Side("looks at" if what == "key" else "token", n, names, 1.0)
+    verb = "looks at" if what == "key" else "from"
+    if position_s is None:
+        return _Side(f"{verb} position", n, None, 1.0)
+    if sound_s is not None:
+        n = min(n, max(1, math.ceil(round(sound_s / position_s, 6))))
+    return _Side(f"{verb} time (s)", n, None, float(position_s))
+
+
+def _draw_head(
+    axes: "matplotlib.axes.Axes",
+    pattern: Tensor,
+    query: _Side,
+    key: _Side,
+    height: float,
+    width: float,
+) -> Any:
+    left, right = key.edges
+    top, bottom = query.edges
+    return look.heatmap(
+        axes,
+        shrink(pattern[: query.n, : key.n], height, width),
+        low=0,
+        gamma=GAMMA,
+        origin="upper",
+        extent=(left, right, bottom, top),
+    )
+
+
+def shrink(values: Float[Tensor, "row column"], height: float, width: float) -> Tensor:
+    """The largest of each block of cells, so that no more are left than a picture has dots.
+
+    Args:
+        values: Anything.
+        height, width: Of the picture, in inches.
+    """
+    values = values.detach().float().cpu()
+    # Fewer cells than dots: each is drawn, and the file stays small.
+    most = [max(1, round(0.75 * look.DPI * inches)) for inches in (height, width)]
+    size = [min(have, room) for have, room in zip(values.shape, most, strict=True)]
+    return (
+        values if tuple(size) == tuple(values.shape) else adaptive_max_pool2d(values[None], size)[0]
+    )
+
+
+def _name_sides(
+    axes: "matplotlib.axes.Axes", query: _Side, key: _Side, height: float, width: float
+) -> None:
+    look.style_ticks(axes)
+    if key.labels:
+        name_x(axes, key.labels, width)
+    if query.labels:
+        name_y(axes, query.labels, height)
+
+
+def _columns(n: int) -> int:
+    """Columns of a grid: about square, and full where that is possible."""
+    least = math.ceil(math.sqrt(n))
+    return next((each for each in (least, least + 1) if n % each == 0), least)
+
+
+def _share_bar(figure: "matplotlib.figure.Figure", panels: Sequence[Any]) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import PowerNorm
+
+    shares = ScalarMappable(PowerNorm(GAMMA, 0, 1), look.color_map())
+    bar = look.color_bar(figure, shares, list(panels), "share of the head's largest attention")
+    bar.set_ticks([0, 0.05, 0.2, 0.5, 1], labels=["0", "0.05", "0.2", "0.5", "1"])

@@ -1,0 +1,184 @@
+"""Sparse autoencoders in numbers: how often latents are active, and how training went."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_whisper.errors import InputError
+from hooked_whisper.figures import look
+from hooked_whisper.figures.axes import open_frame
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+PANELS = {
+    "loss": "loss",
+    "fvu": "fraction of variance unexplained",
+    "l0": "latents active (L0)",
+    "dead": "share of dead latents",
+}
+"""What is drawn of a training's log, and what it is called."""
+_LOGARITHMIC = ("loss", "fvu")
+
+
+@look.drawn
+def plot_density(
+    densities: Float[Tensor, " latent"] | Mapping[str, Float[Tensor, " latent"]],
+    *,
+    n_bins: int = 40,
+    title: str = "",
+) -> "matplotlib.figure.Figure":
+    """How many latents are active how often, on a logarithmic axis; the dead ones as a number.
+
+    Args:
+        densities: Of each latent, the share of vectors on which it is active; several by name.
+        n_bins: Steps of the axis, from the rarest latent to 1.
+        title: Drawn above.
+
+    Returns:
+        A matplotlib figure; `figure.savefig("density.png")` writes it.
+
+    Raises:
+        InputError: Nothing to draw, or shares that are not in 0 to 1.
+    """
+    named = {"": densities} if isinstance(densities, Tensor) else dict(densities)
+    shares = {name: value.detach().double().cpu() for name, value in named.items()}
+    _check_densities(shares)
+    alive = {name: value[value > 0].log10() for name, value in shares.items()}
+    lowest = min((float(value.min()) for value in alive.values() if len(value)), default=-1.0)
+    edges = torch.linspace(min(-1.0, math.floor(lowest)), 0, n_bins + 1, dtype=torch.float64)
+
+    figure = look.new_figure(6.0, 3.0 + 0.16 * len(named), title)
+    axes = figure.subplots()
+    for number, (name, value) in enumerate(shares.items()):
+        counts = torch.histogram(alive[name].clamp(min=float(edges[0]), max=0.0), edges).hist
+        n_dead = int((value == 0).sum())
+        about = f"{n_dead} of {len(value)} dead, median {_percent(float(value.median()))}"
+        style = {**look.line_style(number), "marker": None}
+        axes.stairs(
+            counts.numpy(),
+            (10**edges).numpy(),
+            label=look.plain(f"{name}: {about}" if name else about),
+            color=style["color"],
+            linestyle=style["linestyle"],
+            linewidth=1.4,
+            fill=False,
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(float(10 ** edges[0]), 1)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("density: share of vectors on which the latent is active")
+    axes.set_ylabel("latents")
+    open_frame(axes, grid="y")
+    figure.legend(loc="outside lower center", ncols=1)
+    return figure
+
+
+@look.drawn
+def plot_training(
+    logs: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    title: str = "",
+) -> "matplotlib.figure.Figure":
+    """Loss, unexplained variance, L0 and dead latents over a training, a line each autoencoder.
+
+    Args:
+        logs: Lines of a training's log, as `on_log` gets them and `log.jsonl` holds them;
+            several by name. Lines of several autoencoders in one log are told apart by `"sae"`.
+        title: Drawn above.
+
+    Returns:
+        A matplotlib figure; `figure.savefig("training.png")` writes it.
+
+    Raises:
+        InputError: No line, or lines that are not those of a log.
+    """
+    named = _by_name(logs)
+    keys = [key for key in PANELS if any(key in line for log in named.values() for line in log)]
+    figure = look.new_figure(0.6 + 2.7 * len(keys), 2.5 + 0.16 * (len(named) > 1), title)
+    for key, axes in zip(keys, figure.subplots(1, len(keys), squeeze=False)[0], strict=True):
+        for number, (name, log) in enumerate(named.items()):
+            points = [(line["n_vectors"], _number(line.get(key))) for line in log]
+            style = look.line_style(number)
+            if len(points) > 1:
+                style |= {"markevery": max(1, len(points) // 6)}
+            axes.plot(*zip(*points, strict=True), label=look.plain(name), **style)
+        values = [_number(line.get(key)) for log in named.values() for line in log]
+        finite = [value for value in values if math.isfinite(value)]
+        if key in _LOGARITHMIC and finite and min(finite) > 0:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=min([0.0, *finite]))
+        axes.set_title(PANELS[key])
+        axes.xaxis.set_major_locator(_few())
+        axes.xaxis.set_major_formatter(_thousands())
+        axes.set_xlabel("vectors seen")
+        open_frame(axes, grid="y")
+    if len(named) > 1:
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(named)))
+    return figure
+
+
+def _by_name(
+    logs: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Each autoencoder's lines, checked.
+
+    Raises:
+        InputError: As `plot_training`.
+    """
+    groups = {"": logs} if isinstance(logs, Sequence) else dict(logs)
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for name, log in groups.items():
+        for line in log:
+            missing = {"n_vectors"} - set(line) if isinstance(line, Mapping) else {"n_vectors"}
+            if missing or not any(key in line for key in PANELS):
+                raise InputError(
+                    f"{str(line)[:80]!r} is no line of a training's log: it needs 'n_vectors' and "
+                    f"one of {sorted(PANELS)}. Pass the dicts that on_log gets, or the lines of "
+                    "log.jsonl read as JSON."
+                )
+            own = " ".join(part for part in (name, str(line.get("sae", ""))) if part)
+            found.setdefault(own, []).append(line)
+    if not found:
+        raise InputError("nothing to draw: the log has no line; pass at least one.")
+    return found
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
+
+
+def _few() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(4)
+
+
+def _thousands() -> Any:
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(sep="")
+
+
+def _check_densities(shares: Mapping[str, Tensor]) -> None:
+    if not shares:
+        raise InputError("nothing to draw: pass at least one autoencoder's densities.")
+    for name, value in shares.items():
+        what = f"the densities {name!r}" if name else "the densities"
+        if value.ndim != 1 or not len(value):
+            raise InputError(f"{what} are {tuple(value.shape)}; pass one for each latent.")
+        if not bool(((value >= 0) & (value <= 1)).all()):
+            raise InputError(
+                f"{what} go from {float(value.min()):g} to {float(value.max()):g}; they are shares "
+                "in 0 to 1, such as evaluate_sae(...).reconstruction.density."
+            )
