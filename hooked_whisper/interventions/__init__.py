@@ -1,14 +1,14 @@
 """Edits of activations, what they are judged by, and the tools that go through many of them.
 
-what a run is given    Example
-where                  Site
-edits                  Patch, ZeroAblation, MeanAblation, ResampleAblation, SkipLayer,
-                       ablate_head_everywhere, RestrictAttention, CutAttention,
-                       ReplacePattern, Steer, ProjectOut
-to have them act       Interventions, compare_transcripts
-what a run is worth    LogitDifference, LogProb, ..., WordErrorRate, ..., as_metric
-many at once           patch_sweep, path_patch, path_patch_heads, attribution_patch,
-                       greedy_ablation, attention_rollout, gradient_rollout
+    what a run is given    Example
+    where                  Site
+    edits                  Patch, ZeroAblation, MeanAblation, ResampleAblation, SkipLayer,
+                           ablate_head_everywhere, RestrictAttention, CutAttention,
+                           ReplacePattern, Steer, ProjectOut
+    to have them act       Interventions, compare_transcripts
+    what a run is worth    LogitDifference, LogProb, ..., WordErrorRate, ..., as_metric
+    many at once           patch_sweep, path_patch, path_patch_heads, attribution_patch,
+                           greedy_ablation, attention_rollout, gradient_rollout
 """
 
 from hooked_whisper.interventions.ablation import (
