@@ -103,7 +103,7 @@ class RecordingReader(Dataset[Loaded]):
 
     def _load(self, job: Job, checksum: str) -> Loaded:
         rules, cfg = self.rules, self.rules.cfg
-        samples = load_audio(_readable(job.recording.audio))
+        samples = load_audio(readable(job.recording.audio))
         windows = [piece for piece in samples.split(cfg.n_samples) if len(piece) >= MIN_SAMPLES]
         if len(samples) > cfg.n_samples:
             windows = self._of_long(windows, len(samples))
@@ -147,7 +147,7 @@ class RecordingReader(Dataset[Loaded]):
         return tuple(tokens[0].tolist())
 
 
-def _readable(audio: Any) -> Any:
+def readable(audio: Any) -> Any:
     """Audio as `load_audio` takes it: the bytes of a file become samples."""
     if not isinstance(audio, bytes):
         return audio

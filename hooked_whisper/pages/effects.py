@@ -1,0 +1,125 @@
+"""What features do to transcripts: written down with one of them ablated, and amplified."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from hooked_whisper.pages.heard import Heard, batches, mel_of
+from hooked_whisper.pages.sites import FeatureSite
+
+
+class Effect(NamedTuple):
+    """Three transcripts of one recording.
+
+    Args:
+        without: As the model writes it.
+        ablated: With the feature at 0 everywhere.
+        amplified: With the feature multiplied everywhere.
+    """
+
+    without: str
+    ablated: str
+    amplified: str
+
+    @property
+    def changed(self) -> tuple[int, int]:
+        """Words that differ from the plain transcript: ablated, amplified."""
+        return words_changed(self.without, self.ablated), words_changed(
+            self.without, self.amplified
+        )
+
+
+@torch.no_grad()
+def transcripts(
+    model: Any,
+    windows: Sequence[Heard],
+    *,
+    batch_size: int = 8,
+    progress: bool = True,
+    **options: Any,
+) -> list[str]:
+    """What the model writes for windows, greedily and without timestamps."""
+    from tqdm import tqdm
+
+    found: list[str] = []
+    bar = tqdm(total=len(windows), desc="transcripts", unit="window", disable=not progress)
+    with bar:
+        for _, some in batches(windows, batch_size):
+            found += model.generate(mel_of(model, some), **options).texts
+            bar.update(len(some))
+    return found
+
+
+@torch.no_grad()
+def effects(
+    site: FeatureSite,
+    windows: Sequence[Heard],
+    pairs: Sequence[tuple[int, int]],
+    factor: float,
+    *,
+    batch_size: int = 8,
+    progress: bool = True,
+    **options: Any,
+) -> dict[tuple[int, int], Effect]:
+    """Transcripts of windows with a feature ablated, and amplified.
+
+    Many runs stand in one batch, each with its own feature edited at all of its
+    positions, in the prompt and in every word that is decoded.
+
+    Args:
+        site: The features.
+        windows: What was listened to.
+        pairs: Windows and features by their numbers.
+        factor: What amplified features are multiplied with.
+        batch_size: Runs side by side.
+        progress: Show a progress bar.
+        options: For `model.generate`.
+    """
+    from tqdm import tqdm
+
+    pairs = list(dict.fromkeys(pairs))
+    heard = list(dict.fromkeys(window for window, _ in pairs))
+    plain = dict(
+        zip(
+            heard,
+            transcripts(
+                site.model,
+                [windows[each] for each in heard],
+                batch_size=batch_size,
+                progress=progress,
+                **options,
+            ),
+            strict=True,
+        )
+    )
+    runs = [(window, feature, by) for window, feature in pairs for by in (0.0, float(factor))]
+    texts: list[str] = []
+    with tqdm(total=len(runs), desc="effects", unit="run", disable=not progress) as bar:
+        for first in range(0, len(runs), batch_size):
+            some = runs[first : first + batch_size]
+            mel = mel_of(site.model, [windows[window] for window, _, _ in some])
+            with site.scaled([each for _, each, _ in some], [by for _, _, by in some]):
+                texts += site.model.generate(mel, **options).texts
+            bar.update(len(some))
+    return {
+        pair: Effect(plain[pair[0]], texts[2 * i], texts[2 * i + 1]) for i, pair in enumerate(pairs)
+    }
+
+
+def words_changed(before: str, after: str) -> int:
+    """Words that have to be put in, taken out or replaced between two texts.
+
+    Source: Levenshtein 1966.
+
+    >>> words_changed("three one four", "three four four")
+    1
+    """
+    old, new = before.split(), after.split()
+    row = list(range(len(new) + 1))
+    for i, word in enumerate(old, 1):
+        above, row[0] = row[0], i
+        for j, other in enumerate(new, 1):
+            least = min(row[j] + 1, row[j - 1] + 1, above + (word != other))
+            above, row[j] = row[j], least
+    return row[-1]
