@@ -31,6 +31,7 @@
     │   ├── StoreWriteError      (OSError)     a full disk, or no permission to write
     │   ├── RecordingsError                    no recordings, or one that cannot be used
     │   └── ProbeError                         labels that no probe can learn
+    ├── ReportError              (ValueError)  a report that is there already, or cannot be written
     └── WeightsError
         ├── SourceError          (ValueError)  a name or path that leads to no weights
         ├── DownloadError        (OSError)     no network, wrong hash, broken off, refused
@@ -179,6 +180,10 @@ class RecordingsError(StoreError):
 
 class ProbeError(StoreError):
     """Labels that no probe can learn: missing, or all the same."""
+
+
+class ReportError(HookedWhisperError, ValueError):
+    """A report of a study that is there already, or a folder that cannot take one."""
 
 
 class WeightsError(HookedWhisperError):
