@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from hooked_whisper.pages.heard import Heard, batches, mel_of
 from hooked_whisper.pages.sites import FeatureSite
@@ -43,7 +44,9 @@ def transcripts(
     from tqdm import tqdm
 
     found: list[str] = []
-    bar = tqdm(total=len(windows), desc="transcripts", unit="window", disable=not progress)
+    bar = tqdm(
+        total=len(windows), desc="transcripts", unit="window", disable=not (progress and windows)
+    )
     with bar:
         for _, some in batches(windows, batch_size):
             found += model.generate(mel_of(model, some), **options).texts
@@ -65,7 +68,8 @@ def effects(
     """Transcripts of windows with a feature ablated, and amplified.
 
     Many runs stand in one batch, each with its own feature edited at all of its
-    positions, in the prompt and in every word that is decoded.
+    positions, in the prompt and in every word that is decoded. What comes before
+    the hook is computed once for each window.
 
     Args:
         site: The features.
@@ -80,27 +84,27 @@ def effects(
 
     pairs = list(dict.fromkeys(pairs))
     heard = list(dict.fromkeys(window for window, _ in pairs))
-    plain = dict(
-        zip(
-            heard,
-            transcripts(
-                site.model,
-                [windows[each] for each in heard],
-                batch_size=batch_size,
-                progress=progress,
-                **options,
-            ),
-            strict=True,
-        )
-    )
     runs = [(window, feature, by) for window, feature in pairs for by in (0.0, float(factor))]
+    plain: dict[int, str] = {}
+    before: dict[int, Tensor] = {}
     texts: list[str] = []
-    with tqdm(total=len(runs), desc="effects", unit="run", disable=not progress) as bar:
+
+    def write(stream: Tensor) -> list[str]:
+        return site.model.generate(encoder_output=site.behind(stream), **options).texts
+
+    n_runs = len(heard) + len(runs)
+    with tqdm(total=n_runs, desc="effects", unit="run", disable=not (progress and runs)) as bar:
+        for first in range(0, len(heard), batch_size):
+            part = heard[first : first + batch_size]
+            stream = site.before(mel_of(site.model, [windows[each] for each in part]))
+            before |= zip(part, stream, strict=True)
+            plain |= zip(part, write(stream), strict=True)
+            bar.update(len(part))
         for first in range(0, len(runs), batch_size):
             some = runs[first : first + batch_size]
-            mel = mel_of(site.model, [windows[window] for window, _, _ in some])
+            stream = torch.stack([before[window] for window, _, _ in some])
             with site.scaled([each for _, each, _ in some], [by for _, _, by in some]):
-                texts += site.model.generate(mel, **options).texts
+                texts += write(stream)
             bar.update(len(some))
     return {
         pair: Effect(plain[pair[0]], texts[2 * i], texts[2 * i + 1]) for i, pair in enumerate(pairs)

@@ -258,10 +258,10 @@ def _table(
     changed: dict[int, list[tuple[int, int]]] = {}
     for (_, feature), effect in found.items():
         changed.setdefault(feature, []).append(effect.changed)
+    on = measured.active if site.kind == "latent" else measured.positive()
+    density = (on.n_active.double() / max(1, on.n_vectors)).tolist()
     rows = []
-    for place, (feature, density) in enumerate(
-        zip(measured.chosen, measured.density(site.kind).tolist(), strict=True)
-    ):
+    for place, feature in enumerate(measured.chosen):
         best = told.best[place] if told else []
         label, value = told.labels[best[0][0]] if told and best else (None, None)
         words = changed.get(feature)
@@ -269,7 +269,7 @@ def _table(
             {
                 "feature": feature,
                 "name": site.name_of(feature),
-                "density": density,
+                "density": density[place],
                 "peak": entries.ranges[place].high if entries.top[place] else None,
                 "label": label,
                 "value": value,

@@ -16,8 +16,8 @@ def render(template: str, data: Mapping[str, Any], title: str) -> str:
     """One self-contained HTML file, as text.
 
     `templates/{template}.html` extends `page.html`. Styles and scripts of
-    `static/page.*`, and behind them those of `static/{template}.*`, stand in the
-    file. The data is there as JSON, which `hw.data` of `page.js` reads; the
+    `static/page.*`, and behind them those of `static/{template}*` by their
+    names, stand in the file. The data is there as JSON, which `hw.data` of `page.js` reads; the
     template sees it as `data`. A content security policy forbids every
     connection.
 
@@ -36,7 +36,6 @@ def render(template: str, data: Mapping[str, Any], title: str) -> str:
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
-        trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template(f"{template}.html").render(
@@ -78,6 +77,6 @@ def plain(value: Any) -> Any:
 
 def _static(template: str, ending: str) -> str:
     """The shared styles or scripts, and the template's own behind them."""
-    files = [STATIC / f"page.{ending}", STATIC / f"{template}.{ending}"]
-    texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+    files = [STATIC / f"page.{ending}", *sorted(STATIC.glob(f"{template}*.{ending}"))]
+    texts = [file.read_text(encoding="utf-8") for file in files]
     return "\n".join(texts)

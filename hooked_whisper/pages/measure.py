@@ -20,8 +20,6 @@ from hooked_whisper.sae.evaluation.selective import (
     ActiveLatents,
     Labels,
     LatentCollector,
-    Selectivity,
-    selectivity,
 )
 
 POSITION_S = FRAMES_PER_POSITION / FRAMES_PER_SECOND
@@ -73,19 +71,14 @@ class Measured:
         order = np.argsort(vectors, kind="stable")
         return Activations(vectors[order], values[order])
 
-    def density(self, kind: str) -> Float[Tensor, " feature"]:
-        """Share of positions at which each is active: not 0 for latents, over 0 for neurons."""
-        n = max(1, self.active.n_vectors)
-        if kind == "latent":
-            return self.active.n_active.float() / n
-        place = torch.arange(len(self.chosen)).repeat_interleave(self.active.n_active)
-        positive = place[self.active.activations > 0]
-        return torch.bincount(positive, minlength=len(self.chosen)).float() / n
-
-    def label_selectivity(self, site: FeatureSite) -> Selectivity | None:
-        """How well each tells what is known of each position; None where nothing is."""
-        labels = position_labels(self, site)
-        return selectivity(self.active, labels) if labels else None
+    def positive(self) -> ActiveLatents:
+        """The activations that are over 0 alone."""
+        active, kept = self.active, self.active.activations > 0
+        place = torch.arange(active.d_sae).repeat_interleave(active.n_active)[kept]
+        counts = torch.bincount(place, minlength=active.d_sae)
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        vectors, values = active.vectors[kept], active.activations[kept]
+        return ActiveLatents(active.n_vectors, offsets, vectors, values)
 
 
 @torch.no_grad()

@@ -57,6 +57,34 @@ class FeatureSite:
         stop = sites.stop_encoder if self.stack == "encoder" else sites.stop_decoder
         return None if stop is None else (self.stack, stop)
 
+    def before(self, mel: Any) -> Tensor:
+        """What recordings are when they come to the hook: the stream before its block.
+
+        In the decoder, the encoder's output; before the encoder's first block, the mel.
+        """
+        if self.stack == "decoder":
+            return self.model(mel)
+        if self._block is None:
+            return mel.values
+        return self.model(mel, stop_at_layer=("encoder", self._block))
+
+    def behind(self, stream: Tensor) -> Tensor:
+        """The encoder's output from there on, with whatever is hooked in."""
+        encoder = self.model.encoder
+        if self.stack == "decoder":
+            return stream
+        if self._block is None:
+            return encoder(stream)
+        return encoder.finish(encoder.run_blocks(stream, start=self._block))
+
+    @property
+    def _block(self) -> int | None:
+        """The encoder's block that the hook is in; None before the first."""
+        parts = self.hook_name.split(".")
+        if parts[1] == "ln_final":
+            return self.model.cfg.n_audio_layers
+        return int(parts[2]) if parts[1] == "blocks" else None
+
     def name_of(self, feature: int) -> str:
         """A feature's name: its number, or head and place."""
         if self.n_heads is None:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from hooked_whisper.pages.measure import OTHER, Measured
+from hooked_whisper.pages.measure import OTHER, Measured, position_labels
 from hooked_whisper.pages.sites import FeatureSite
+from hooked_whisper.sae.evaluation.selective import selectivity
 
 LEAST_COUNT = 3
 """A value that fewer positions have is told by chance."""
@@ -28,17 +29,23 @@ class Told:
 
 
 def tell(measured: Measured, site: FeatureSite) -> Told | None:
-    """What each feature tells best, over positions; None where nothing is known of them."""
-    found = measured.label_selectivity(site)
-    if found is None:
+    """What each feature tells best, over positions; None where nothing is known of them.
+
+    AUROC is of the activation, the information of whether a feature is on: a
+    latent that is not 0, a neuron over 0.
+    """
+    known = position_labels(measured, site)
+    if not known:
         return None
+    found = selectivity(measured.active, known)
+    on = found if site.kind == "latent" else selectivity(measured.positive(), known)
     labels, aurocs, bits = [], [], []
     for each in found.labels.values():
         for place, value in enumerate(each.values):
             if value != OTHER and each.n[place] >= LEAST_COUNT:
                 labels.append((each.name, value))
                 aurocs.append(each.auroc[:, place])
-                bits.append(each.information[:, place])
+                bits.append(on[each.name].information[:, place])
     if not labels:
         return None
     auroc = torch.stack(aurocs, dim=1).nan_to_num(nan=0.0)

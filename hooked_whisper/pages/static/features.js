@@ -54,7 +54,7 @@
 
   for (const each of columns) {
     const button = el("button", { type: "button", "data-key": each.key, "data-first": each.first }, each.title);
-    head.append(el("th", { scope: "col", class: each.number ? "number" : null }, button));
+    head.append(el("th", { role: "columnheader", scope: "col", class: each.number ? "number" : null }, button));
   }
 
   function matches(i, terms) {
@@ -65,11 +65,11 @@
   function row(i) {
     const cells = columns.map((each, place) => {
       const text = each.text(i);
-      if (place > 0) return el("td", { class: each.number ? "number" : each.kind }, text);
+      if (place > 0) return el("td", { role: "cell", "data-title": each.title, class: each.number ? "number" : each.kind }, text);
       const label = `${Kind} ${text}: show its moments`;
-      return el("td", { class: "number" }, el("button", { type: "button", "aria-label": label }, text));
+      return el("td", { role: "cell", class: "number" }, el("button", { type: "button", "aria-label": label }, text));
     });
-    const found = el("tr", { "data-i": i, class: features.peak[i] === null ? "never" : null }, cells);
+    const found = el("tr", { role: "row", "data-i": i, class: features.peak[i] === null ? "never" : null }, cells);
     if (i === open) found.setAttribute("aria-current", "true");
     return found;
   }
@@ -275,7 +275,7 @@
   function draw(canvas, clip, playhead) {
     const melTall = clip.part ? 88 : 0;
     const wordsTall = clip.window.words.length ? 18 : 4;
-    const curveTall = isText ? 0 : 50;
+    const curveTall = isText ? 0 : 62;
     const { context: c, width, height } = hw.fit(canvas, melTall + wordsTall + curveTall + 16);
     const { start, end } = clip;
     const x = (time) => ((time - start) / (end - start)) * width;
@@ -327,7 +327,7 @@
 
   function curve(c, clip, x, top, floor, width) {
     const [low, high] = clip.range;
-    const y = (value) => floor - 1 - ((value - low) / (high - low || 1)) * (floor - top - 4);
+    const y = (value) => floor - 1 - ((value - low) / (high - low || 1)) * (floor - top - 20);
     const zero = y(Math.max(0, low));
     c.beginPath();
     c.moveTo(x(clip.first * POSITION_S), zero);
@@ -347,9 +347,14 @@
     c.arc(at, y(clip.value), 3, 0, 7);
     c.fill();
     c.fillStyle = "#1a1a1a";
-    c.textBaseline = "top";
-    c.textAlign = at > width / 2 ? "right" : "left";
-    c.fillText(hw.short(clip.value), at + (at > width / 2 ? -7 : 7), Math.min(top + 1, floor - 14));
+    c.textBaseline = "bottom";
+    c.textAlign = at < 20 ? "left" : at > width - 20 ? "right" : "center";
+    c.lineJoin = "round"; // white around the number, which may stand on the curve
+    c.lineWidth = 3;
+    c.strokeStyle = "rgba(255, 255, 255, 0.9)";
+    const place = [hw.short(clip.value), Math.min(Math.max(at, 0), width), y(clip.value) - 4];
+    c.strokeText(...place);
+    c.fillText(...place);
   }
 
   /* Texts. */
@@ -370,10 +375,12 @@
     const items = clip.window.tokens.map((token, i) => {
       const value = clip.curve[i];
       const share = Math.max(0, (value - Math.max(0, low)) / (high - Math.max(0, low) || 1));
-      const style = `background: rgba(0, 69, 124, ${(0.85 * share).toFixed(3)}); color: ${share > 0.5 ? "#fff" : "#1a1a1a"}`;
+      // At most 0.6, on which dark letters are read well.
+      const style = `background: rgba(0, 69, 124, ${(0.6 * share).toFixed(3)})`;
       const mine = i + clip.first === clip.position;
-      return el("li", { style, "aria-current": mine ? "true" : null }, token.replace(/\n/g, "⏎"),
-        el("small", {}, Math.abs(value) < (high - low) / 255 ? "0" : hw.short(value)));
+      const shown = Math.abs(value) < (high - low) / 255 ? 0 : value; // a byte's precision
+      return el("li", { style, "aria-current": mine ? "true" : null },
+        (token.trim() || token).replace(/\n/g, "⏎"), el("small", {}, hw.short(mine ? clip.value : shown)));
     });
     return el("ol", { class: "tokens", "aria-label": "Tokens and how active it is at each" }, items);
   }
