@@ -110,12 +110,12 @@ def patch(
     folder gets sweep.csv, sweep.png and sweep.safetensors. After Ctrl-C, it
     has what was done, and --resume does the rest.
     """
-    from hooked_whisper.interventions import SweepResult, patch_sweep
-
     if clean is not None and (corrupted is None) == (corrupt is None):
         raise click.UsageError("name a CORRUPTED recording, or give --corrupt; one of them.")
     if corrupt_window and not corrupt:
         raise click.UsageError("--corrupt-window needs --corrupt silence or --corrupt noise.")
+    from hooked_whisper.interventions import SweepResult, patch_sweep
+
     folder = new_path(out, f"{short_name(source)}-patch", overwrite=overwrite or resume)
     earlier = SweepResult.load(folder / "sweep.safetensors") if resume else None
     model = load_model(source, device, model_dtype)

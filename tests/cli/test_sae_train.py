@@ -1,45 +1,32 @@
 """`hooked-whisper sae train`."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from hooked_whisper.cli import main
-from hooked_whisper.digits import FOLDER
+from hooked_whisper import HookedWhisper
+from hooked_whisper.harvest import harvest
 from hooked_whisper.sae import load_sae, load_suite
 
+Run = Callable[..., Result]
 HOOK = "encoder.blocks.0.hook_resid_pre"
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(each) for each in arguments])
-
-
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(
+    tmp_path_factory: pytest.TempPathFactory, digits_model: HookedWhisper, clip: Path
+) -> Path:
     """A store of two hooks of the digits model on one recording."""
     folder = tmp_path_factory.mktemp("cli") / "store"
-    recording = sorted(FOLDER.glob("*.flac"))[0]
-    hooks = ["--hook", HOOK, "--hook", "encoder.blocks.0.attn.hook_z"]
-    made = run(
-        "harvest",
-        recording,
-        "--model",
-        "digits",
-        *hooks,
-        "--out",
-        folder,
-        "--workers",
-        0,
-        "--quiet",
-    )
-    assert made.exit_code == 0, made.output
+    harvest(digits_model, clip, [HOOK, "encoder.blocks.0.attn.hook_z"], folder, n_workers=0)
     return folder
 
 
-def test_it_trains_an_autoencoder_of_a_store(store: Path, tmp_path: Path) -> None:
+def test_it_trains_an_autoencoder_of_a_store(run: Run, store: Path, tmp_path: Path) -> None:
     options = ["--latents", 64, "--k", 4, "--epochs", 2, "--batch-size", 50, "--quiet"]
     command = ["sae", "train", store, "--hook", HOOK, "--out", tmp_path / "sae", *options]
     made = run(*command)
@@ -51,9 +38,11 @@ def test_it_trains_an_autoencoder_of_a_store(store: Path, tmp_path: Path) -> Non
     again = run(*command)
     assert again.exit_code == 1 and "Go on with" in again.output
     assert run(*command, "--resume").output == made.output
+    told = json.loads(run(*command, "--resume", "--json").stdout)["saes"][0]
+    assert (told["hook"], told["d_sae"], told["n_vectors"]) == (HOOK, 64, 64)
 
 
-def test_several_hooks_make_a_suite(store: Path, tmp_path: Path) -> None:
+def test_several_hooks_make_a_suite(run: Run, store: Path, tmp_path: Path) -> None:
     options = ["--architecture", "jumprelu", "--sparsity", 0.5, "--steps", 2, "--quiet"]
     made = run("sae", "train", store, "--hook", "encoder.*", "--out", tmp_path / "s", *options)
     assert made.exit_code == 0, made.output
@@ -63,21 +52,31 @@ def test_several_hooks_make_a_suite(store: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "code", "message"),
     [
-        (["--k", 4, "--architecture", "standard"], "standard chooses no k latents; give --spars"),
-        (["--sparsity", 1], "topk has no penalty; --sparsity is for standard, gated, jumprelu"),
-        (["--steps", 3, "--epochs", 1], "give one of --epochs, --vectors and --steps"),
-        (["--hook", "decoder.*"], r"decoder"),
-        (["--latents", 8], "k is 32, but there are 8 latents"),
+        (
+            ["--k", 4, "--architecture", "standard"],
+            1,
+            "standard chooses no k latents; give --spars",
+        ),
+        (["--sparsity", 1], 1, "topk has no penalty; --sparsity is for standard, gated, jumprelu"),
+        (["--steps", 3, "--epochs", 1], 2, "give one of --epochs, --vectors and --steps"),
+        (["--hook", "decoder.*"], 1, "decoder"),
+        (["--latents", 8], 1, "k is 32, but there are 8 latents"),
     ],
     ids=["k", "sparsity", "two lengths", "no such hook", "k too large"],
 )
 def test_what_does_not_fit_is_one_sentence(
-    options: list[object], message: str, store: Path, tmp_path: Path
+    run: Run, options: list[object], code: int, message: str, store: Path, tmp_path: Path
 ) -> None:
     hook = [] if "--hook" in options else ["--hook", HOOK]
     made = run("sae", "train", store, *hook, "--out", tmp_path / "s", *options)
-    assert made.exit_code == 1
+    assert made.exit_code == code
     assert made.output.startswith("Error: ") and message in made.output
+    assert made.output.count("\n") == 1
     assert not (tmp_path / "s").exists()
+
+
+def test_no_store(run: Run) -> None:
+    made = run("sae", "train", "nowhere", "--hook", HOOK, "--out", "s")
+    assert made.exit_code == 1 and "holds no activation store" in made.output

@@ -1,0 +1,162 @@
+"""What all commands have in common: help, one line for an error, exit codes, pipes, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+import hooked_whisper
+from hooked_whisper import HookedWhisper
+from hooked_whisper.cli import main
+from hooked_whisper.cli.main import COMMANDS
+
+Run = Callable[..., Result]
+MODULE = [sys.executable, "-m", "hooked_whisper"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(hooked_whisper.__file__).parents[1])}
+
+
+def start(*arguments: Any, **options: Any) -> "subprocess.Popen[str]":
+    """The command line in a process of its own."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    command = [*MODULE, *map(str, arguments)]
+    return subprocess.Popen(command, text=True, env=ENVIRONMENT, **options)
+
+
+def test_the_help_names_every_command_and_the_exit_codes(run: Run) -> None:
+    shown = run("--help")
+    assert shown.exit_code == 0
+    for part in (*COMMANDS, "Exit codes", "130  stopped by Ctrl-C"):
+        assert part in shown.stdout
+
+
+def test_the_help_comes_without_loading_pytorch() -> None:
+    script = (
+        "import sys\nfrom hooked_whisper.cli import main\n"
+        "try:\n    main(['patch', '--help'])\nfinally:\n"
+        "    print([name for name in ('torch', 'numpy', 'tqdm') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_version_and_the_module() -> None:
+    done = subprocess.run([*MODULE, "--version"], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.stdout == f"hooked-whisper, version {hooked_whisper.__version__}\n"
+    done = subprocess.run([*MODULE, "-h"], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.stdout.startswith("Usage: hooked-whisper [OPTIONS]")
+
+
+def test_every_public_name_has_a_home() -> None:
+    assert set(hooked_whisper._HOMES) == set(hooked_whisper.__all__)
+    assert set(hooked_whisper.__all__) <= set(dir(hooked_whisper))
+    with pytest.raises(AttributeError, match="'hooked_whisper' has no attribute 'HookedWisper'"):
+        hooked_whisper.HookedWisper  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["harvets"], "Error: No such command 'harvets'."),
+        (["info", "--jsn"], "Error: No such option '--jsn'."),
+        (["patch", "--per", "row"], "Error: Invalid value for '--per': 'row' is not one of"),
+        (["patch", "a.wav"], "Error: name a CORRUPTED recording, or give --corrupt"),
+    ],
+    ids=["command", "option", "choice", "together"],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(
+    run: Run, arguments: list[str], line: str
+) -> None:
+    done = run(*arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
+    assert done.stderr.rstrip().endswith("--help")
+
+
+def test_without_arguments_the_help_is_shown(run: Run) -> None:
+    done = run()
+    assert done.exit_code == 2 and "Commands:" in done.stderr
+
+
+def test_what_the_package_refuses_is_one_line_and_exit_code_1(run: Run) -> None:
+    done = run("info", "--hook", "encoder.blocks.9.*", "--json", "--quiet")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: no hook matches 'encoder.blocks.9.*': there are encoder")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_error_that_nobody_expected_is_one_line_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(HookedWhisper, "from_pretrained", fail)
+    done = run("info", "--quiet")
+    assert done.exit_code == 1
+    assert done.stderr == (
+        "Error: ZeroDivisionError: division by zero (unexpected: --debug shows where it happened)\n"
+    )
+    for arguments in (["--debug", "info"], ["info", "--debug"]):
+        done = run(*arguments)
+        assert done.exit_code == 1 and isinstance(done.exception, ZeroDivisionError)
+
+
+def test_debug_keeps_the_traceback_of_what_is_refused(run: Run) -> None:
+    done = run("store", "info", "nowhere", "--debug")
+    assert done.exit_code == 1 and isinstance(done.exception, hooked_whisper.errors.StoreError)
+    assert run("store", "info", "nowhere").stderr.startswith("Error: ")
+
+
+def test_ctrl_c_is_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HookedWhisper, "from_pretrained", interrupt)
+    done = run("info", "--quiet")
+    assert (done.exit_code, done.stdout, done.stderr.split()) == (130, "", ["stopped."])
+
+
+def test_a_command_that_is_not_run_alone_raises(run: Run) -> None:
+    with pytest.raises(hooked_whisper.errors.StoreError, match="no activation store"):
+        main(["store", "info", "nowhere"], standalone_mode=False)
+
+
+def test_nobody_reads_the_output() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start("--help", stdout=writer)
+    os.close(writer)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, "")
+
+
+def test_a_real_process_keeps_results_and_progress_apart(clip: Path) -> None:
+    process = start("transcribe", clip, clip.with_name("lucas-2-0.flac"), "--json")
+    output, progress = process.communicate(timeout=300)
+    assert process.returncode == 0, progress
+    told = json.loads(output)
+    assert [each["text"] for each in told["recordings"]] == ["seven", "two zero"]
+    assert "transcribing: 100%" in progress and "taking digits" in progress
+    assert "\x1b" not in output + progress
+
+
+def test_a_real_ctrl_c(tmp_path: Path) -> None:
+    process = start("transcribe", cwd=tmp_path, start_new_session=True)
+    assert process.stderr is not None and process.stdout is not None
+    for line in process.stdout:  # the first recording is done, and others are not
+        assert "\t" in line
+        break
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert errors.rstrip().endswith("stopped.") and "Traceback" not in errors
+    assert output.count("\n") < 7

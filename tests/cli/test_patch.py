@@ -1,0 +1,142 @@
+"""`hooked-whisper patch`."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from hooked_whisper.digits import recordings
+from hooked_whisper.interventions import SweepResult, sweep
+
+Run = Callable[..., Result]
+HOOK = "encoder.blocks.2.hook_resid_post"
+SPEC = ["--hook", HOOK, "--quiet"]
+CLEAN, CORRUPTED = (each.path for each in recordings()[:2])
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plots but in the first test: drawing takes longer than all the rest."""
+    if "first_digit" not in request.node.name:
+        blank = SimpleNamespace(savefig=lambda path: None)
+        monkeypatch.setattr(SweepResult, "plot", lambda *args, **options: blank)
+
+
+def test_the_first_digit_is_where_it_is_spoken(run: Run, folder: Path) -> None:
+    done = run("patch", "--hook", HOOK)
+    assert done.exit_code == 0, done.output
+    head, names, best = done.stdout.splitlines()[:3]
+    assert head.startswith("LogitDifference: ") and "in the corrupted one" in head
+    assert names.split() == ["name", "start_s", "end_s", "effect"]
+    name, start_s, _, effect = best.split()
+    word = recordings()[0].words[0]
+    assert name == HOOK and word.start_s - 0.5 <= float(start_s) <= word.end_s
+    assert float(effect) > 0.3
+    assert "measured is ' three' as token 0 of the text against ' eight'" in done.stderr
+    assert {path.name for path in (folder / "digits-patch").iterdir()} == {
+        "sweep.csv",
+        "sweep.png",
+        "sweep.safetensors",
+    }
+
+
+def test_json_and_the_table_agree(run: Run) -> None:
+    done = run("patch", CLEAN, CORRUPTED, *SPEC, "--json", "--top", 2, "--out", "mine")
+    told = json.loads(done.stdout)
+    assert (told["clean"], told["corrupted"]) == (CLEAN.name, CORRUPTED.name)
+    assert told["metric_clean"] > 0 > told["metric_corrupted"] and told["complete"]
+    assert len(told["best"]) == 2
+    with open("mine/sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(told["patches"])
+    assert [float(row["value"]) for row in rows] == pytest.approx(
+        [row["value"] for row in told["patches"]]
+    )
+    again = run("patch", CLEAN, CORRUPTED, *SPEC, "--out", "mine")
+    assert again.exit_code == 1 and "mine exists" in again.stderr
+    assert run("patch", *SPEC, "--out", "mine", "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "metric", "corrupted"),
+    [
+        (["--metric", "log-prob", "--token", "1"], "LogProb", CORRUPTED.name),
+        (["--metric", "probability"], "Probability", CORRUPTED.name),
+        (["--metric", "text-log-prob"], "SequenceLogProb", CORRUPTED.name),
+        (["--corrupt", "silence"], "LogitDifference", "silence"),
+        (["--corrupt", "noise", "--metric", "log-prob"], "LogProb", "noise"),
+        (
+            ["--corrupt", "silence", "--corrupt-window", "0.2", "1.2"],
+            "LogitDifference",
+            "silence from 0.2 to 1.2 s",
+        ),
+        (["--language", "de", "--metric", "log-prob"], "LogProb", CORRUPTED.name),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_metrics_and_corruptions(run: Run, options: list[str], metric: str, corrupted: str) -> None:
+    done = run("patch", "--hook", "encoder.hook_embed", "--per", "whole", "--json", *options)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["metric"], told["corrupted"]) == (metric, corrupted)
+    # All of the encoder's input: whatever was corrupted is right again.
+    assert told["patches"][0]["value"] == pytest.approx(told["metric_clean"], abs=1e-3)
+    assert told["metric_clean"] > told["metric_corrupted"]
+
+
+def test_transcripts_can_be_measured(run: Run) -> None:
+    short = ["--hook", "encoder.hook_embed", "--per", "whole", "--corrupt", "silence", "--quiet"]
+    for metric, wanted in (("transcript", 1.0), ("word-error-rate", 0.0)):
+        done = run("patch", *short, "--metric", metric, "--json", "--out", metric)
+        told = json.loads(done.stdout)
+        assert told["patches"][0]["value"] == told["metric_clean"] == wanted
+        assert told["metric_corrupted"] == 1 - wanted
+
+
+def test_the_text_and_the_token_are_as_told(run: Run) -> None:
+    options = ["--text", "three one four", "--token", 2]
+    done = run("patch", CLEAN, CORRUPTED, "--hook", HOOK, *options, "--per", "whole")
+    assert "measured is ' four' as token 2 of the text against ' two'" in done.stderr
+    other = run("patch", CLEAN, CORRUPTED, "--text", "one", "--token", 3, "--out", "other")
+    assert other.exit_code == 1 and "--token is 3; the text has tokens 0 to 0" in other.stderr
+
+
+def test_a_pair_that_cannot_be_told_apart(run: Run, folder: Path) -> None:
+    done = run("patch", CLEAN, CLEAN, *SPEC)
+    assert done.exit_code == 1
+    assert "the corrupted run predicts every token of the clean text too" in done.stderr
+    assert list(folder.iterdir()) == []
+    done = run("patch", CLEAN, CLEAN, *SPEC, "--metric", "text-log-prob", "--per", "whole")
+    assert done.exit_code == 1 and "in both runs, so that no patch can be told" in done.stderr
+
+
+def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*SPEC, "--per", "window", "--metric", "transcript", "--window-s", 2]
+    whole = json.loads(run("patch", *options, "--json", "--out", "whole").stdout)
+
+    of_texts = sweep._PairSweep._groups
+
+    def stop_soon(self: Any) -> Iterator[Any]:
+        for number, group in enumerate(of_texts(self)):
+            if number:
+                raise KeyboardInterrupt
+            yield group[0][:1], group[1][:1]
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep._PairSweep, "_groups", stop_soon)
+        done = run("patch", *options)
+    assert done.exit_code == 130
+    assert "the same command with --resume does the rest" in done.stderr
+    assert SweepResult.load("digits-patch/sweep.safetensors").n_done == 1
+    refused = run("patch", *options)
+    assert refused.exit_code == 1 and "digits-patch exists" in refused.stderr
+    resumed = json.loads(run("patch", *options, "--resume", "--json").stdout)
+    assert resumed["patches"] == whole["patches"] and resumed["complete"]

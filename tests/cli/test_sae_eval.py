@@ -1,0 +1,54 @@
+"""`hooked-whisper sae eval`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from hooked_whisper.sae import load_suite
+from hooked_whisper.sae.files.suite import SHIPPED
+
+Run = Callable[..., Result]
+HOOK = "encoder.blocks.2.hook_resid_post"
+
+
+def test_a_table_and_the_same_numbers_as_json(run: Run, clip: Path) -> None:
+    options = [clip, "--hook", HOOK, "--no-transcripts", "--quiet"]
+    done = run("sae", "eval", *options)
+    assert done.exit_code == 0, done.output
+    names, row = done.stdout.splitlines()
+    assert names.split()[:7] == ["hook", "frames", "architecture", "latents", "FVU", "L0", "dead"]
+    assert row.split()[:4] == [HOOK, "speech", "topk", "768"]
+    told = json.loads(run("sae", "eval", *options, "--json").stdout)["saes"][HOOK]
+    fvu = told["speech"]["reconstruction"]["fvu"]
+    assert float(row.split()[4]) == pytest.approx(fvu, rel=1e-3) and 0 < fvu < 0.3
+    assert told["n_recordings"] == 1
+
+
+def test_one_autoencoder_of_a_folder(run: Run, clip: Path, folder: Path) -> None:
+    one = SHIPPED["digits"] / HOOK
+    done = run("sae", "eval", clip, "--sae", one, "--no-transcripts")
+    assert done.exit_code == 0 and HOOK in done.stdout, done.output
+    sae = load_suite("digits")[HOOK]
+    sae.cfg.hook_name = None
+    sae.save("unknown")
+    done = run("sae", "eval", clip, "--sae", "unknown", "--no-transcripts")
+    assert done.exit_code == 1 and "does not say which hook it belongs to" in done.stderr
+    done = run("sae", "eval", clip, "--sae", "unknown", "--hook", HOOK, "--no-transcripts")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sae", "nowhere"], "there is no folder nowhere"),
+        (["--hook", "encoder.hook_embed"], "no hook 'encoder.hook_embed'"),
+        (["no.wav"], "there is no file or folder 'no.wav'"),
+    ],
+    ids=["sae", "hook", "file"],
+)
+def test_what_cannot_be_done(run: Run, options: list[str], message: str) -> None:
+    done = run("sae", "eval", *options, "--quiet")
+    assert (done.exit_code, done.stdout) == (1, "") and message in done.stderr
