@@ -41,7 +41,8 @@ def plot_cross_attention(
 
     Args:
         mel: One recording's log-mel.
-        pattern: Attention of one head, or a mean over heads, to encoder positions.
+        pattern: Attention of one head, or a mean over heads, to encoder positions. Where
+            there are more than the picture has room for, the largest of several is shown.
         labels: A label for each query, for instance the token that it predicts. Of very many,
             as many as there is room for are written.
         path: The alignment: for each query the time at which it looks, in seconds, such as
@@ -68,7 +69,7 @@ def plot_cross_attention(
         )
     end_s, sound_s = shown_seconds(mel.shape[-1] / FRAMES_PER_SECOND, sound_s, show_padding)
     names = [look.short(label) for label in labels]
-    width, rows = time_width(end_s) - 0.9, rows_in(n_query)
+    width, rows = time_width(end_s) - 0.9, max(0.5, rows_in(n_query))
     margin = 0.6 + look.widest_in(names)
     figure = look.new_figure(width + margin + 0.9, 2.4 + rows, title)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, rows])
@@ -77,14 +78,14 @@ def plot_cross_attention(
     n_keys = max(1, round(end_s / POSITION_S))
     image = look.heatmap(
         below,
-        pattern[:, :n_keys],
+        look.shrink(pattern[:, :n_keys], rows, width),
         origin="upper",
         extent=(0, min(n_keys, pattern.shape[1]) * POSITION_S, n_query - 0.5, -0.5),
     )
     if path is not None:
         _draw_path(below, path)
     name_y(below, names, rows)
-    below.set_ylabel("token to come")
+    below.set_ylabel("\n".join(look.wrap("token to come", rows, look.MEDIUM)))
     for axes in (above, below):
         mark_padding(axes, sound_s, end_s)
     time_axis(below, end_s)

@@ -107,16 +107,18 @@ def mark_words(
         words: With times; those that begin after the end are left out.
         width: Of the axes, in inches.
         end_s: Where the axes ends, in seconds.
-        others: Axes of the same seconds that get the lines alone.
+        others: Axes of the same seconds, white ones, that get the lines alone.
     """
     from matplotlib.patheffects import withStroke
 
     heard = [word for word in read_words(words) if word[1] < end_s]
     edges = sorted({time for _, *times in heard for time in times if time <= end_s})
-    for panel in (axes, *others):
-        for edge in edges:
-            line = panel.axvline(edge, color="white", linewidth=0.9, linestyle=(0, (2, 2)))
-            line.set_path_effects([withStroke(linewidth=1.9, foreground=INK, alpha=0.55)])
+    thin = 1.0 if len(edges) <= 40 else 0.5
+    for edge in edges:
+        line = axes.axvline(edge, color="white", linewidth=0.9 * thin, linestyle=(0, (2, 2)))
+        line.set_path_effects([withStroke(linewidth=1.9 * thin, foreground=INK, alpha=0.55)])
+        for panel in others:
+            panel.axvline(edge, color=FAINT, linewidth=0.7 * thin, linestyle=(0, (2, 2)), zorder=1)
     names = [short(name, 24) for name, _, _ in heard]
     middles = [(start + min(end, end_s)) / 2 for _, start, end in heard]
     places = [middle / end_s * width for middle in middles]
@@ -150,27 +152,32 @@ def _lanes(places: Sequence[float], widths: Sequence[float]) -> list[int]:
     return found
 
 
-def name_x(axes: "matplotlib.axes.Axes", names: Sequence[str], width: float) -> None:
+def name_x(axes: "matplotlib.axes.Axes", names: Sequence[str], width: float) -> int:
     """Names at 0, 1, 2, … along the bottom: level, upright, or only some of them.
 
     Args:
         axes: Where they are written.
         names: One for each place; a line break is kept.
         width: Of the axes, in inches.
+
+    Returns:
+        How far they are turned, in degrees, for axes that share them.
     """
     style_ticks(axes)
     names = [plain(name) for name in names]
     cell, widest = width / max(1, len(names)), widest_in(names)
     if widest + 0.06 <= cell:
         step, upright = 1, False
-    elif all(name.lstrip("-").isdigit() for name in names):
+    elif all(name.lstrip("-").replace(".", "", 1).isdigit() for name in names):
         step, upright = _step((widest + 0.12) / cell), False
     else:
         high = 0.125 * max(name.count("\n") + 1 for name in names)
         step, upright = _step(high / cell), True
     shown = range(0, len(names), step)
-    turned: dict[str, Any] = {"rotation": 90} if upright else {}
-    axes.set_xticks(list(shown), [names[i] for i in shown], **turned)
+    rotation = 90 if upright else 0
+    axes.set_xticks(list(shown), [names[i] for i in shown])
+    axes.tick_params(axis="x", labelrotation=rotation)
+    return rotation
 
 
 def name_y(axes: "matplotlib.axes.Axes", names: Sequence[str], height: float) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -46,7 +45,7 @@ def plot_entropy(
             )
     most = max(table.numel() for table in tables.values())
     figure = look.new_figure(min(11, max(4.8, 1.4 + 0.24 * most)), 0.7 + 1.75 * len(tables), title)
-    panels = figure.subplots(len(tables), 1, squeeze=False, sharey=True)[:, 0]
+    panels = figure.subplots(len(tables), 1, squeeze=False)[:, 0]
     for number, (axes, (name, table)) in enumerate(zip(panels, tables.items(), strict=True)):
         n_layers, n_heads = table.shape
         values = table.detach().double().cpu()
@@ -69,11 +68,7 @@ def plot_entropy(
         axes.set_xticks(range(0, table.numel(), step))
         open_frame(axes, grid="y")
         axes.set_ylabel(look.plain(name))
-        axes.margins(y=0.1)
-    low, high = look.value_range(
-        [torch.cat([table.flatten().float() for table in tables.values()])]
-    )
-    panels[0].set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+        axes.margins(y=0.12)
     panels[-1].set_xlabel("head, counted through all layers (bars: mean of the layer)")
     figure.supylabel(look.plain(label), fontsize=look.MEDIUM)
     return figure

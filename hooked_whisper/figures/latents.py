@@ -1,5 +1,6 @@
 """Latents of sparse autoencoders over the time of a recording."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,9 @@ def plot_latents(
     """Chosen latents over time: a row for each, seconds to the right, words above.
 
     Args:
-        latents: Activations of the chosen latents at each position, of one recording.
+        latents: Activations of the chosen latents at each position, of one recording. Where
+            there are more positions than the picture has room for, the largest of several is
+            shown.
         labels: What to call each latent.
         words: Words with start and end in seconds, such as `recording.words`.
         position_s: Seconds of a position: 0.02 in the encoder.
@@ -60,7 +63,7 @@ def plot_latents(
     axes = figure.subplots()
     image = look.heatmap(
         axes,
-        values,
+        look.shrink(values, math.inf, width),
         low=0,
         high=None if peaks is None else 1,
         origin="upper",

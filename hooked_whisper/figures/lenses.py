@@ -61,7 +61,8 @@ def plot_logit_lens(
     is_written = n_panels * len(sites) <= _MOST_ROWS
     n_panels = n_panels if is_written else 1
     each = math.ceil(len(columns) / n_panels)
-    cell = max(0.4, look.widest_in([*names, *(text for row in shown for text in row)]) + 0.1)
+    texts_in = look.widest_in([text for row in shown for text in row]) if is_written else 0.0
+    cell = max(0.4, texts_in + 0.1, look.widest_in(names) + 0.1)
     width = each * (cell if is_written else min(0.13, 12 / each))
     height = 0.21 * len(sites)
     left = 0.5 + look.widest_in(sites)
@@ -294,6 +295,6 @@ def plot_sources(
     axes.set_ylim(len(labels) - 0.5, -0.5)
     name_y(axes, names, rows)
     axes.set_xlabel("time (s)")
-    axes.set_ylabel("token to come")
+    axes.set_ylabel("\n".join(look.wrap("token to come", rows, look.MEDIUM)))
     look.color_bar(figure, image, axes, label)
     return figure

@@ -7,12 +7,13 @@ them while a picture is made and puts them back, so that a user's style changes 
 """
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -33,7 +34,7 @@ DASHES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*X"
 
 DPI = 130
-N_SHADES = 96
+N_SHADES = 64
 """Shades of a colour map: enough for the eye, and few enough for small files."""
 MOST_IN = 16.0
 """No picture is wider or higher than this, in inches; labels are left out before that."""
@@ -110,7 +111,7 @@ def new_figure(width: float, height: float, title: str = "") -> "matplotlib.figu
 
     width = min(MOST_IN, max(3.2, width))
     lines = wrap(title, width - 0.3, LARGE)
-    height = min(MOST_IN, max(1.2, height)) + 0.19 * max(0, len(lines) - 1)
+    height = min(MOST_IN, max(1.5, height)) + 0.19 * max(0, len(lines) - 1)
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI, facecolor="white")
     if lines:
         figure.suptitle(plain("\n".join(lines)), fontsize=LARGE)
@@ -142,18 +143,28 @@ def _fits(text: str, width: float, size: float) -> bool:
     return width_in(text, size) <= width
 
 
-@functools.lru_cache(maxsize=4096)
 def width_in(text: str, size: float = SMALL) -> float:
     """How wide a line of text is drawn, in inches."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
+    return sum(map(_width_em, text)) * size / 72
 
-    if not text.strip():
-        return 0.0
-    with warnings.catch_warnings():  # of signs that no font has: matplotlib says so when it draws
-        warnings.simplefilter("ignore")
-        path = TextPath((0, 0), text, size=size, prop=FontProperties(family=list(_families())))
-        return float(path.get_extents().width) / 72
+
+@functools.cache
+def _width_em(sign: str) -> float:
+    """How far a sign moves the pen, as a share of the size of the letters."""
+    font = _own_font()
+    if not font.get_char_index(ord(sign)):
+        return 1.0  # drawn by another font, or as a box: full width, as Chinese signs are
+    return float(font.load_char(ord(sign)).linearHoriAdvance) / 65536 / 100
+
+
+@functools.cache
+def _own_font() -> Any:
+    from matplotlib.font_manager import findfont
+    from matplotlib.ft2font import FT2Font
+
+    font = FT2Font(findfont("DejaVu Sans"))
+    font.set_size(100, 72)
+    return font
 
 
 def widest_in(texts: Sequence[str], size: float = SMALL) -> float:
@@ -238,6 +249,26 @@ def heatmap(
     return image
 
 
+def shrink(
+    values: Float[Tensor, "row column"], height: float, width: float, *, by: str = "max"
+) -> Float[Tensor, "smaller_row smaller_column"]:
+    """The largest of each block of cells, so that no more are left than a picture has dots.
+
+    Args:
+        values: Anything; a block with NaN in it is NaN.
+        height, width: Of the picture, in inches.
+        by: `"mean"` takes the mean of each block instead.
+    """
+    values = values.detach().float().cpu()
+    # Fewer cells than dots: each of them is drawn, and the file stays small.
+    room = [max(1.0, 0.75 * DPI * inches) for inches in (height, width)]
+    rows, columns = (int(min(*each)) for each in zip(values.shape, room, strict=True))
+    if (rows, columns) == tuple(values.shape):
+        return values
+    pool = adaptive_max_pool2d if by == "max" else adaptive_avg_pool2d
+    return pool(values[None], (rows, columns))[0]
+
+
 def value_range(
     tables: Sequence[Tensor],
     low: float | int | None = None,
@@ -284,11 +315,25 @@ def write_numbers(
 
 
 def color_bar(
-    figure: "matplotlib.figure.Figure", image: Any, axes: Any, label: str, **options: Any
+    figure: "matplotlib.figure.Figure",
+    image: Any,
+    axes: Any,
+    label: str,
+    *,
+    room: float | None = None,
+    **options: Any,
 ) -> Any:
-    """What the colours mean, at the right of one or several axes."""
+    """What the colours mean, at the right of one or several axes.
+
+    Args:
+        figure, image, axes: Where it stands, and what it is of.
+        label: What the colours are, with their unit.
+        room: Inches that a line of the label may take; None is about the figure's height.
+        **options: Of matplotlib's `colorbar`.
+    """
     bar = figure.colorbar(image, ax=axes, **({"pad": 0.015, "aspect": 30} | options))
-    bar.set_label(plain(label))
+    room = figure.get_figheight() - 0.35 if room is None else room
+    bar.set_label(plain("\n".join(wrap(label, room, MEDIUM))))
     bar.outline.set_visible(False)
     style_ticks(bar.ax)
     return bar

@@ -122,8 +122,7 @@ def draw_mel(axes: "matplotlib.axes.Axes", mel: Float[Tensor, "mel frame"], end_
     n_mels = len(mel)
     look.heatmap(
         axes,
-        mel[:, :n_frames],
-        interpolation="auto",
+        look.shrink(mel[:, :n_frames], math.inf, time_width(end_s) - 1, by="mean"),
         extent=(0, n_frames / FRAMES_PER_SECOND, 0, n_mels),
     )
     look.style_ticks(axes)

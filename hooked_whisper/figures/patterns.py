@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d
 
 from hooked_whisper.errors import InputError
 from hooked_whisper.figures import look
@@ -69,7 +68,7 @@ def plot_pattern(
     image = _draw_head(axes, pattern, query, key, height, width)
     _name_sides(axes, query, key, height, width)
     axes.set(xlabel=key.name, ylabel=query.name)
-    look.color_bar(figure, image, axes, "attention")
+    look.color_bar(figure, image, axes, "attention", room=max(0.6, height))
     return figure
 
 
@@ -125,15 +124,16 @@ def plot_patterns(
         _draw_head(axes, pattern, query, key, height, width)
         most = look.value_range([pattern[: query.n, : key.n]])[1]
         axes.set_title(f"{look.plain(name)}: to {most:.2g}", fontsize=look.SMALL, pad=3)
-    _name_sides(panels[0], query, key, height, width)
+    rotation = _name_sides(panels[0], query, key, height, width)
     for number, axes in enumerate(panels):
         look.style_ticks(axes)
         axes.set_visible(number < n_heads)
         is_lowest = number + columns >= n_heads
         axes.tick_params(labelbottom=is_lowest, labelleft=number % columns == 0)
+        axes.tick_params(axis="x", labelrotation=rotation)
     figure.supxlabel(key.name, fontsize=look.MEDIUM)
     figure.supylabel(query.name, fontsize=look.MEDIUM)
-    _share_bar(figure, panels)
+    _share_bar(figure, panels, room=rows * (height + 0.2))
     return figure
 
 
@@ -213,7 +213,7 @@ def _draw_head(
     top, bottom = query.edges
     return look.heatmap(
         axes,
-        shrink(pattern[: query.n, : key.n], height, width),
+        look.shrink(pattern[: query.n, : key.n], height, width),
         low=0,
         gamma=GAMMA,
         origin="upper",
@@ -221,30 +221,14 @@ def _draw_head(
     )
 
 
-def shrink(values: Float[Tensor, "row column"], height: float, width: float) -> Tensor:
-    """The largest of each block of cells, so that no more are left than a picture has dots.
-
-    Args:
-        values: Anything.
-        height, width: Of the picture, in inches.
-    """
-    values = values.detach().float().cpu()
-    # Fewer cells than dots: each is drawn, and the file stays small.
-    most = [max(1, round(0.75 * look.DPI * inches)) for inches in (height, width)]
-    size = [min(have, room) for have, room in zip(values.shape, most, strict=True)]
-    return (
-        values if tuple(size) == tuple(values.shape) else adaptive_max_pool2d(values[None], size)[0]
-    )
-
-
 def _name_sides(
     axes: "matplotlib.axes.Axes", query: _Side, key: _Side, height: float, width: float
-) -> None:
+) -> int:
+    """Names along both; gives how far those of the keys are turned."""
     look.style_ticks(axes)
-    if key.labels:
-        name_x(axes, key.labels, width)
     if query.labels:
         name_y(axes, query.labels, height)
+    return name_x(axes, key.labels, width) if key.labels else 0
 
 
 def _columns(n: int) -> int:
@@ -253,10 +237,10 @@ def _columns(n: int) -> int:
     return next((each for each in (least, least + 1) if n % each == 0), least)
 
 
-def _share_bar(figure: "matplotlib.figure.Figure", panels: Sequence[Any]) -> None:
+def _share_bar(figure: "matplotlib.figure.Figure", panels: Sequence[Any], room: float) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm
 
     shares = ScalarMappable(PowerNorm(GAMMA, 0, 1), look.color_map())
-    bar = look.color_bar(figure, shares, list(panels), "share of the head's largest attention")
+    bar = look.color_bar(figure, shares, list(panels), "share of the head's largest", room=room)
     bar.set_ticks([0, 0.05, 0.2, 0.5, 1], labels=["0", "0.05", "0.2", "0.5", "1"])

@@ -1,7 +1,7 @@
 """Attention and residual statistics as pictures: heads by layer, curves, a matrix, histograms."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -160,7 +160,7 @@ def plot_cosine_matrix(
 
 @look.drawn
 def plot_histograms(
-    histograms: Mapping[str, tuple[Tensor, Tensor]],
+    histograms: Mapping[str, Any],
     *,
     label: str = "value",
     log: bool = True,
@@ -169,8 +169,8 @@ def plot_histograms(
     """How values are distributed, as densities, so that bins of any width compare.
 
     Args:
-        histograms: Counts and edges, one more than counts, by name; as
-            `residual_histogram` gives them.
+        histograms: By name, what `residual_histogram` gives, or a tuple of counts and
+            edges, of which there is one more.
         label: What the values are, with their unit.
         log: A logarithmic axis for the densities, so that the tails show.
         title: Drawn above.
@@ -183,14 +183,15 @@ def plot_histograms(
     """
     if not histograms:
         raise InputError("nothing to draw: pass at least one histogram.")
-    for name, (counts, edges) in histograms.items():
+    tables = {name: _counts_and_edges(each) for name, each in histograms.items()}
+    for name, (counts, edges) in tables.items():
         if len(edges) != len(counts) + 1:
             raise InputError(
                 f"{name!r} has {len(counts)} counts and {len(edges)} edges; edges are one more."
             )
     figure = look.new_figure(6.0, 3.5, title)
     axes = figure.subplots()
-    for number, (name, (counts, edges)) in enumerate(histograms.items()):
+    for number, (name, (counts, edges)) in enumerate(tables.items()):
         density = counts / counts.sum().clamp(min=1) / edges.diff()
         style = look.line_style(number)
         axes.stairs(
@@ -208,6 +209,13 @@ def plot_histograms(
     open_frame(axes, grid="both")
     axes.legend()
     return figure
+
+
+def _counts_and_edges(histogram: Any) -> tuple[Tensor, Tensor]:
+    if hasattr(histogram, "counts"):
+        return histogram.counts, histogram.edges
+    counts, edges = histogram
+    return counts, edges
 
 
 def _check_tables(tables: Mapping[str, Tensor]) -> None:

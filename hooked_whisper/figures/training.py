@@ -97,25 +97,29 @@ def plot_training(
     Raises:
         InputError: No line, or lines that are not those of a log.
     """
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
     named = _by_name(logs)
-    keys = [key for key in PANELS if any(key in line for log in named.values() for line in log)]
+    keys = [key for key in PANELS if _finite(named, key)]
     figure = look.new_figure(0.6 + 2.7 * len(keys), 2.5 + 0.16 * (len(named) > 1), title)
+    last = max(line["n_vectors"] for log in named.values() for line in log)
     for key, axes in zip(keys, figure.subplots(1, len(keys), squeeze=False)[0], strict=True):
         for number, (name, log) in enumerate(named.items()):
             points = [(line["n_vectors"], _number(line.get(key))) for line in log]
-            style = look.line_style(number)
-            if len(points) > 1:
-                style |= {"markevery": max(1, len(points) // 6)}
+            style = look.line_style(number) | {"markevery": max(1, len(points) // 6)}
             axes.plot(*zip(*points, strict=True), label=look.plain(name), **style)
-        values = [_number(line.get(key)) for log in named.values() for line in log]
-        finite = [value for value in values if math.isfinite(value)]
-        if key in _LOGARITHMIC and finite and min(finite) > 0:
+        least = min(_finite(named, key))
+        if key in _LOGARITHMIC and least > 0:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         else:
-            axes.set_ylim(bottom=min([0.0, *finite]))
+            axes.set_ylim(bottom=min(0.0, least))
+        axes.set_xlim(left=0, right=1.04 * max(1, last))
         axes.set_title(PANELS[key])
-        axes.xaxis.set_major_locator(_few())
-        axes.xaxis.set_major_formatter(_thousands())
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("vectors seen")
         open_frame(axes, grid="y")
     if len(named) > 1:
@@ -145,9 +149,14 @@ def _by_name(
                 )
             own = " ".join(part for part in (name, str(line.get("sae", ""))) if part)
             found.setdefault(own, []).append(line)
-    if not found:
-        raise InputError("nothing to draw: the log has no line; pass at least one.")
+    if not any(_finite(found, key) for key in PANELS):
+        raise InputError("nothing to draw: the log has no line with a number; pass at least one.")
     return found
+
+
+def _finite(named: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> list[float]:
+    values = [_number(line.get(key)) for log in named.values() for line in log]
+    return [value for value in values if math.isfinite(value)]
 
 
 def _number(value: Any) -> float:
@@ -156,18 +165,6 @@ def _number(value: Any) -> float:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
-
-
-def _few() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(4)
-
-
-def _thousands() -> Any:
-    from matplotlib.ticker import EngFormatter
-
-    return EngFormatter(sep="")
 
 
 def _check_densities(shares: Mapping[str, Tensor]) -> None:

@@ -26,7 +26,9 @@ def test_mel_and_attention_share_a_time_axis_in_seconds(mel: torch.Tensor) -> No
 def test_the_whole_window_is_shown_where_no_length_is_given(mel: torch.Tensor) -> None:
     figure = plot_cross_attention(mel, torch.rand(1, 1500), ["x"])
     assert figure.axes[0].get_xlim() == (0, 30)
-    assert np.asarray(figure.axes[0].images[0].get_array()).shape == (80, 3000)
+    image = figure.axes[0].images[0]
+    n_bands, n_columns = np.asarray(image.get_array()).shape
+    assert n_bands == 80 and n_columns <= 1500 and image.get_extent()[:2] == [0, 30]
 
 
 def test_spoken_words_are_written_over_their_time(mel: torch.Tensor) -> None:
