@@ -15,7 +15,8 @@ from sphinx.util.nodes import make_refnode
 
 import hooked_whisper
 
-ROOT = Path(__file__).resolve().parent.parent
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
 
 project = "hooked_whisper"
 author = "hooked_whisper contributors"
@@ -57,8 +58,12 @@ autodoc_default_options = {
     "imported-members": True,
     "member-order": "bysource",
     "show-inheritance": True,
+    # Up to, and without, these: what is ours belongs to the class that people use.
+    "inherited-members": "Module, HookedRootModule, HookPoint, tuple, Mapping, Exception, object",
 }
 autodoc_typehints_format = "short"
+add_module_names = False
+toc_object_entries_show_parents = "hide"
 autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
@@ -68,8 +73,11 @@ python_maximum_signature_line_length = 80
 # are not linked: that would need the network.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", rf"{module}\..*")
-    for module in ("torch", "jaxtyping", "collections", "pathlib", "numpy", "matplotlib", "pandas")
+    ("py:.*", r"[^.]*"),  # names without a module: Tensor inside of a shape
+    ("py:.*", r"(torch|jaxtyping|numpy|pandas|matplotlib|transformer_lens|collections|os|abc)\..*"),
+    ("py:.*", r"(pathlib|contextlib|typing)\..*"),
+    ("py:.*", r"hooked_whisper\.([a-z_]+\.)*(_\w+|Part|Labels|Model|Recordings|Ranks|KVCache)"),
+    ("py:.*", r"hooked_whisper\.weights\.files\.StoredTensor"),
 ]
 
 ROOMS = ["hooked_whisper"] + [
@@ -115,9 +123,17 @@ def find_public(app: Sphinx, env: Any, node: pending_xref, contnode: nodes.Eleme
 
 
 def unnamed(env: Any) -> list[str]:
-    """The public names of rooms that the reference has no entry for."""
-    public = [f"{room}.{name}" for room in ROOMS for name in importlib.import_module(room).__all__]
-    return [name for name in public if name not in env.domains["py"].objects]
+    """The public names of rooms that the reference has no entry for, under any of their names."""
+    documented = env.domains["py"].objects
+    missing, found = {}, set()
+    for room in ROOMS:
+        module = importlib.import_module(room)
+        for name in module.__all__:
+            key = id(getattr(module, name))
+            if f"{room}.{name}" in documented:
+                found.add(key)
+            missing[f"{room}.{name}"] = key
+    return [name for name, key in missing.items() if key not in found]
 
 
 def check_public_names(app: Sphinx, env: Any) -> None:
@@ -129,10 +145,16 @@ def adapt_source(app: Sphinx, docname: str, source: list[str]) -> None:
     """Pages that lie elsewhere, and links to them; the sidebar, from the index's map."""
     if docname in ELSEWHERE:
         path = ROOT / ELSEWHERE[docname]
-        folder = os.path.relpath(path.parent, ROOT / "docs")
+        folder = os.path.relpath(path.parent, DOCS)
         source[0] = re.sub(r"\]\((?!\w+:|#)", f"]({folder}/", path.read_text())
     for page, path in ELSEWHERE.items():
         source[0] = source[0].replace(f"](../{path}", f"]({page}.md")
+    here = (DOCS / docname).parent
+
+    def outside(link: re.Match[str]) -> str:
+        return link[0] if DOCS in (here / link[1]).resolve().parents else f"](path:{link[1]})"
+
+    source[0] = re.sub(r"\]\(((?:\.\./)+[\w/.-]+\.md)\)", outside, source[0])
     if docname == "index":
         for section in source[0].split("\n## ")[1:]:
             pages = re.findall(r"^- .*?\]\(([\w/]+)\.md\)", section, re.MULTILINE)
@@ -143,18 +165,55 @@ def adapt_source(app: Sphinx, docname: str, source: list[str]) -> None:
 def adapt_docstring(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]
 ) -> None:
-    """Drawings in the docstrings of modules keep their shape; sources stand out."""
-    for number in reversed(range(len(lines))):
-        line = lines[number]
-        if line.startswith("Source: "):
-            lines[number] = f"**Source:** {line[8:]}"
-        elif what == "module" and line.startswith("    ") and not lines[number - 1]:
-            lines.insert(number, "")
-            lines.insert(number, "::")
+    """Our docstrings as reStructuredText, before napoleon reads their sections.
+
+    Drawings and tables, which are indented, keep their shape; a bar or a letter
+    behind code means nothing; neither `Returns` nor attributes begin with a type.
+    """
+    adapted: list[str] = []
+    inside = ""
+    for number, line in enumerate(lines):
+        before = lines[number - 1] if number else ""
+        if (
+            line.startswith("    ")
+            and number
+            and not before
+            and not lines[number - 2][:1].isspace()
+        ):
+            inside = "drawing"
+            adapted += ["::", ""]
+        elif line.startswith(">>>"):
+            inside = "doctest"
+        elif (inside == "drawing" and line[:1].strip()) or (inside == "doctest" and not line):
+            inside = ""
+        if not inside:
+            parts = line.split("`")
+            parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+            line = re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", "`".join(parts))
+            line = re.sub(r"^Source: ", "**Source:** ", line)
+            if before == "Returns:" and ":" in line:
+                line = re.sub(r"^ +", r"\g<0>: ", line)
+        adapted.append(line)
+    if what in ("attribute", "property", "data") and ":" in adapted[0]:
+        adapted[0] = f": {adapted[0]}"
+    lines[:] = adapted
+
+
+def drop_inner_bases(app: Sphinx, name: str, thing: Any, options: Any, bases: list[Any]) -> None:
+    """A class's bases, without those of ours that are nobody's business."""
+    public = public_names()
+    bases[:] = [
+        base
+        for base in bases
+        if id(base) in public
+        or not getattr(base, "__module__", "").startswith("hooked_whisper")
+        or base.__module__ == "hooked_whisper.errors"
+    ] or [object]
 
 
 def setup(app: Sphinx) -> None:
     app.connect("source-read", adapt_source)
-    app.connect("autodoc-process-docstring", adapt_docstring)
+    app.connect("autodoc-process-docstring", adapt_docstring, priority=100)
+    app.connect("autodoc-process-bases", drop_inner_bases)
     app.connect("missing-reference", find_public)
     app.connect("env-check-consistency", check_public_names)

@@ -90,7 +90,7 @@ def hook_table(stack: Stack, behind_switch: bool = False) -> str:
             for number, (glob, text) in enumerate(MEANING.items())
             if fnmatch(name, glob)
         )
-        cells = [f"`{re.sub(r'[.][0-9]+[.]', '.*.', name)}`", " ".join(point.axes), f"[{shape}]"]
+        cells = [f"`{re.sub(r'[.][0-9]+[.]', '.*.', name)}`", " ".join(point.axes), f"`[{shape}]`"]
         cells += [text, f"`{point.flag}`"] if behind_switch else [text]
         rows[order] = f"| {' | '.join(cells)} |"
     head = ["name", "axes", "shape in Tiny", "what it is"] + ["switch"] * behind_switch

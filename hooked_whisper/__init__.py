@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "HookPoint",
-    "HookedEncoderDecoder",
     "HookedWhisper",
     "HookedWhisperConfig",
+    "WhisperCache",
     "Generation",
     "Mel",
-    "WhisperCache",
     "load_audio",
+    "HookPoint",
+    "HookedEncoderDecoder",
 ]
 
 _HOMES = {

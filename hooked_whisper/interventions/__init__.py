@@ -9,6 +9,8 @@
     what a run is worth    LogitDifference, LogProb, ..., WordErrorRate, ..., as_metric
     many at once           patch_sweep, path_patch, path_patch_heads, attribution_patch,
                            greedy_ablation, attention_rollout, gradient_rollout
+
+An edit acts the same in one pass and in every step of decoding.
 """
 
 from hooked_whisper.interventions.ablation import (

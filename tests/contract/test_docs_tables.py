@@ -17,7 +17,7 @@ from hooked_whisper.config import FLAGS
 from hooked_whisper.digits import recordings
 
 DOCS = Path(__file__).parents[2] / "docs"
-ROW = re.compile(r"^\| `((?:encoder|decoder)\.[\w.*]+)` \| ([\w ]+) \| \[([\w, ]+)\] \|", re.M)
+ROW = re.compile(r"^\| `((?:encoder|decoder)\.[\w.*]+)` \| ([\w ]+) \| `\[([\w, ]+)\]` \|", re.M)
 
 
 def load(script: str) -> ModuleType:
