@@ -1,6 +1,7 @@
 """`hooked-whisper sae train`."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def test_it_trains_an_autoencoder_of_a_store(run: Run, store: Path, tmp_path: Pa
     command = ["sae", "train", store, "--hook", HOOK, "--out", tmp_path / "sae", *options]
     made = run(*command)
     assert made.exit_code == 0, made.output
-    assert f"{HOOK}: " in made.output and ", FVU 0." in made.output
+    wanted = rf"{HOOK}: 64 latents, 140 vectors, FVU \d\.\d+, L0 4\.0, .* in .*/sae\n"
+    assert re.fullmatch(wanted, made.output)
     sae = load_sae(tmp_path / "sae")
     assert (sae.cfg.hook_name, sae.cfg.d_in, sae.cfg.d_sae) == (HOOK, 96, 64)
     assert int((sae.encode(torch.randn(3, 96)) > 0).sum(dim=1).max()) <= 4
@@ -39,7 +41,7 @@ def test_it_trains_an_autoencoder_of_a_store(run: Run, store: Path, tmp_path: Pa
     assert again.exit_code == 1 and "Go on with" in again.output
     assert run(*command, "--resume").output == made.output
     told = json.loads(run(*command, "--resume", "--json").stdout)["saes"][0]
-    assert (told["hook"], told["d_sae"], told["n_vectors"]) == (HOOK, 64, 64)
+    assert (told["hook"], told["d_sae"], told["n_vectors"]) == (HOOK, 64, 140)
 
 
 def test_several_hooks_make_a_suite(run: Run, store: Path, tmp_path: Path) -> None:
