@@ -38,13 +38,15 @@ def render(template: str, data: Mapping[str, Any], title: str) -> str:
         undefined=StrictUndefined,
         lstrip_blocks=True,
     )
-    return environment.get_template(f"{template}.html").render(
+    text: str = environment.get_template(f"{template}.html").render(
         title=title,
         data=data,
         json=Markup(safe_json(data)),
         css=Markup(_static(template, "css")),
         js=Markup(_static(template, "js")),
     )
+    # Half of a surrogate pair, as in an undecodable file name, cannot be written as UTF-8.
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def safe_json(data: Any) -> str:
@@ -60,8 +62,7 @@ def safe_json(data: Any) -> str:
     # In JSON these stand inside of strings only; U+2028 and U+2029 end a line in old scripts.
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    # Half of a surrogate pair, as in an undecodable file name, cannot be written as UTF-8.
-    return text.encode("utf-8", errors="replace").decode("utf-8")
+    return text
 
 
 def plain(value: Any) -> Any:

@@ -58,3 +58,52 @@ def _keep(problems: list[str], kind: str, text: str) -> None:
 def _local(problems: list[str], url: str) -> None:
     if not url.startswith(("file:", "data:", "blob:")):
         problems.append(f"the page asked the network for {url}")
+
+
+@pytest.fixture(scope="session")
+def digits_model() -> Any:
+    """The shipped model; shared, so a test leaves it as it was."""
+    from hooked_whisper import HookedWhisper
+
+    return HookedWhisper.from_pretrained("digits")
+
+
+@pytest.fixture(scope="session")
+def digits_saes() -> Any:
+    """The shipped autoencoders by hook."""
+    from hooked_whisper.sae import load_suite
+
+    return load_suite("digits")
+
+
+@pytest.fixture(scope="session")
+def read_data() -> Callable[[Path], Any]:
+    """`read_data(path)`: the data that stands in a page."""
+    import json
+    import re
+
+    def read(path: Path) -> Any:
+        text = Path(path).read_text(encoding="utf-8")
+        found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+        assert found is not None
+        return json.loads(found[1])
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def feature_page_of_digits(
+    digits_model: Any, digits_saes: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """The page of all latents of one encoder site over the shipped recordings."""
+    from hooked_whisper.digits import recordings
+    from hooked_whisper.pages import feature_page
+
+    return feature_page(
+        digits_model,
+        digits_saes["encoder.blocks.2.hook_resid_post"],
+        recordings(),
+        tmp_path_factory.mktemp("pages") / "features.html",
+        n_effects=2,
+        progress=False,
+    )
