@@ -107,3 +107,17 @@ def feature_page_of_digits(
         n_effects=2,
         progress=False,
     )
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """`wait_until(page, expression)`: playwright's own way needs eval, which pages forbid."""
+    import time
+
+    def wait(page: Any, expression: str, seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not page.evaluate(expression):
+            assert time.monotonic() < deadline, f"{expression} has not come true"
+            page.wait_for_timeout(20)
+
+    return wait
