@@ -44,7 +44,9 @@ def plot_entropy(
                 f"the entropies {name!r} are {tuple(table.shape)}; pass [layer, head]."
             )
     most = max(table.numel() for table in tables.values())
-    figure = look.new_figure(min(11, max(4.8, 1.4 + 0.24 * most)), 0.7 + 1.75 * len(tables), title)
+    figure = look.new_figure(
+        min(11.0, max(4.8, 1.4 + 0.24 * most)), 0.7 + 1.75 * len(tables), title
+    )
     panels = figure.subplots(len(tables), 1, squeeze=False)[:, 0]
     for number, (axes, (name, table)) in enumerate(zip(panels, tables.items(), strict=True)):
         n_layers, n_heads = table.shape

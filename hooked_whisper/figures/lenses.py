@@ -188,7 +188,7 @@ def plot_encoder_lens(
             look.plain(text), (1, row), xytext=(8, 0), textcoords="offset points", va="center"
         )
     name_y(axes, [str(layer) for layer in layers], height)
-    axes.set_ylabel("encoder layers run")
+    axes.set_ylabel("\n".join(look.wrap("encoder layers run", height, look.MEDIUM)))
     axes.set_xlabel("\n".join([*look.wrap(look.plain(label) + ",", 2.8, look.MEDIUM), "per token"]))
     open_frame(axes)
     return figure

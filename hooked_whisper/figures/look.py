@@ -143,7 +143,7 @@ def _fits(text: str, width: float, size: float) -> bool:
     return width_in(text, size) <= width
 
 
-def width_in(text: str, size: float = SMALL) -> float:
+def width_in(text: str, size: float | int = SMALL) -> float:
     """How wide a line of text is drawn, in inches."""
     return sum(map(_width_em, text)) * size / 72
 
@@ -167,7 +167,7 @@ def _own_font() -> Any:
     return font
 
 
-def widest_in(texts: Sequence[str], size: float = SMALL) -> float:
+def widest_in(texts: Sequence[str], size: float | int = SMALL) -> float:
     """How wide the widest of some lines is drawn, in inches; 0 where there are none."""
     return max((width_in(line, size) for text in texts for line in text.split("\n")), default=0.0)
 
@@ -261,7 +261,7 @@ def shrink(
     """
     values = values.detach().float().cpu()
     # Fewer cells than dots: each of them is drawn, and the file stays small.
-    room = [max(1.0, 0.75 * DPI * inches) for inches in (height, width)]
+    room = [max(1.0, 0.65 * DPI * inches) for inches in (height, width)]
     rows, columns = (int(min(*each)) for each in zip(values.shape, room, strict=True))
     if (rows, columns) == tuple(values.shape):
         return values

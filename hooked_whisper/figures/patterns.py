@@ -112,7 +112,7 @@ def plot_patterns(
     key = _side("key", n_key, key_labels, position_s, sound_s)
     columns = _columns(n_heads)
     rows = math.ceil(n_heads / columns)
-    height, width = query.inches(alone=False), key.inches(alone=False)
+    height, width = query.inches(alone=False), max(key.inches(alone=False), _title_in(names))
     figure = look.new_figure(
         query.margin + 0.65 + columns * (width + 0.12) + 0.75,
         key.margin + 0.5 + rows * (height + 0.27) + 0.25 * bool(title),
@@ -229,6 +229,11 @@ def _name_sides(
     if query.labels:
         name_y(axes, query.labels, height)
     return name_x(axes, key.labels, width) if key.labels else 0
+
+
+def _title_in(names: Sequence[str]) -> float:
+    """Inches that the longest title of a head may take."""
+    return look.widest_in([f"{name}: to 0.00088" for name in names])
 
 
 def _columns(n: int) -> int:

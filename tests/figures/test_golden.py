@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
@@ -81,3 +82,39 @@ def test_another_look_is_noticed(
 ) -> None:
     monkeypatch.setattr(look, attribute, other)
     assert difference(draw(CASES[name]), name) > TOLERANCE
+
+
+EXTREMES: dict[str, Callable[[], Any]] = {
+    "448 tokens": lambda: figures.plot_cross_attention(
+        torch.rand(80, 3000), torch.rand(448, 1500), [f" token {i}" for i in range(448)]
+    ),
+    "448 by 448 tokens": lambda: figures.plot_pattern(
+        torch.rand(448, 448), query_labels=["<|startoftranscript|>"] * 448, key_labels=["x"] * 448
+    ),
+    "a lens of 448 tokens": lambda: figures.plot_logit_lens(
+        torch.rand(33, 448), [["token"] * 448] * 33, ["site"] * 33, ["1\n token"] * 448
+    ),
+    "85 words": lambda: figures.plot_mel(
+        torch.rand(80, 3000), words=[(f"word{i}", 0.35 * i, 0.35 * i + 0.3) for i in range(85)]
+    ),
+    "0.3 s, one token": lambda: figures.plot_cross_attention(
+        torch.rand(80, 3000), torch.rand(1, 1500), ["x"], sound_s=0.3, spans_s=[("seven", 0, 0.3)]
+    ),
+    "1 head, 1 layer": lambda: figures.plot_entropy(torch.rand(1, 1), title="A title " * 30),
+    "20 heads, 32 layers": lambda: figures.plot_entropy({"encoder": torch.rand(32, 20)}),
+    "one number": lambda: figures.plot_head_scores(torch.rand(1, 1), label="entropy (nats)"),
+    "nothing but NaN": lambda: figures.plot_patching(
+        torch.full((1, 1), torch.nan), ["a"], ["b"], label="a long label of the colours of it all"
+    ),
+    "40 columns": lambda: figures.plot_patching(
+        torch.rand(3, 40), ["a row " * 9] * 3, [f"column {i}" for i in range(40)], label="x"
+    ),
+    "one line of a log": lambda: figures.plot_training([{"n_vectors": 0, "l0": 3.0}]),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_nothing_is_cut_off_and_no_picture_is_huge(name: str) -> None:
+    figure = draw(EXTREMES[name])
+    assert cut_off(figure) < 0.02
+    assert figure.get_size_inches().max() <= look.MOST_IN + 1  # and its title's lines
