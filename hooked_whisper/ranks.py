@@ -80,7 +80,7 @@ class Ranks:
         if self.n == 1:
             return [value]
         found: list[Any] = [None] * self.n
-        with self._talking():
+        with self.talking():
             dist.all_gather_object(found, value, group=self._group)
         return found
 
@@ -89,7 +89,7 @@ class Ranks:
         if self.n == 1:
             return value
         box = [value]
-        with self._talking():
+        with self.talking():
             dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
@@ -111,7 +111,7 @@ class Ranks:
     def wait(self) -> None:
         """Go on when everybody is here."""
         if self.n > 1:
-            with self._talking():
+            with self.talking():
                 dist.barrier(group=self._group)
 
     # Tensors
@@ -128,9 +128,9 @@ class Ranks:
         sent = [each.contiguous() for each in large]
         if small:
             sent.append(torch.cat([each.flatten().double() for each in small]))
-        with self._talking():
+        with self.talking():
             running = [
-                dist.all_reduce(each, group=self._group_of(each), async_op=True) for each in sent
+                dist.all_reduce(each, group=self.group_of(each), async_op=True) for each in sent
             ]
             for each in running:
                 each.wait()
@@ -147,7 +147,7 @@ class Ranks:
         if self.n == 1:
             return number
         box = torch.tensor(number, dtype=torch.float64)
-        with self._talking():
+        with self.talking():
             dist.all_reduce(box, dist.ReduceOp.MIN, group=self._group)
         return float(box)
 
@@ -157,7 +157,7 @@ class Ranks:
             return [list(own)]
         box = torch.zeros(self.n, len(own), dtype=torch.int64)
         box[self.rank] = torch.tensor(own)
-        with self._talking():
+        with self.talking():
             dist.all_reduce(box, group=self._group)
         found: list[list[int]] = box.tolist()
         return found
@@ -165,8 +165,8 @@ class Ranks:
     def copy_first_(self, tensor: Tensor) -> None:
         """Make a tensor, which all ranks have in one shape, that of the first rank."""
         if self.n > 1:
-            with self._talking():
-                dist.broadcast(tensor, src=0, group=self._group_of(tensor))
+            with self.talking():
+                dist.broadcast(tensor, src=0, group=self.group_of(tensor))
 
     def gather_rows(self, rows: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         """Each rank's rows.
@@ -183,8 +183,8 @@ class Ranks:
         padded = own.new_empty(max(sizes) * row_bytes)
         padded[: len(own)] = own
         found = [torch.empty_like(padded) for _ in sizes]
-        with self._talking():
-            dist.all_gather(found, padded, group=self._group_of(padded))
+        with self.talking():
+            dist.all_gather(found, padded, group=self.group_of(padded))
         return [
             each[: size * row_bytes].view(rows.dtype).view(size, *row_shape).to(rows.device)
             for each, size in zip(found, sizes, strict=True)
@@ -201,13 +201,17 @@ class Ranks:
         """Which of some rows this rank takes; in their order, ranks have all of them."""
         return slice(n_rows * self.rank // self.n, n_rows * (self.rank + 1) // self.n)
 
-    def _group_of(self, tensor: Tensor) -> Any:
+    def group_of(self, tensor: Tensor) -> Any:
+        """The process group that moves tensors of this one's device; None is PyTorch's default."""
         return None if self._on_gpus and tensor.is_cuda else self._group
 
     @contextmanager
-    def _talking(self) -> Iterator[None]:
+    def talking(self) -> Iterator[None]:
+        """While it lasts, a failure says that another process is lost."""
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise  # this one's own
         except RuntimeError as error:
             what = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise self._error(

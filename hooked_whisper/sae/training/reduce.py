@@ -1,16 +1,16 @@
 """From each rank's part of a training batch to the losses and gradients of the whole.
 
-What DistributedDataParallel does, written out: its averages would be wrong for parts of
-different sizes, it looks at `forward` rather than `losses`, and it gains nothing by
-sending early where a loss hands out all its gradients at once. Here several autoencoders
-take their steps one by one, and losses, counters and gradients travel together.
+DistributedDataParallel averages the gradients of the ranks. Parts may differ in size by a
+vector, so each rank's loss is weighted by its share of the batch before it goes backward.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hooked_whisper.ranks import Ranks
 from hooked_whisper.sae.base import SAE, Losses
@@ -36,16 +36,45 @@ def selecting_together(sae: SAE, ranks: Ranks, n_vectors: int) -> Iterator[None]
         sae.ranks = None
 
 
-@torch.no_grad()
-def reduce_losses(losses: Losses, parameters: list[Tensor], ranks: Ranks, n_vectors: int) -> Losses:
-    """The losses of the whole batch, whose gradients are put in place of those of the part.
+class LossesOfPart(nn.Module):
+    """The losses of an autoencoder as a forward pass, which is what can be wrapped."""
+
+    def __init__(self, sae: SAE) -> None:
+        super().__init__()
+        self.sae = sae
+
+    def forward(self, x: Tensor, target: Tensor | None, **options: Any) -> Losses:
+        """`sae.losses(x, target, **options)`."""
+        return self.sae.losses(x, target, **options)
+
+
+def losses_on_all_ranks(sae: SAE, ranks: Ranks) -> nn.Module:
+    """What computes the losses of this rank's part so that gradients become those of all parts."""
+    module = LossesOfPart(sae)
+    if ranks.n == 1:
+        return module
+    return DistributedDataParallel(module, process_group=ranks.group_of(sae.b_dec))
+
+
+def go_backward(losses: Losses, ranks: Ranks, n_vectors: int) -> None:
+    """Leave the gradient of the whole batch in the weights, on every rank.
 
     All losses are means over vectors: the whole's is the mean of the parts', each
     weighted by its size.
+    """
+    if ranks.n == 1:
+        losses.total.backward()
+        return
+    with ranks.talking():
+        (losses.total * (ranks.n * _weight(ranks, n_vectors))).backward()
+
+
+@torch.no_grad()
+def reduce_losses(losses: Losses, ranks: Ranks, n_vectors: int) -> Losses:
+    """The losses of the whole batch from those of the parts.
 
     Args:
-        losses: Those of this rank's part, gone backward.
-        parameters: What has gradients.
+        losses: Those of this rank's part.
         ranks: The ranks.
         n_vectors: Vectors in the whole batch.
 
@@ -54,17 +83,11 @@ def reduce_losses(losses: Losses, parameters: list[Tensor], ranks: Ranks, n_vect
     """
     if ranks.n == 1:
         return losses
-    part = own_part(ranks, n_vectors)
-    n_counted = n_vectors if is_shared(ranks, n_vectors) else n_vectors * ranks.n
-    weight = (part.stop - part.start) / n_counted
-    gradients = [each.grad for each in parameters if each.grad is not None]
-    for gradient in gradients:
-        gradient.mul_(weight)
     names = list(losses.parts)
     numbers = [losses.total.detach(), losses.l0, *losses.parts.values()]
-    scalars = torch.stack([each.double() for each in numbers]).mul_(weight)
+    scalars = torch.stack([each.double() for each in numbers]).mul_(_weight(ranks, n_vectors))
     counted = torch.cat([scalars, losses.active.double()])
-    ranks.sum_([*gradients, counted])
+    ranks.sum_([counted])
     total, l0, *parts = counted[: len(numbers)].to(losses.total.dtype)
     return losses._replace(
         total=total,
@@ -72,6 +95,13 @@ def reduce_losses(losses: Losses, parameters: list[Tensor], ranks: Ranks, n_vect
         parts=dict(zip(names, parts, strict=True)),
         active=counted[len(numbers) :] > 0,
     )
+
+
+def _weight(ranks: Ranks, n_vectors: int) -> float:
+    """This rank's share in a mean over the batch; all ranks' add up to 1."""
+    part = own_part(ranks, n_vectors)
+    n_counted = n_vectors if is_shared(ranks, n_vectors) else n_vectors * ranks.n
+    return (part.stop - part.start) / n_counted
 
 
 def whole_recons(recons: Tensor, ranks: Ranks, n_vectors: int) -> Tensor:

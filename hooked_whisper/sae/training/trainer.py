@@ -23,6 +23,8 @@ from hooked_whisper.sae.training.fold import fold_scale_
 from hooked_whisper.sae.training.initialise import find_scale, first_b_dec
 from hooked_whisper.sae.training.interrupts import uninterrupted
 from hooked_whisper.sae.training.reduce import (
+    go_backward,
+    losses_on_all_ranks,
     own_part,
     reduce_losses,
     selecting_together,
@@ -151,9 +153,9 @@ class Trainer:
                 generator = torch.cuda.default_generators[devices[0].index or 0]
             generator.manual_seed(_mix(cfg.seed, self.step))
             with autocast, selecting_together(self.sae, self.ranks, n):
-                losses = self.sae.losses(x, target, warm_up=warm_up, dead=self.dead.is_dead)
-            losses.total.backward()
-        losses = reduce_losses(losses, list(self.parameters.values()), self.ranks, n)
+                losses = self._losses(x, target, warm_up=warm_up, dead=self.dead.is_dead)
+            go_backward(losses, self.ranks, n)
+        losses = reduce_losses(losses, self.ranks, n)
         self.sae.project_gradients_()
         return losses
 
@@ -186,6 +188,7 @@ class Trainer:
             moments.update({name: value.to(device) for name, value in moments.items()})
         for group in self.optimizer.param_groups:
             group["fused"] = device.type in ("cpu", "cuda")
+        self._losses = losses_on_all_ranks(self.sae, self.ranks)
         self._is_placed = True
 
     @torch.no_grad()
