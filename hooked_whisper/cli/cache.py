@@ -10,6 +10,7 @@ from hooked_whisper.cli.options import (
     DTYPES,
     RESIDUAL_STREAM,
     chosen_recordings,
+    file_names,
     hooks_option,
     json_option,
     language_option,
@@ -82,6 +83,7 @@ def cache(
     if window and all_frames:
         raise click.UsageError("give one of --window and --all-frames.")
     chosen = listed(chosen_recordings(recordings, quiet))
+    files = file_names(chosen, "safetensors")
     folder = new_path(out, f"{short_name(source)}-cache", overwrite=overwrite)
     model = load_model(source, device, model_dtype)
     names = model.hook_names(list(hooks) or RESIDUAL_STREAM)
@@ -89,13 +91,13 @@ def cache(
     if window:
         _check_window(model, window)
     rows = []
-    for each in with_bar(chosen, "caching", quiet):
+    for each, file in with_bar(list(zip(chosen, files, strict=True)), "caching", quiet):
         mel = model.to_mel(each.audio)
         tokens = _tokens(model, mel, text or each.text, language) if needs_tokens else None
         n_frames = int(mel.n_positions[0])
         frames = slice(0, n_frames)
         if window:
-            frames = slice(*(round(each * POSITIONS_PER_SECOND) for each in window))
+            frames = slice(*(round(time_s * POSITIONS_PER_SECOND) for time_s in window))
         _, kept = model.run_with_cache(
             mel,
             tokens,
@@ -106,7 +108,7 @@ def cache(
             return_type=None if tokens is None else "logits",
         )
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / (str(Path(each.id).with_suffix("")).replace("/", "-") + ".safetensors")
+        path = folder / file
         kept.save(path)
         rows.append(_row(path, each, kept, model, tokens))
     if as_json:

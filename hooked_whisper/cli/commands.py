@@ -17,6 +17,8 @@ from hooked_whisper.errors import HookedWhisperError
 
 PROGRAM = "hooked-whisper"
 INTERRUPTED = 130
+_NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What a group without a command raises; older versions of click show the help themselves."""
 
 
 def _debug_option() -> click.Option:
@@ -86,7 +88,7 @@ class Group(click.Group):
             for line in (__doc__ or "").strip().splitlines()[2:]:
                 formatter.write(f"  {line.strip()}\n")
 
-    def main(  # type: ignore[override]
+    def main(
         self,
         args: Any = None,
         prog_name: str | None = None,
@@ -104,7 +106,7 @@ class Group(click.Group):
             if sys.stdout is not None:
                 sys.stdout.flush()
             sys.exit(code if isinstance(code, int) else 0)
-        except click.exceptions.NoArgsIsHelpError as error:
+        except _NO_ARGUMENTS as error:
             error.show()
             sys.exit(error.exit_code)
         except click.ClickException as error:

@@ -23,7 +23,7 @@ def model_options(function: _Function) -> _Function:
     """`--model`, `--device`, `--model-dtype`: which weights, where, and in what."""
     for option in (
         click.option("--model-dtype", type=DTYPES, default="fp32", help="What the model runs in."),
-        click.option("--device", help="Where the model runs, such as cuda:1. Default: a GPU."),
+        click.option("--device", help="Such as cuda:1.  [default: a GPU where there is one]"),
         click.option(
             "--model",
             "source",
@@ -104,6 +104,24 @@ def listed(recordings: list[Any]) -> list[Any]:
     from hooked_whisper.harvest.recordings import as_recordings
 
     return list(as_recordings(recordings))
+
+
+def file_names(recordings: list[Any], ending: str) -> list[str]:
+    """What the file of each recording is called: like it, or like its whole path where that helps.
+
+    Raises:
+        InputError: Two would have one name.
+    """
+    names = [Path(each.id).stem for each in recordings]
+    if len(set(names)) < len(names):
+        paths = [Path(each.id).with_suffix("") for each in recordings]
+        names = ["-".join(path.parts).lstrip("/-") for path in paths]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"two recordings would both be written to {twice}.{ending}. Name each of them once."
+        )
+    return [f"{name}.{ending}" for name in names]
 
 
 def spaced(text: str) -> str:

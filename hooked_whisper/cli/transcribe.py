@@ -9,6 +9,7 @@ import click
 from hooked_whisper.cli.commands import Command
 from hooked_whisper.cli.options import (
     chosen_recordings,
+    file_names,
     found_language_option,
     json_option,
     listed,
@@ -22,7 +23,6 @@ from hooked_whisper.cli.options import (
     with_bar,
 )
 from hooked_whisper.cli.output import echo_json
-from hooked_whisper.errors import InputError
 
 FORMATS = ("text", "srt", "vtt", "tsv", "json")
 
@@ -77,6 +77,8 @@ def transcribe(
     The text of one recording is printed as it is; several come as a line each,
     with the name before it.
     """
+    from tqdm import tqdm
+
     chosen = listed(chosen_recordings(recordings, quiet))
     if form != "text" and out is None and len(chosen) > 1:
         raise click.UsageError(f"{form} of {len(chosen)} recordings needs --out FOLDER.")
@@ -91,7 +93,8 @@ def transcribe(
             with path.open("w", encoding="utf-8") as file:
                 _write(result, form, file)
         elif not as_json:
-            _print(each, result, form, alone=len(chosen) == 1)
+            with tqdm.external_write_mode(file=sys.stdout):  # not into the bar's line
+                _print(each, result, form, alone=len(chosen) == 1)
     if as_json:
         echo_json({"model": source, "recordings": documents})
     elif out:
@@ -113,11 +116,7 @@ def _decoding(model: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 def _paths(chosen: list[Any], form: str, out: Path, *, overwrite: bool) -> list[Path]:
     """The file of each recording, none of which is lost."""
-    suffix = "txt" if form == "text" else form
-    names = [str(Path(each.id).with_suffix(f".{suffix}")).replace("/", "-") for each in chosen]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"two recordings would both be written to {twice}; name them apart.")
+    names = file_names(chosen, "txt" if form == "text" else form)
     paths = [out.expanduser() / name for name in names]
     for path in paths:
         if path.exists():

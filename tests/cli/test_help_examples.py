@@ -71,7 +71,7 @@ def test_an_example_is_understood(
 
 
 CHEAP = [line for _, line in EXAMPLES if not any(part in line for part in FLEETING)]
-SLOW = ("sae eval", "study", "features", "attention")
+SLOW = ("sae eval", "study", "features", "attention", "metric transcript")
 """Run in tests of their own."""
 
 

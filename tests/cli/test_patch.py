@@ -16,6 +16,10 @@ from hooked_whisper.interventions import SweepResult, sweep
 Run = Callable[..., Result]
 HOOK = "encoder.blocks.2.hook_resid_post"
 SPEC = ["--hook", HOOK, "--quiet"]
+CHEAP = [
+    *("--hook", "decoder.blocks.*.hook_resid_post", "--per", "pos", "--quiet"),
+    *("--text", "three one four"),
+]
 CLEAN, CORRUPTED = (each.path for each in recordings()[:2])
 
 
@@ -46,7 +50,7 @@ def test_the_first_digit_is_where_it_is_spoken(run: Run, folder: Path) -> None:
 
 
 def test_json_and_the_table_agree(run: Run) -> None:
-    done = run("patch", CLEAN, CORRUPTED, *SPEC, "--json", "--top", 2, "--out", "mine")
+    done = run("patch", CLEAN, CORRUPTED, *CHEAP, "--json", "--top", 2, "--out", "mine")
     told = json.loads(done.stdout)
     assert (told["clean"], told["corrupted"]) == (CLEAN.name, CORRUPTED.name)
     assert told["metric_clean"] > 0 > told["metric_corrupted"] and told["complete"]
@@ -57,9 +61,9 @@ def test_json_and_the_table_agree(run: Run) -> None:
     assert [float(row["value"]) for row in rows] == pytest.approx(
         [row["value"] for row in told["patches"]]
     )
-    again = run("patch", CLEAN, CORRUPTED, *SPEC, "--out", "mine")
+    again = run("patch", CLEAN, CORRUPTED, *CHEAP, "--out", "mine")
     assert again.exit_code == 1 and "mine exists" in again.stderr
-    assert run("patch", *SPEC, "--out", "mine", "--overwrite").exit_code == 0
+    assert run("patch", *CHEAP, "--out", "mine", "--overwrite").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -118,24 +122,22 @@ def test_a_pair_that_cannot_be_told_apart(run: Run, folder: Path) -> None:
 def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [*SPEC, "--per", "window", "--metric", "transcript", "--window-s", 2]
+    options = [CLEAN, CORRUPTED, *CHEAP]
     whole = json.loads(run("patch", *options, "--json", "--out", "whole").stdout)
-
-    of_texts = sweep._PairSweep._groups
+    values = sweep._PairSweep.values
 
     def stop_soon(self: Any) -> Iterator[Any]:
-        for number, group in enumerate(of_texts(self)):
-            if number:
-                raise KeyboardInterrupt
-            yield group[0][:1], group[1][:1]
+        for each in values(self):
+            yield each
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(sweep._PairSweep, "_groups", stop_soon)
+        patched.setattr(sweep._PairSweep, "values", stop_soon)
         done = run("patch", *options)
     assert done.exit_code == 130
     assert "the same command with --resume does the rest" in done.stderr
-    assert SweepResult.load("digits-patch/sweep.safetensors").n_done == 1
+    stopped = SweepResult.load("digits-patch/sweep.safetensors")
+    assert 0 < stopped.n_done < stopped.n_cells
     refused = run("patch", *options)
     assert refused.exit_code == 1 and "digits-patch exists" in refused.stderr
     resumed = json.loads(run("patch", *options, "--resume", "--json").stdout)

@@ -4,40 +4,62 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
 
+from hooked_whisper.sae import evaluation
 from hooked_whisper.sae.files.suite import SHIPPED
 
 Run = Callable[..., Result]
 HOOK = "encoder.blocks.2.hook_resid_post"
 
 
-def test_a_table_and_the_same_numbers_as_json(run: Run, clip: Path) -> None:
+def test_a_table_and_the_same_numbers_as_json(
+    run: Run, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[Any] = []
+    judge = evaluation.evaluate_saes
+
+    def kept(*args: Any, **options: Any) -> Any:
+        judged.append(judge(*args, **options))
+        return judged[0]
+
+    monkeypatch.setattr(evaluation, "evaluate_saes", kept)
     options = [clip, "--hook", HOOK, "--no-transcripts", "--quiet"]
     done = run("sae", "eval", *options)
     assert done.exit_code == 0, done.output
     names, row = done.stdout.splitlines()
     assert names.split()[:7] == ["hook", "frames", "architecture", "latents", "FVU", "L0", "dead"]
     assert row.split()[:4] == [HOOK, "speech", "topk", "768"]
+    monkeypatch.setattr(evaluation, "evaluate_saes", lambda *args, **options: judged[0])
     told = json.loads(run("sae", "eval", *options, "--json").stdout)["saes"][HOOK]
     fvu = told["speech"]["reconstruction"]["fvu"]
     assert float(row.split()[4]) == pytest.approx(fvu, rel=1e-3) and 0 < fvu < 0.3
     assert told["n_recordings"] == 1
 
 
-def test_one_autoencoder_of_a_folder(run: Run, clip: Path, folder: Path) -> None:
+def test_one_autoencoder_of_a_folder(
+    run: Run, clip: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[Any] = []
+
+    def note(saes: Any, *args: Any, **options: Any) -> None:
+        judged.append(dict(saes))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(evaluation, "evaluate_saes", note)
     one = SHIPPED["digits"] / HOOK
-    done = run("sae", "eval", clip, "--sae", one, "--no-transcripts")
-    assert done.exit_code == 0 and HOOK in done.stdout, done.output
+    assert run("sae", "eval", clip, "--sae", one).exit_code == 0
+    assert list(judged[0]) == [HOOK] and judged[0][HOOK].cfg.d_sae == 768
     shutil.copytree(one, "unknown")
     cfg = Path("unknown/cfg.json")
     cfg.write_text(cfg.read_text().replace(f'"hook_name": "{HOOK}"', '"hook_name": null'))
-    done = run("sae", "eval", clip, "--sae", "unknown", "--no-transcripts")
+    done = run("sae", "eval", clip, "--sae", "unknown")
     assert done.exit_code == 1 and "does not say which hook it belongs to" in done.stderr
-    done = run("sae", "eval", clip, "--sae", "unknown", "--hook", HOOK, "--no-transcripts")
-    assert done.exit_code == 0, done.output
+    assert run("sae", "eval", clip, "--sae", "unknown", "--hook", HOOK).exit_code == 0
+    assert list(judged[1]) == [HOOK]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""The commands of docs/command_line.md print what the page says that they print.
+
+They are run one after the other in one folder. Numbers may differ by a little from one
+machine to the next; `...` stands for anything.
+"""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from click.testing import Result
+
+from hooked_whisper.digits import FOLDER
+
+PAGE = Path(__file__).parents[2] / "docs/command_line.md"
+BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+TOLERANCE = 0.05
+
+Run = Callable[..., Result]
+
+
+def shown(page: str) -> list[tuple[str, str]]:
+    """Each command of the page, with what it prints there."""
+    found = []
+    for block in BLOCK.findall(page):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            found.append((command, output))
+    return found
+
+
+def alike(wanted: str, printed: str) -> bool:
+    """Whether two texts have the same words, and numbers that are about the same."""
+    words, others = wanted.split(), printed.split()
+    if "..." in words:
+        place = words.index("...")
+        rest = words[place + 1 :]
+        return alike(" ".join(words[:place]), " ".join(others[:place])) and alike(
+            " ".join(rest), " ".join(others[len(others) - len(rest) :])
+        )
+    return len(words) == len(others) and all(map(_same, words, others))
+
+
+def _same(word: str, other: str) -> bool:
+    if word == other:
+        return True
+    numbers = re.fullmatch(r"[\d.,%-]+", word), re.fullmatch(r"[\d.,%-]+", other)
+    if not all(numbers):
+        return False
+    a, b = (float(each.strip(",%").replace(",", "")) for each in (word, other))
+    return abs(a - b) <= TOLERANCE * max(abs(a), abs(b), 1)
+
+
+def test_words_and_numbers() -> None:
+    assert alike("FVU 0.512, in a", "FVU 0.513, in a") and not alike("FVU 0.5", "FVU 0.7")
+    assert alike("a ... c", "a b b c") and not alike("a ... c", "a b")
+    assert not alike("a b", "a") and not alike("seven", "eight")
+
+
+def test_the_commands_print_what_the_page_says(run: Run, folder: Path) -> None:
+    shutil.copytree(FOLDER, folder / "recordings", ignore=shutil.ignore_patterns("*.json"))
+    commands = shown(PAGE.read_text(encoding="utf-8"))
+    assert len(commands) >= 12
+    for command, wanted in commands:
+        words = shlex.split(command, comments=True)
+        assert words[0] == "hooked-whisper"
+        done = run(*words[1:])
+        code = int(command[-1]) if "# exit code" in command else 0
+        assert done.exit_code == code, f"{command}\n{done.output}"
+        printed = done.stderr.splitlines()[-1] if code else done.stdout
+        assert alike(wanted, printed), f"$ {command}\n{printed}"
