@@ -202,14 +202,20 @@ def times_of_words(
 
 
 def _groups(model: HookedWhisper, transcript: Transcript) -> list[tuple[str, range]]:
-    """The text's words, and the places of their tokens."""
+    """The text's words, with the marks behind them, and the places of their tokens."""
     tokenizer = get_tokenizer(model.cfg, transcript.language)
     row = transcript.tokens[0].tolist()[transcript.n_prompt : -1]
-    groups, at = [], transcript.n_prompt
+    groups: list[tuple[str, range]] = []
+    at = transcript.n_prompt
     for word, tokens in zip(*tokenizer.split_to_word_tokens(row), strict=True):
-        if tokens and tokens[0] < tokenizer.eot:
-            groups.append((word.strip(), range(at, at + len(tokens))))
+        places = range(at, at + len(tokens))
         at += len(tokens)
+        if not tokens or tokens[0] >= tokenizer.eot:
+            continue
+        if groups and not _plain(word):
+            before, earlier = groups.pop()
+            word, places = before + word.rstrip(), range(earlier.start, at)
+        groups.append((word.strip(), places))
     return groups
 
 
