@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from hooked_whisper.hooks.points import Direction, HookPoint
 
 Hook = tuple[NamesFilter, Callable[..., Any]]
 """Where to hook, and the function of `(value, hook)`."""
+
+
+Model = TypeVar("Model", bound="HookedEncoderDecoder")
 
 
 class HookedEncoderDecoder(HookedRootModule):
@@ -69,12 +72,12 @@ class HookedEncoderDecoder(HookedRootModule):
 
     @contextmanager
     def hooks(
-        self,
+        self: Model,
         fwd_hooks: Iterable[Hook] = (),
         bwd_hooks: Iterable[Hook] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
-    ) -> Iterator["HookedEncoderDecoder"]:
+    ) -> Iterator[Model]:
         """Have functions attached for the length of a `with` block, however it ends.
 
         Args:

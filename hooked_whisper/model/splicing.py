@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -38,6 +38,9 @@ class _Attached:
 
     splice: Splice
     reader_at: str | None = None
+
+
+Model = TypeVar("Model", bound="Splicing")
 
 
 class Splicing(HookedEncoderDecoder):
@@ -105,8 +108,8 @@ class Splicing(HookedEncoderDecoder):
 
     @contextmanager
     def saes(
-        self, saes: SAEs, use_error_term: bool | None = None, *, speech_only: bool = False
-    ) -> Iterator["Splicing"]:
+        self: Model, saes: SAEs, use_error_term: bool | None = None, *, speech_only: bool = False
+    ) -> Iterator[Model]:
         """Have autoencoders spliced in for the length of a `with` block, however it ends.
 
         Args:

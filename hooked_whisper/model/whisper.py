@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -12,25 +12,15 @@ from hooked_whisper.config import FLAGS, HookedWhisperConfig, Stack
 from hooked_whisper.errors import ConfigError, InputError, TokenError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import Collector
+from hooked_whisper.model.calls import Calls, Output, ReturnType, StopAt
 from hooked_whisper.model.decoder import Decoder
 from hooked_whisper.model.encoder import Encoder
 from hooked_whisper.model.pretrained import Pretrained
-from hooked_whisper.model.splicing import Splicing
 from hooked_whisper.speech import tokens as speech_tokens
 from hooked_whisper.speech.mel import Mel, to_mel
 
-ReturnType = Literal["logits", "loss", "both"] | None
-StopAt = tuple[Stack, int] | None
 
-
-class Output(NamedTuple):
-    """What `return_type="both"` gives."""
-
-    logits: Float[Tensor, "batch pos vocab"]
-    loss: Float[Tensor, "*batch_pos"]
-
-
-class HookedWhisper(Pretrained, Splicing):
+class HookedWhisper(Pretrained, Calls):
     """Whisper, computed as openai-whisper computes it, with hooks throughout.
 
     `HookedWhisper(cfg)` has random weights, drawn from torch's generator; see

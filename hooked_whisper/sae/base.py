@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -192,6 +192,10 @@ class SAE(nn.Module, ABC):
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Activations, reconstructed."""
         return self.decode(self.encode(x))
+
+    if TYPE_CHECKING:  # torch's own types say Any
+
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def save(self, folder: str | Path) -> Path:
         """Write it in SAELens's format: `cfg.json` and `sae_weights.safetensors`.
