@@ -102,8 +102,8 @@ class EncoderAttention:
         energy: Float[Tensor, "1 key"],
     ) -> None:
         name = f"encoder.blocks.{layer}.attn.hook_pattern"
-        table = head_table({name: pattern}, clip.n_positions, energy=energy)
-        self.heads.add(table)
+        table = head_table({name: pattern}, clip.n_positions, energy=energy, by_recording=True)
+        self.heads.add(layer, table)
         n = clip.n_positions
         spoken = pattern[0, :, :n, :n].float()
         spoken = spoken / spoken.sum(dim=-1, keepdim=True).clamp(min=1e-12)

@@ -15,6 +15,8 @@ from hooked_whisper.study.heads import HeadMeans, heads_table, highest
 from hooked_whisper.study.labels import word_times
 
 SELF = ("entropy_nats", "entropy_share", "previous_token", "current_token", "start_token")
+STEADY = 0.9
+"""A head with a monotonicity over this follows the text."""
 CROSS = ("entropy_nats", "entropy_share", "monotonicity", "on_padding", "energy_correlation")
 
 
@@ -59,8 +61,9 @@ class DecoderAttention:
                     n_tokens=value.shape[2],
                     text_queries=queries,
                     energy=energy if kind == "cross_attn" else None,
+                    by_recording=True,
                 )
-                self.heads[kind].add(table)
+                self.heads[kind].add(layer, table)
                 if kind == "cross_attn" and times is not None:
                     self._take_times(layer, value[:, :, queries], times, clip.n_positions)
                 if kind == "cross_attn" and is_example:
@@ -75,11 +78,8 @@ class DecoderAttention:
         ]
 
     def _take_times(self, layer: int, looks: Tensor, times: Tensor, n_positions: int) -> None:
-        import pandas
-
         found = time_alignment(looks, times, n_positions).in_word[0].mean(dim=-1)
-        rows = {"layer": layer, "head": range(len(found)), "in_word": found.tolist()}
-        self.in_word.add(pandas.DataFrame(rows))
+        self.in_word.add(layer, {"in_word": found.cpu()})
 
     def numbers(self) -> dict[str, Any]:
         """Every number over all clips so far."""
@@ -146,9 +146,11 @@ def _cross_scores(collector: DecoderAttention) -> Exhibit:
     forward = collector.heads["cross_attn"]["monotonicity"]
     tables = {"monotonicity": forward}
     best, value = highest(forward)
+    n_steady, n = int((forward > STEADY).sum()), forward.numel()
     finding = (
-        f"Cross-attention head {best} goes on in time with the text most steadily (monotonicity "
-        f"{number(value)}; mean over heads {number(float(forward.nanmean()))})"
+        f"{n_steady} of {n} cross-attention heads go on in time with the text (monotonicity over "
+        f"{STEADY:g}; the mean over heads is {number(float(forward.nanmean()))}, head {best} has "
+        f"{number(value)})"
     )
     if collector.n_aligned:
         within = collector.in_word["in_word"]
@@ -207,6 +209,7 @@ def _alignment(collector: DecoderAttention) -> Exhibit:
         ),
         f"The mel spectrogram of {clip.recording.id}, and below it the attention of head {head} "
         "for each token that is written, over time.",
+        wide=True,
     )
 
 

@@ -205,10 +205,10 @@ def _window(collector: EncoderAttention, found: dict[str, Any]) -> Exhibit:
     n_all = collector.cfg.n_audio_ctx
     figure = plot_entropy(
         {
-            "encoder, speech of all clips": collector.heads["entropy_nats"],
-            "encoder, whole window of the first clip": collector.window["entropy_nats"],
+            "speech": collector.heads["entropy_nats"],
+            "whole window": collector.window["entropy_nats"],
         },
-        title="What the padding does to entropy",
+        title="Speech of all clips, and the whole window of the first",
     )
     speech = number(found["entropy"].get("mean"))
     finding = (

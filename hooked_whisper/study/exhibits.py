@@ -75,6 +75,7 @@ class Exhibit:
         table: The table.
         claim: What the post says about it.
         fold: Show the table only when it is asked for.
+        wide: Give it the whole width.
     """
 
     name: str
@@ -85,6 +86,12 @@ class Exhibit:
     table: Table | None = None
     claim: Claim | None = None
     fold: bool = False
+    wide: bool = False
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it needs the whole width of the report."""
+        return self.wide or (self.table is not None and len(self.table.columns) > 4)
 
 
 @dataclass(frozen=True, eq=False)

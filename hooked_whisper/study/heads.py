@@ -1,16 +1,13 @@
 """Numbers of every attention head, averaged over clips as they come."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.study.exhibits import Table, number
-
-if TYPE_CHECKING:
-    import pandas
 
 
 class HeadMeans:
@@ -27,14 +24,17 @@ class HeadMeans:
         self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name in columns}
         self._counts = {name: torch.zeros(shape, dtype=torch.int64) for name in columns}
 
-    def add(self, table: "pandas.DataFrame") -> None:
-        """Take in the table of one clip: any of the layers, all heads of each."""
-        for layer, rows in table.groupby("layer"):
-            for name in self._sums:
-                values = torch.tensor(rows.sort_values("head")[name].to_numpy(float))
-                known = ~values.isnan()
-                self._sums[name][layer] += values.nan_to_num()
-                self._counts[name][layer] += known
+    def add(self, layer: int, scores: Any) -> None:
+        """Take in one layer of one clip.
+
+        Args:
+            layer: Which.
+            scores: By name a number of each head, such as the `head_table` of this layer.
+        """
+        for name in self._sums:
+            values = torch.as_tensor(scores[name], dtype=torch.float64)
+            self._sums[name][layer] += values.nan_to_num()
+            self._counts[name][layer] += ~values.isnan()
 
     def __getitem__(self, name: str) -> Float[Tensor, "layer head"]:
         """The mean of a score, NaN for heads that never had one."""

@@ -73,7 +73,7 @@ def render_report(
         if each.claim is not None
     ]
     return environment.get_template("report.html").render(
-        title=f"A study of {about['model']['name']}",
+        title=f"A study of the model “{about['model']['name']}”",
         about=about,
         sections=sections,
         skipped=skipped,

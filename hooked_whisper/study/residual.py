@@ -177,8 +177,8 @@ def residual_section(collector: ResidualCollector) -> Section:
         found,
         [
             _distribution(collector, before, after),
-            _statistics(before, after, hoyer_references(d_model)),
             _outliers(before, after),
+            _statistics(before, after, hoyer_references(d_model)),
         ],
     )
 
@@ -193,12 +193,13 @@ def _distribution(collector: ResidualCollector, before: Any, after: Any) -> Exhi
         title="All dimensions together",
     )
     shape = "uniform" if is_uniform(before) else "normal"
-    then = "uniform" if is_uniform(after) else "normal"
+    same = is_uniform(before) == is_uniform(after)
+    then = "they still are" if same else f"to a {'normal' if is_uniform(before) else 'uniform'} one"
     finding = (
         f"Before the LayerNorm the values are nearer to a {shape} distribution (KS "
         f"{number(before['ks_to_uniform'], 3)} to uniform, {number(before['ks_to_normal'], 3)} to "
-        f"normal; excess kurtosis {number(before['kurtosis'])}), after it nearer to a {then} "
-        f"one ({number(after['ks_to_uniform'], 3)} and "
+        f"normal; excess kurtosis {number(before['kurtosis'])}), after it {then} "
+        f"({number(after['ks_to_uniform'], 3)} and "
         f"{number(after['ks_to_normal'], 3)}; {number(after['kurtosis'])})."
     )
     claim = Claim(

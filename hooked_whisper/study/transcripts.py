@@ -73,7 +73,7 @@ def _caption(rows: Sequence[Any], shown: Sequence[Any], judged: Sequence[Any]) -
     order = "highest error rate first" if judged else "in their order"
     if len(shown) < len(rows):
         return f"{len(shown)} of {len(rows)} recordings, {order}; report.json has all"
-    return f"All {len(rows)} recordings, {order}" if len(rows) > 1 else "The recording"
+    return f"{len(rows)} recordings, {order}" if len(rows) > 1 else "The recording"
 
 
 def _finding(numbers: dict[str, Any]) -> str:
