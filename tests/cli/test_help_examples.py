@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -11,7 +10,6 @@ from click.testing import CliRunner, Result
 
 from hooked_whisper import digits
 from hooked_whisper.cli import main
-from hooked_whisper.interventions import SweepResult
 
 FLEETING = ("recordings/", ".wav", ".mp3", ".csv", "sae_folder", "tiny", "small", "store", "suite")
 """What an example needs beside the package; one that has none of it is run for real."""
@@ -71,16 +69,14 @@ def test_an_example_is_understood(
 
 
 CHEAP = [line for _, line in EXAMPLES if not any(part in line for part in FLEETING)]
-SLOW = ("sae eval", "study", "features", "attention", "metric transcript")
-"""Run in tests of their own."""
+SLOW = ("sae eval", "study", "features", "attention", "whisper patch")
+"""Run in tests of their own, and for the documentation."""
 
 
 @pytest.mark.parametrize("line", [line for line in CHEAP if not any(part in line for part in SLOW)])
 def test_an_example_works(run: Run, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     shipped = digits.recordings()[:2]  # two will do
     monkeypatch.setattr(digits, "recordings", lambda: shipped)
-    blank = SimpleNamespace(savefig=lambda path: None)  # drawn in test_patch.py
-    monkeypatch.setattr(SweepResult, "plot", lambda *args, **options: blank)
     done = run(*arguments(line))
     assert done.exit_code == 0, done.output
     assert done.stdout

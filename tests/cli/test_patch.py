@@ -17,7 +17,7 @@ Run = Callable[..., Result]
 HOOK = "encoder.blocks.2.hook_resid_post"
 SPEC = ["--hook", HOOK, "--quiet"]
 CHEAP = [
-    *("--hook", "decoder.blocks.*.hook_resid_post", "--per", "pos", "--quiet"),
+    *("--hook", "decoder.blocks.1.hook_resid_post", "--per", "pos", "--quiet"),
     *("--text", "three one four"),
 ]
 CLEAN, CORRUPTED = (each.path for each in recordings()[:2])
