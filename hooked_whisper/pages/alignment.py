@@ -5,13 +5,11 @@ from typing import Any
 
 import torch
 
-from hooked_whisper.config import FRAMES_PER_SECOND
 from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.pages.attention_words import AlignmentReducer, Times
 from hooked_whisper.pages.heard import Heard, mel_of
 from hooked_whisper.sae.evaluation.inputs import has_tokenizer
 from hooked_whisper.speech.tokens import get_tokenizer
-
-Times = list[tuple[float, float] | None]
 
 
 def token_times(model: HookedWhisper, window: Heard, tokens: Sequence[int]) -> Times:
@@ -29,11 +27,10 @@ def token_times(model: HookedWhisper, window: Heard, tokens: Sequence[int]) -> T
         return times
     groups = _by_word(tokenizer, [tokens[place] for place in written])
     if window.words and len(window.words) == len(groups):
-        spans = [(start, end) for start, end, _ in window.words]
+        spans: Times = [(start, end) for start, end, _ in window.words]
     else:
-        spans = _by_attention(model, tokenizer, window, [tokens[place] for place in written])
-        if len(spans) != len(groups):
-            return times
+        heard = _by_attention(model, window, tokens, written[0])
+        spans = _joined([heard[place] for place in written], groups)
     places = iter(written)
     for group, span in zip(groups, spans, strict=True):
         for _ in range(group):
@@ -49,21 +46,24 @@ def _by_word(tokenizer: Any, tokens: Sequence[int]) -> list[int]:
     return [len(group) for group in groups[:-1]]
 
 
+def _joined(times: Times, groups: Sequence[int]) -> list[tuple[float, float] | None]:
+    """From where its first token begins to where its last ends, for each word."""
+    spans, place = [], 0
+    for n in groups:
+        first, last = times[place], times[place + n - 1]
+        spans.append((first[0], last[1]) if first and last else None)
+        place += n
+    return spans
+
+
 @torch.no_grad()
 def _by_attention(
-    model: HookedWhisper, tokenizer: Any, window: Heard, tokens: Sequence[int]
-) -> list[tuple[float, float]]:
-    """The words' times by dynamic time warping of the alignment heads.
-
-    Source: `whisper.timing.find_alignment`, which this calls.
-    """
-    from whisper.timing import find_alignment
-
+    model: HookedWhisper, window: Heard, tokens: Sequence[int], n_prompt: int
+) -> Times:
+    """When each token is said, as the alignment heads hear it."""
     mel = mel_of(model, [window])
-    n_frames = int(mel.n_frames[0])
-    if not n_frames:
-        return []
-    words = find_alignment(model, tokenizer, list(tokens), mel.values[0], n_frames)
-    length = n_frames / FRAMES_PER_SECOND
-    found = [(min(float(each.start), length), min(float(each.end), length)) for each in words]
-    return found[: len(found) - 1] if words and words[-1].word == "" else found
+    row = [*tokens, get_tokenizer(model.cfg).eot][: model.cfg.n_text_ctx]
+    reducer = AlignmentReducer(model, window.n_positions)
+    with model.hooks([(reducer.names, reducer)]):
+        model(mel, torch.tensor([row], device=model.device), return_type=None)
+    return [*reducer.token_times(n_prompt), None][: len(tokens)]

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from hooked_whisper.pages.alignment import Times, token_times
+from hooked_whisper.pages.alignment import token_times
+from hooked_whisper.pages.attention_words import Times
 from hooked_whisper.pages.heard import Heard
 from hooked_whisper.pages.measure import POSITION_S, Measured, token_names
 from hooked_whisper.pages.media import encode_values

@@ -44,9 +44,9 @@ class Room:
         seconds: How much sound there is room for.
     """
 
-    def __init__(self, windows: Sequence[Heard], seconds: float) -> None:
+    def __init__(self, windows: Sequence[Heard], seconds: float | int) -> None:
         self.windows = windows
-        self.left_s = seconds
+        self.left_s = float(seconds)
         self._kept: dict[int, Any] = {}
 
     def take(self, window: int, start_s: float, end_s: float) -> bool:
