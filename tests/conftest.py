@@ -118,13 +118,14 @@ def _shared() -> dict[str, Any]:
 def tiny_model(_shared: dict[str, Any], tiny_cfg: HookedWhisperConfig) -> Iterator[Any]:
     """A small random HookedWhisper in eval mode, shared: a test must leave it as it was."""
     model = _shared.setdefault("model", None) or random_model(tiny_cfg)
-    before = _state(model)
+    before = _shared.pop("state", None) or _state(model)
     _shared["model"] = None  # a changed model is not handed on
     yield model
     for parameter in model.parameters():
         parameter.grad = None
-    assert _state(model) == before, "this test changed the shared tiny_model: take fresh_model"
-    _shared["model"] = model
+    after = _state(model)
+    assert after == before, "this test changed the shared tiny_model: take fresh_model"
+    _shared.update(model=model, state=after)
 
 
 @pytest.fixture
