@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +172,12 @@ def _one_recording(recording: Any, words: Any) -> tuple[Recording, list[Word]]:
             f"{len(found)} recordings were given, and the page shows one: {found[0].id!r}, say."
         )
     one = found[0]
-    if not isinstance(one.audio, str):
-        return one, known
-    return Recording(Path(one.audio).name, one.audio, one.labels, one.text), known
+    name = one.id
+    if isinstance(one.audio, str):
+        name = Path(one.audio).name
+    elif isinstance(recording, tuple):
+        name = "recording"  # a pair of samples and rate has no name
+    return replace(one, id=name), known
 
 
 def _read(model: HookedWhisper, recording: Recording, cut: bool) -> Tensor:
@@ -203,19 +206,22 @@ def _tokens(model: HookedWhisper, transcript: Transcript, times: Times) -> list[
 
 def _about(kind: Kind, query: Axis, key: Axis) -> str:
     """What a cell of a pattern is."""
-
-    def bins(axis: Axis, is_time: bool) -> str:
-        ms = 1000 * FRAMES_PER_POSITION // FRAMES_PER_SECOND
-        if axis.width == 1:
-            return f"every position of {ms} ms" if is_time else "every token"
-        if is_time:
-            return f"bins of {axis.width} positions ({axis.width * ms} ms)"
-        return f"bins of {axis.width} tokens"
-
-    rows, columns = bins(query, kind == "encoder"), bins(key, kind != "decoder")
+    rows, columns = _size(query, kind == "encoder"), _size(key, kind != "decoder")
     is_whole = query.width == key.width == 1
-    what = rows if rows == columns else f"{rows} looking at {columns}"
-    return f"{what}." if is_whole else f"the mean of the pattern over {what}."
+    each = "every value of the pattern," if is_whole else "the mean of the pattern over"
+    of = (
+        f"rows and columns of {rows}"
+        if rows == columns
+        else f"rows of {rows}, columns of {columns}"
+    )
+    return f"{each} {of}."
+
+
+def _size(axis: Axis, is_time: bool) -> str:
+    """How much there is in a bin, with its unit."""
+    unit = ("position" if is_time else "token") + ("" if axis.width == 1 else "s")
+    ms = 1000 * FRAMES_PER_POSITION // FRAMES_PER_SECOND
+    return f"{axis.width} {unit}" + (f" ({axis.width * ms} ms)" if is_time else "")
 
 
 def _kind(axes: tuple[Axis, Axis], layers: Mapping[int, list[ReducedHead]]) -> dict[str, Any]:

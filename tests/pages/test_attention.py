@@ -22,8 +22,8 @@ SPOKEN = 4
 
 
 @pytest.fixture(scope="module")
-def model() -> HookedWhisper:
-    return HookedWhisper.from_pretrained("digits", device="cpu")
+def model(digits_model: HookedWhisper) -> HookedWhisper:
+    return digits_model
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +324,7 @@ def test_names_and_texts_are_text(model: HookedWhisper, tmp_path: Path) -> None:
         words=[(0.1, 0.2, "<b>one</b>")],
     )
     text = page.path.read_text()
+    assert "<h1>Attention of digits: recording</h1>" in text
     assert "<script>alert" not in text and "<b>one" not in text
 
 
@@ -360,6 +361,10 @@ def test_a_clip_of_30_s_at_tinys_size_is_under_15_mb(
     reader.choose("Encoder", 3, 5)
     reader.hover_pattern(0.5, 0.5)
     assert re.search(r"\d\d\.\d\d–\d\d\.\d\d s looks most at", reader.readout())
+    assert not reader.page.get_by_label("all 30 s").is_visible()  # there is no padding
+    reader.page.get_by_text("What is shown").click()
+    about = reader.page.locator("details").inner_text()
+    assert "the mean of the pattern over rows and columns of 4 positions (80 ms)" in about
 
 
 def test_what_is_no_page_is_refused(model: HookedWhisper, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from hooked_whisper.pages.attention_words import (
 
 
 @pytest.fixture(scope="module")
-def model() -> HookedWhisper:
-    return HookedWhisper.from_pretrained("digits", device="cpu")
+def model(digits_model: HookedWhisper) -> HookedWhisper:
+    return digits_model
 
 
 def aligned_plainly(weights: torch.Tensor) -> list[int]:

@@ -117,8 +117,8 @@
       const [from, to] = [x(start / D.position_s), x(until / D.position_s)];
       context.fillStyle = ACCENT;
       context.fillRect(from, HEIGHT.words - 3, Math.max(1, to - from - 1), 3);
-      const text = cut(context, word, Math.max(to - from, 12));
-      if (from < free) continue;
+      const text = cut(context, word, to - from);
+      if (from < free || (text !== word && text.length < 4)) continue; // no room for it
       write(context, text, from, HEIGHT.words - 6, "left", "alphabetic", INK);
       free = from + context.measureText(text).width + 3;
     }
@@ -277,15 +277,22 @@
   }
   function drawTokens() {
     const found = D.tokens.map((_, token) => shareOf(token));
-    const top = Math.max(...found.map((each) => each || 0)) || 1;
+    const most = Math.max(...found.map((each) => each || 0)) || 1;
     [...$("tokens").children].forEach((node, token) => {
       const share = found[token];
       const { start } = D.tokens[token];
       const [bar, below] = [node.querySelector(".bar"), node.querySelector("small")];
-      bar.style.width = share === null ? "0" : `${(100 * share) / top}%`;
+      bar.style.width = share === null ? "0" : `${(100 * share) / most}%`;
       below.textContent = share !== null ? number(share) : start !== null ? hw.seconds(start) : "";
       node.classList.toggle("here", isHere(token));
     });
+    const list = $("tokens");
+    const here = list.querySelector(".here");
+    if (!here || list.matches(":hover")) return; // nothing moves under the pointer
+    const [top, height] = [here.offsetTop, here.offsetHeight];
+    if (top < list.scrollTop) list.scrollTop = top - 4;
+    const past = top + height - list.scrollTop - list.clientHeight;
+    if (past > 0) list.scrollTop += past + 4;
   }
 
   function drawText() {

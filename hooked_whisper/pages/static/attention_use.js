@@ -126,9 +126,9 @@
     }
     const what = isTime("key") ? `a position of ${D.position_s * 1000} ms` : "a token";
     const { largest } = state.shown;
-    const middle = `the middle is ${attention.number(largest / 4)}`;
+    const short = (value) => String(+value.toPrecision(2));
     $("legend").replaceChildren(`Attention to ${what}: 0`, bar,
-      `${attention.number(largest)} (a scale of square roots: ${middle})`);
+      `${short(largest)} (a scale of square roots: the middle is ${short(largest / 4)})`);
   }
 
   /* Tokens. */
