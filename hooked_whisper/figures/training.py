@@ -97,7 +97,7 @@ def plot_training(
     Raises:
         InputError: No line, or lines that are not those of a log.
     """
-    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
     named = _by_name(logs)
     keys = [key for key in PANELS if _finite(named, key)]
@@ -113,7 +113,7 @@ def plot_training(
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.set_ylim(bottom=min(0.0, least))
         axes.set_xlim(left=0, right=1.04 * max(1, last))

@@ -88,9 +88,6 @@ EXTREMES: dict[str, Callable[[], Any]] = {
     "448 tokens": lambda: figures.plot_cross_attention(
         torch.rand(80, 3000), torch.rand(448, 1500), [f" token {i}" for i in range(448)]
     ),
-    "448 by 448 tokens": lambda: figures.plot_pattern(
-        torch.rand(448, 448), query_labels=["<|startoftranscript|>"] * 448, key_labels=["x"] * 448
-    ),
     "a lens of 448 tokens": lambda: figures.plot_logit_lens(
         torch.rand(33, 448), [["token"] * 448] * 33, ["site"] * 33, ["1\n token"] * 448
     ),
