@@ -35,6 +35,7 @@ def test_nothing_of_the_data_or_the_title_is_markup() -> None:
     parser.handle_data = texts.append  # type: ignore[method-assign]
     parser.feed(page(name=NASTY))
     assert tags.count("script") == 2, "the page's own: its data and its code"
+    assert "alert(1)" not in texts, "no script of its own"
     assert texts.count(NASTY.replace("\ud800", "?")) == 2, "the title, whole, and the heading"
 
 
