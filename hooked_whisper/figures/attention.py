@@ -79,6 +79,7 @@ def plot_cross_attention(
     image = look.heatmap(
         below,
         look.shrink(pattern[:, :n_keys], rows, width),
+        low=0,
         origin="upper",
         extent=(0, min(n_keys, pattern.shape[1]) * POSITION_S, n_query - 0.5, -0.5),
     )

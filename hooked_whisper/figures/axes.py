@@ -209,8 +209,3 @@ def open_frame(axes: "matplotlib.axes.Axes", *, grid: Literal["", "x", "y", "bot
     if grid:
         axes.grid(axis=grid)
         axes.set_axisbelow(True)
-
-
-def zero_line(axes: "matplotlib.axes.Axes") -> None:
-    """A faint line where nothing is added and nothing taken."""
-    axes.axhline(0, color=FAINT, linewidth=0.7, zorder=0)

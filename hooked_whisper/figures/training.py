@@ -118,7 +118,7 @@ def plot_training(
             axes.set_ylim(bottom=min(0.0, least))
         axes.set_xlim(left=0, right=1.04 * max(1, last))
         axes.set_title(PANELS[key])
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("vectors seen")
         open_frame(axes, grid="y")
