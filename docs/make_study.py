@@ -2,8 +2,8 @@
 
     python docs/make_study.py path/to/fsdd/recordings [--out out/study]
 
-The 40 are sequences of 1 to 5 digits, put together from the validation split (indices 5 to 9) of the
-Free Spoken Digit Dataset as the shipped ones were. Writes the recordings and their manifest into
+The 40 are sequences of 1 to 5 digits, put together from the validation split (indices 5 to 9) of
+the Free Spoken Digit Dataset as the shipped ones were. Writes recordings and manifest into
 OUT/recordings, the study into OUT/study, and its pictures and numbers into docs/pictures.
 """
 

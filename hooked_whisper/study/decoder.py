@@ -233,6 +233,7 @@ def _entropy(collector: DecoderAttention) -> Exhibit:
         plot_entropy(tables, title="Entropy of the decoder's heads"),
         f"Two lines over {n} heads, layer after layer: mean entropy in nats of self-attention and "
         "cross-attention.",
+        wide=True,
     )
 
 

@@ -107,9 +107,9 @@ def _widths(found: dict[str, Any]) -> Exhibit:
     shown = ", ".join(f"{number(each)} s in layer {i}" for i, each in list(enumerate(width))[:4])
     more = f" … {number(width[-1])} s in the last" if len(width) > 4 else ""
     finding = (
-        f"The diagonal is {shown}{more} wide (standard deviation of key - query, mean over heads), "
-        f"and 90 % of the attention lies within {number(half[0])} s of the query in layer 0 and "
-        f"{number(half[-1])} s in layer {len(half) - 1}."
+        "The width of the diagonal (standard deviation of key - query, mean over heads) is "
+        f"{shown}{more}, and 90 % of the attention lies within {number(half[0])} s of the query in "
+        f"layer 0 and {number(half[-1])} s in layer {len(half) - 1}."
     )
     panels = {
         "width of the diagonal (s)": {

@@ -264,6 +264,7 @@ def _training(autoencoder: Autoencoder, quality: Quality) -> Exhibit:
         finding,
         plot_training(list(autoencoder.log), title="Training of the autoencoder"),
         "Loss, fraction of variance unexplained, active latents and dead latents over training.",
+        wide=True,
     )
 
 
@@ -283,10 +284,10 @@ def _told(told: Sequence[Told]) -> Exhibit:
     n = sum(each.label == told[0].label for each in told)
     mean = sum(judged) / len(judged) if judged else None
     finding = (
-        f"For {n} values of {told[0].label!r} the best latents have a mean AUROC of "
-        f"{number(mean, 3)} where they were judged, "
-        f"{number(max(judged, default=math.nan), 3)} at most and "
-        f"{number(min(judged, default=math.nan), 3)} at least."
+        f"The latents chosen for {n} values of {told[0].label!r} have a mean AUROC of "
+        f"{number(mean, 3)} where they were judged, from "
+        f"{number(min(judged, default=math.nan), 3)} to "
+        f"{number(max(judged, default=math.nan), 3)} over {len(judged)} values that occur there."
     )
     table = Table(
         ["label", "value", "latent", "AUROC where chosen", "AUROC where judged", "active on"],
