@@ -1,8 +1,8 @@
 """OpenAI's Whisper with every internal activation named, readable and editable."""
 
-from typing import TYPE_CHECKING
+import typing
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from hooked_whisper.config import HookedWhisperConfig
     from hooked_whisper.generation.generate import Generation
     from hooked_whisper.hooks.cache import WhisperCache
@@ -36,7 +36,7 @@ _HOMES = {
     "load_audio": "speech.audio",
 }
 
-if not TYPE_CHECKING:  # which would take every name for known
+if not typing.TYPE_CHECKING:  # which would take every name for known
 
     def __getattr__(name: str) -> object:
         """A public name, imported when it is first used: PyTorch takes seconds to load."""

@@ -2,7 +2,6 @@
 
 import click
 
-import hooked_whisper
 from hooked_whisper.cli.commands import PROGRAM, Group
 
 COMMANDS = {
@@ -30,7 +29,7 @@ COMMANDS = {
         "max_content_width": 100,
     },
 )
-@click.version_option(hooked_whisper.__version__, prog_name=PROGRAM)
+@click.version_option(package_name="hooked-whisper", prog_name=PROGRAM)
 def main() -> None:
     """OpenAI's Whisper with every internal activation named, readable and editable.
 

@@ -9,10 +9,15 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from click.testing import Result
 
 from hooked_whisper.digits import FOLDER
+from hooked_whisper.interventions import SweepResult
+from hooked_whisper.pages import attention, features
 
 PAGE = Path(__file__).parents[2] / "docs/command_line.md"
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -59,7 +64,22 @@ def test_words_and_numbers() -> None:
     assert not alike("a b", "a") and not alike("seven", "eight")
 
 
-def test_the_commands_print_what_the_page_says(run: Run, folder: Path) -> None:
+def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes longest, and does not change what is printed, is left out."""
+
+    def page(model: Any, *args: Any, **options: Any) -> Any:
+        return SimpleNamespace(path=next(each for each in args if str(each).endswith(".html")))
+
+    monkeypatch.setattr(attention, "attention_page", page)
+    monkeypatch.setattr(features, "feature_page", page)
+    blank = SimpleNamespace(savefig=lambda path: None)
+    monkeypatch.setattr(SweepResult, "plot", lambda *args, **options: blank)
+
+
+def test_the_commands_print_what_the_page_says(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _without_pictures(monkeypatch)
     shutil.copytree(FOLDER, folder / "recordings", ignore=shutil.ignore_patterns("*.json"))
     commands = shown(PAGE.read_text(encoding="utf-8"))
     assert len(commands) >= 12
