@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from spoken import RATE_HZ, Word, join, shipped_words, slot
 
-from hooked_whisper import HookedWhisper, load_audio
-from hooked_whisper.digits import SpokenWord, recordings
+from hooked_whisper import HookedWhisper
 from hooked_whisper.interventions import (
     CutAttention,
     ExactTranscript,
@@ -32,9 +31,6 @@ from hooked_whisper.interventions import (
     patch_sweep,
 )
 
-RATE_HZ = 16_000
-SLOT_S = 1.0
-"""From one word to the next; each stands in the middle of its slot."""
 N_WORDS = 3
 N_PROMPT = 4
 
@@ -49,42 +45,20 @@ class Pair:
     corrupted_words: tuple[str, ...]
 
 
-def slot(number: int) -> tuple[float, float]:
-    """The seconds of a word."""
-    return number * SLOT_S, (number + 1) * SLOT_S
-
-
-def spoken_sequences() -> list[list[tuple[str, Tensor]]]:
+def spoken_sequences() -> list[list[Word]]:
     """Words of the shipped recordings, N_WORDS of one speaker at a time."""
-    sequences = []
-    for recording in recordings():
-        samples = load_audio(recording.path)
-        words = [(word.word, _cut(samples, word)) for word in recording.words]
-        for start in range(len(words) - N_WORDS + 1):
-            sequences.append(words[start : start + N_WORDS])
-    return sequences
-
-
-def _cut(samples: Tensor, word: SpokenWord) -> Tensor:
-    return samples[round(word.start_s * RATE_HZ) : round(word.end_s * RATE_HZ)]
-
-
-def join(words: list[tuple[str, Tensor]]) -> Tensor:
-    """The words, each in the middle of its slot."""
-    length = round(SLOT_S * RATE_HZ)
-    samples = torch.zeros(length * len(words))
-    for number, (_, sound) in enumerate(words):
-        sound = sound[:length]
-        start = number * length + (length - len(sound)) // 2
-        samples[start : start + len(sound)] = sound
-    return samples
+    return [
+        words[start : start + N_WORDS]
+        for words in shipped_words()
+        for start in range(len(words) - N_WORDS + 1)
+    ]
 
 
 def make_pairs(model: HookedWhisper, n_pairs: int) -> list[Pair]:
     """Pairs of sequences that differ in every word, and that the model hears rightly."""
     heard = []
     for words in spoken_sequences():
-        text = tuple(word for word, _ in words)
+        text = tuple(word.text for word in words)
         example = Example.from_audio(model, join(words), rate_hz=RATE_HZ)
         if model.to_string(example.tokens)[0].split() == list(text):
             heard.append((text, example))
