@@ -151,12 +151,14 @@ def feature_page(
         texts_of = transcripts(model, [windows[i] for i in unknown], language=language, **options)
         written = dict(zip(unknown, texts_of, strict=True))
     table = _table(site, measured, told, entries, found)
+    parts = encode_parts(model, windows, entries.parts, progress)
+    media = [uri for part in parts for uri in (part.pop("audio"), part.pop("mel"))]
     data = {
         **_summary(site, windows, asked, len(pairs)),
         "labels": told.labels if told else [],
         "tells": told.best if told else [],
         "windows": entries.window_data(windows, written),
-        "parts": encode_parts(model, windows, entries.parts, progress),
+        "parts": [{**part, "audio": 2 * i, "mel": 2 * i + 1} for i, part in enumerate(parts)],
         "features": {name: [row[name] for row in table] for name in table[0]},
         "ranges": [[each.low, each.high, *each.counts] for each in entries.ranges],
         "clips": entries.clip_data(),
@@ -164,7 +166,7 @@ def feature_page(
     }
     title = title or f"{site.kind.capitalize()}s of {site.hook_name}"
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(render("features", data, title), encoding="utf-8")
+    asked.out.write_text(render("features", data, title, media), encoding="utf-8")
     return FeaturePage(asked.out, tuple(table), entries.n_clips, entries.n_without_sound)
 
 

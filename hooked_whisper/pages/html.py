@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,15 @@ from hooked_whisper.errors import InputError
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = Path(__file__).parent / "static"
 
+_DATA_URI = re.compile(r"data:[a-z]+/[a-z0-9.+-]+;base64,[A-Za-z0-9+/]*=*")
 
-def render(template: str, data: Mapping[str, Any], title: str) -> str:
+
+def render(
+    template: str,
+    data: Mapping[str, Any],
+    title: str,
+    media: Sequence[str] = (),
+) -> str:
     """One self-contained HTML file, as text.
 
     `templates/{template}.html` extends `page.html`. Styles and scripts of
@@ -25,13 +33,18 @@ def render(template: str, data: Mapping[str, Any], title: str) -> str:
         template: Its name without the ending: `"features"`.
         data: What JSON can hold, and numbers that are not finite, which become null.
         title: Of the page; any text.
+        media: Data URIs of what is large, which `hw.media(number)` reads when it is needed;
+            the page opens without reading them.
 
     Raises:
-        InputError: Data that JSON cannot hold.
+        InputError: Data that JSON cannot hold, or media that are no data URIs.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    for uri in media:
+        if not _DATA_URI.fullmatch(uri):
+            raise InputError(f"{uri[:40]!r}... is no data URI in base64, as media.py makes them.")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -41,6 +54,7 @@ def render(template: str, data: Mapping[str, Any], title: str) -> str:
     text: str = environment.get_template(f"{template}.html").render(
         title=title,
         data=data,
+        media=[Markup(uri) for uri in media],
         json=Markup(safe_json(data)),
         css=Markup(_static(template, "css")),
         js=Markup(_static(template, "js")),

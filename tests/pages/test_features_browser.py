@@ -106,7 +106,7 @@ def test_the_sound_is_in_time_with_the_recording(page: Any) -> None:
     decoded = page.evaluate(
         """async () => {
             const part = hw.data.parts.find((each) => each.window === 1);
-            const raw = hw.bytes(part.audio.split(",")[1]);
+            const raw = hw.bytes(hw.media(part.audio).split(",")[1]);
             const context = new OfflineAudioContext(1, 16000, 16000);
             const found = await context.decodeAudioData(raw.buffer);
             return Array.from(found.getChannelData(0));

@@ -49,6 +49,13 @@ def test_data_that_json_cannot_hold_is_refused() -> None:
         page(name={1, 2})
 
 
+def test_only_data_uris_stand_beside_the_data() -> None:
+    text = render("page", {}, "x", media=["data:audio/mpeg;base64,AAA=", "data:image/webp;base64,"])
+    assert '<script type="text/plain" id="media-0">data:audio/mpeg;base64,AAA=</script>' in text
+    with pytest.raises(InputError, match="is no data URI in base64"):
+        render("page", {}, "x", media=["data:text/plain;base64,</script>"])
+
+
 def test_a_page_fetches_nothing_and_says_what_it_is() -> None:
     text = page()
     assert '<html lang="en">' in text and "<title>" in text

@@ -231,7 +231,7 @@
   function image(part, ready) {
     if (!images.has(part)) {
       const found = new Image();
-      found.src = part.mel;
+      found.src = hw.media(part.mel);
       images.set(part, found);
     }
     const found = images.get(part);
@@ -251,7 +251,7 @@
     }, "Play");
     const canvas = picture(clip, at);
     const begin = (from) => hw.play({
-      src: part.audio, start: start - part.start, end: end - part.start,
+      src: hw.media(part.audio), start: start - part.start, end: end - part.start,
       from: from === undefined ? undefined : from - part.start, button,
       onTime: (time) => canvas.draw(time + part.start),
       onStop: () => canvas.draw(),

@@ -3,6 +3,11 @@
 const hw = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
 
+  /* What is large stands beside the data, as data URIs. */
+  function media(number) {
+    return document.getElementById(`media-${number}`).textContent;
+  }
+
   /* Elements. Text goes in as text, so that nothing in the data is ever read as HTML. */
   function el(tag, attributes, ...children) {
     const node = document.createElement(tag);
@@ -187,7 +192,7 @@ const hw = (() => {
   }
 
   return {
-    data, el, announce, bytes, values, seconds, short, percent, colour, play, stop, address, fit,
+    data, media, el, announce, bytes, values, seconds, short, percent, colour, play, stop, address, fit,
     ticks, sortable, sorted, audio, get playing() { return now; },
   };
 })();
