@@ -140,7 +140,7 @@ def wrap(text: str, width: float, size: float) -> list[str]:
 
 
 def _fits(text: str, width: float, size: float) -> bool:
-    return width_in(text, size) <= width
+    return bool(width_in(text, size) <= width)
 
 
 def width_in(text: str, size: float | int = SMALL) -> float:

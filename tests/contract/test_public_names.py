@@ -54,6 +54,7 @@ ERRORS = {
     "StoreWriteError": ("StoreError", "OSError"),
     "RecordingsError": ("StoreError",),
     "ProbeError": ("StoreError",),
+    "ReportError": ("HookedWhisperError", "ValueError"),
     "WeightsError": ("HookedWhisperError",),
     "SourceError": ("WeightsError", "ValueError"),
     "DownloadError": ("WeightsError", "OSError"),
@@ -104,6 +105,8 @@ ROOMS = {
         TokenTrajectories direct_attribution encoder_lens encoder_outputs logit_lens
         source_attribution token_trajectories
     """,
+    "pages": "AttentionPage FeaturePage attention_page feature_page",
+    "study": "Study study",
     "sae": """
         ARCHITECTURES ActivationSource BatchTopKConfig BatchTopKSAE Clip GatedConfig GatedSAE
         JumpReLUConfig JumpReLUSAE MatryoshkaConfig MatryoshkaSAE MemoryActivations
