@@ -122,7 +122,7 @@ class Reader:
         return began
 
     def colours(self, selector: str, inside: bool = False) -> int:
-        """How many colours a canvas has; of the pattern's, inside of its axes."""
+        """How many colours a canvas has; inside of the pattern's axes, 0 where it is bare."""
         return int(
             self.page.evaluate(
                 """([selector, inside]) => {
@@ -131,7 +131,8 @@ class Reader:
                   const box = inside ? [left + 2, top + 2, room - 4, high - 4]
                     : [0, 0, canvas.width, canvas.height];
                   const points = canvas.getContext("2d").getImageData(...box).data;
-                  return new Set(new Uint32Array(points.buffer)).size;
+                  const clear = points.some((value, i) => i % 4 === 3 && value < 255);
+                  return inside && clear ? 0 : new Set(new Uint32Array(points.buffer)).size;
                 }""",
                 [selector, inside],
             )
