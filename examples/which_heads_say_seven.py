@@ -4,7 +4,7 @@
 
 Pairs of recordings differ in one word, "seven" or another digit. What is found on george's pairs
 is tested on yweweler's, or on those of all speakers in RECORDINGS, a folder of the Free Spoken
-Digit Dataset that the model was not trained on (takes 5 to 9). docs/circuit_of_seven.md tells it.
+Digit Dataset, of which takes 5 and 6 are heard; the model was not trained on these. docs/circuit_of_seven.md tells it.
 """
 
 import random
