@@ -4,7 +4,8 @@
 
 Pairs of recordings differ in one word, "seven" or another digit. What is found on george's pairs
 is tested on yweweler's, or on those of all speakers in RECORDINGS, a folder of the Free Spoken
-Digit Dataset, of which takes 5 and 6 are heard; the model was not trained on these. docs/circuit_of_seven.md tells it.
+Digit Dataset; takes 5 and 6 are heard, which the model was not trained on. The whole story is in
+docs/circuit_of_seven.md.
 """
 
 import random
