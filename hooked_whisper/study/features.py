@@ -23,6 +23,8 @@ from hooked_whisper.study.labels import Known
 
 MOST_JUDGED, MOST_CHOSEN = 24, 40
 """Recordings on which an autoencoder is judged, and from which its latents are chosen, at most."""
+FEW = 15
+"""Under so many recordings, every third is kept to judge on, in place of every fifth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +43,17 @@ class Split:
 
 
 def split(recordings: Sequence[Any]) -> Split:
-    """Every fifth recording is kept to judge on; all are for both where there are under five.
+    """Every fifth recording is kept to judge on, every third of few; under three are for both.
 
-    >>> split(range(10)).judge
-    (4, 9)
+    >>> split(range(8))
+    Split(train=(0, 1, 3, 4, 6, 7), judge=(2, 5), apart=True)
     """
-    judge = tuple(recordings[4::5])
+    every = 5 if len(recordings) >= FEW else 3
+    judge = tuple(recordings[every - 1 :: every])
     if not judge:
         return Split(tuple(recordings), tuple(recordings), False)
-    return Split(tuple(each for i, each in enumerate(recordings) if i % 5 != 4), judge, True)
+    train = tuple(each for i, each in enumerate(recordings) if i % every != every - 1)
+    return Split(train, judge, True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +182,7 @@ def features_section(
     about = (
         f"A sparse autoencoder of {number(d_sae)} latents at {autoencoder.hook_name}, "
         f"{autoencoder.source}, judged over the positions that hold sound of "
-        f"{quality.n_recordings} recordings "
+        f"{_recordings(quality.n_recordings)} "
         + ("that it was not trained on." if quality.apart and autoencoder.log else "of these.")
     )
     numbers: dict[str, Any] = {
@@ -197,6 +201,10 @@ def features_section(
     return Section(
         "features", "A sparse autoencoder on the encoder", about, numbers, exhibits, links
     )
+
+
+def _recordings(n: int) -> str:
+    return f"{n} recording{'s' if n != 1 else ''}"
 
 
 def _quality(quality: Quality, d_sae: int) -> Exhibit:
@@ -229,7 +237,7 @@ def _quality(quality: Quality, d_sae: int) -> Exhibit:
                 f"{percent(scores.same_as_model)} of {scores.n_recordings} transcripts keep their "
                 "words"
             )
-    table = Table(["measure", "value"], rows, f"Judged on {quality.n_recordings} recordings")
+    table = Table(["measure", "value"], rows, f"Judged on {_recordings(quality.n_recordings)}")
     return Exhibit("sae_quality", "What it gives back", finding + ".", table=table)
 
 

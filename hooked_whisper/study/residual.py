@@ -113,6 +113,7 @@ class StreamStatistics:
                 for i in outliers[:MOST_OUTLIERS]
             ],
             "largest_dimension": int(order[0]),
+            "largest_rms": float(self.moments.rms[order[0]]),
             "largest_times": float(times[order[0]]),
         }
 
@@ -286,7 +287,12 @@ def _outliers(before: Any, after: Any) -> Exhibit:
     ]
     if not rows:
         rows = [
-            [name, found["largest_dimension"], "", number(found["largest_times"], 1)]
+            [
+                name,
+                found["largest_dimension"],
+                number(found["largest_rms"]),
+                number(found["largest_times"], 1),
+            ]
             for name, found in (("before", before), ("after", after))
         ]
     table = Table(
