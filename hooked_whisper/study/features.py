@@ -87,7 +87,12 @@ class Quality:
 
 @torch.no_grad()
 def judge(
-    model: HookedWhisper, autoencoder: Autoencoder, recordings: Split, *, progress: bool = True
+    model: HookedWhisper,
+    autoencoder: Autoencoder,
+    recordings: Split,
+    *,
+    max_new_tokens: int | None = None,
+    progress: bool = True,
 ) -> Quality:
     """Judge an autoencoder on the recordings that are kept for it, the first few of them."""
     chosen = recordings.judge[:MOST_JUDGED]
@@ -102,6 +107,7 @@ def judge(
             hook_name,
             told,
             all_frames=False,
+            max_new_tokens=max_new_tokens,
             batch_size=4,
             progress=progress,
         )

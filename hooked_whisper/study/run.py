@@ -8,7 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hooked_whisper.errors import HookNameError, InputError, ReportError
+from hooked_whisper.errors import (
+    HookNameError,
+    InputError,
+    ReportError,
+    StoreMismatchError,
+    TrainingError,
+)
 from hooked_whisper.harvest.files import write_json
 from hooked_whisper.harvest.recordings import as_recordings
 from hooked_whisper.model.whisper import HookedWhisper
@@ -121,7 +127,7 @@ def study(
         language: Of what is said.
         max_new_tokens: Of the transcript of a window, at most.
         seed: Of the training.
-        overwrite: Replace a report that is in the folder.
+        overwrite: Replace a report that is in the folder, and what another run left there.
         progress: Show bars on stderr.
 
     Returns:
@@ -129,6 +135,7 @@ def study(
 
     Raises:
         ReportError: The folder holds a report, or cannot be written.
+        StoreMismatchError: It holds activations of an interrupted run of something else.
         RecordingsError: No recordings, or none that can be used.
         HookNameError: No such hook, or none of the encoder.
         SAEConfigError: Sizes that no autoencoder can have.
@@ -161,9 +168,17 @@ def study(
                 settings.hook_name, settings.n_latents, settings.k, settings.n_vectors, seed
             )
             mine = [recording for recording, _ in uses.train]
-            autoencoder = trained(model, mine, plan, folder, progress=progress)
+            try:
+                autoencoder = trained(model, mine, plan, folder, progress=progress)
+            except (StoreMismatchError, TrainingError):
+                if not overwrite:
+                    raise
+                # Left by another run that was interrupted.
+                for name in (STORE, SAE_FOLDER):
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                autoencoder = trained(model, mine, plan, folder, progress=progress)
     latents = look_through(
-        model, autoencoder, uses, folder, clock=clock, pages=pages, progress=progress
+        model, autoencoder, uses, folder, clock=clock, settings=settings, progress=progress
     )
     with clock("pictures"):
         sections = [

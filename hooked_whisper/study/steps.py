@@ -27,7 +27,7 @@ FORMAT = "hooked_whisper.study/1"
 FEATURES, ATTENTION = "features.html", "attention.html"
 MOST_SHOWN = 48
 """Recordings on the page of features, whose sound it holds in memory."""
-N_CLIPS, N_EFFECTS = 6, 12
+N_CLIPS, N_EFFECTS = 6, 8
 """Moments of each latent on that page, and latents whose effect on transcripts is computed."""
 
 
@@ -104,7 +104,7 @@ def look_through(
     folder: Path,
     *,
     clock: Clock,
-    pages: bool,
+    settings: Settings,
     progress: bool,
 ) -> Section:
     """Judge the autoencoder, find the latents that tell words, and write the pages.
@@ -115,7 +115,7 @@ def look_through(
         uses: Recordings, each with what was heard, to choose on and to judge on.
         folder: Of the pages.
         clock: Counts the steps.
-        pages: Whether to write them.
+        settings: Of the study.
         progress: Show bars on stderr.
     """
 
@@ -125,10 +125,16 @@ def look_through(
     # Only as many as are looked at: others are not read again.
     told_apart = Split(as_known(uses.train[:40]), as_known(uses.judge[:24]), uses.apart)
     with clock("judging"):
-        quality = judge(model, autoencoder, told_apart, progress=progress)
+        quality = judge(
+            model,
+            autoencoder,
+            told_apart,
+            max_new_tokens=settings.max_new_tokens,
+            progress=progress,
+        )
         told = tell(model, autoencoder, told_apart, progress=progress)
     links: list[tuple[str, str]] = []
-    if pages:
+    if settings.pages:
         with clock("pages"):
             links = _pages(model, autoencoder, uses, folder, progress=progress)
     return features_section(autoencoder, quality, told, links)

@@ -17,6 +17,7 @@ from hooked_whisper.errors import (
     SAEConfigError,
     SAEFileError,
     SpliceError,
+    StoreMismatchError,
 )
 from hooked_whisper.study import Study, study
 
@@ -149,6 +150,30 @@ def test_a_small_random_model_is_studied_too(small_model: Any, noise: Any, tmp_p
         progress=False,
     )
     assert json.loads(again.numbers.read_text(encoding="utf-8"))["sections"] == numbers
+
+
+def test_what_an_interrupted_run_left_is_used_or_refused_or_replaced(
+    small_model: Any, noise: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"n_latents": 16, "k": 4, "pages": False, "progress": False}
+
+    def broken_off(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hooked_whisper.study.run.look_through", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            study(small_model, noise[1:], tmp_path, n_vectors=64, **options)
+    (shard,) = tmp_path.glob("activations/*.safetensors")
+    stamp = shard.stat().st_mtime_ns
+    with pytest.raises(StoreMismatchError, match="holds another harvest"):
+        study(small_model, noise, tmp_path, n_vectors=64, **options)
+    again = study(small_model, noise[1:], tmp_path, n_vectors=64, keep_activations=True, **options)
+    assert again.report.exists() and shard.stat().st_mtime_ns == stamp
+    for name in ("report.html", "report.json"):
+        (tmp_path / name).unlink()
+    other = study(small_model, noise, tmp_path, n_vectors=64, overwrite=True, **options)
+    assert "3 recordings" in text_of(other.report)
 
 
 def test_recordings_without_tokens_leave_the_decoder_out(
