@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hooked_whisper.harvest.loading import TextRule
 from hooked_whisper.harvest.sites import RowKind, Site, Sites
+from hooked_whisper.hooks.points import is_watched
 from hooked_whisper.speech.tokens import get_tokenizer
 
 
@@ -37,6 +38,8 @@ class Window:
 class RowCollector:
     """The hook that takes the rows of one batch out of an activation.
 
+    The batch may come in parts, one after the other.
+
     Args:
         site: Where it is hooked.
         counts: Rows of each window.
@@ -51,17 +54,19 @@ class RowCollector:
         self.counts = counts
         self.dtype = dtype
         self.rows = rows
+        self.n_windows = self.n_rows = 0
 
     def __call__(self, value: Tensor, *, hook: Any) -> None:
-        """Copy the rows, in their order, into memory of their own."""
+        """Copy the next windows' rows, in their order, into memory of their own."""
         value = value.detach().movedim(self.site.row_axis, 1)
-        total = sum(self.counts)
-        kept = torch.empty((total, *value.shape[2:]), dtype=self.dtype, device=value.device)
-        start = 0
-        for window, count in enumerate(self.counts):
-            kept[start : start + count].copy_(value[window, :count])
-            start += count
-        self.rows[self.site.name] = kept
+        if not self.n_windows:
+            shape = (sum(self.counts), *value.shape[2:])
+            self.rows[self.site.name] = torch.empty(shape, dtype=self.dtype, device=value.device)
+        for window in value:
+            count = self.counts[self.n_windows]
+            kept = self.rows[self.site.name][self.n_rows : self.n_rows + count]
+            kept.copy_(window[:count])
+            self.n_windows, self.n_rows = self.n_windows + 1, self.n_rows + count
 
 
 @torch.inference_mode()
@@ -96,8 +101,12 @@ def run_batch(
         ]
 
     mel = torch.stack([window.mel for window in windows]).to(model.device, model.dtype)
-    stop = None if sites.stop_encoder is None else ("encoder", sites.stop_encoder)
+    runs_by_window = _can_run_by_window(model, sites.stop_encoder)
     with model.hooks(hooks("encoder.")):
+        if runs_by_window:
+            _run_by_window(model, mel, windows, sites.stop_encoder)
+            return rows
+        stop = None if sites.stop_encoder is None else ("encoder", sites.stop_encoder)
         encoder_output = model(mel, stop_at_layer=stop)
     if text == "transcript":
         _transcribe(model, windows, encoder_output, options)
@@ -107,6 +116,28 @@ def run_batch(
         with model.hooks(hooks("decoder.")):
             model(None, tokens, None, encoder_output=encoder_output, stop_at_layer=stop)
     return rows
+
+
+def _can_run_by_window(model: Any, stop: int | None) -> bool:
+    """Whether the encoder may end in a block of which nobody reads more than what is kept.
+
+    Not on a GPU, where a batch costs less than its windows, and not where hooks of the
+    user's own expect the whole activation.
+    """
+    if not stop or model.device.type != "cpu":
+        return False
+    return not is_watched(*model.encoder.blocks[stop - 1].modules())
+
+
+def _run_by_window(model: Any, mel: Tensor, windows: Sequence[Window], stop: int) -> None:
+    """The encoder up to a block, the last one at the positions that are kept alone.
+
+    These attend to all positions, so that they are what they are in a whole pass.
+    """
+    resid = model(mel, stop_at_layer=("encoder", stop - 1))
+    for number, window in enumerate(windows):
+        block = model.encoder.blocks[stop - 1]
+        block(resid[number : number + 1], n_queries=window.n_rows["encoder"])
 
 
 def _transcribe(

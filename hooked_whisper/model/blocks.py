@@ -47,11 +47,28 @@ class Block(nn.Module):
         """Bring the axes that LayerNorms declare in line with the flags."""
         self.ln1.set_per_head(self.hook_attn_in.enabled or self.hook_q_input.enabled)
 
-    def attend(self, resid: Residual, kv_cache: KVCache | None = None) -> Residual:
-        """Self-attention: from the stream before the block to `hook_resid_mid`."""
-        return self.hook_resid_mid(resid + self._self_attention(resid, kv_cache))
+    def attend(
+        self,
+        resid: Float[Tensor, "batch key d_model"],
+        kv_cache: KVCache | None = None,
+        n_queries: int | None = None,
+    ) -> Residual:
+        """Self-attention: from the stream before the block to `hook_resid_mid`.
 
-    def _self_attention(self, resid: Residual, kv_cache: KVCache | None) -> Residual:
+        Args:
+            resid: The stream.
+            kv_cache: Keys and values of earlier positions, to be extended.
+            n_queries: How many positions, from the first, to compute; they read all. None is all.
+        """
+        attn_out = self._self_attention(resid, kv_cache, n_queries)
+        return self.hook_resid_mid(resid[:, :n_queries] + attn_out)
+
+    def _self_attention(
+        self,
+        resid: Float[Tensor, "batch key d_model"],
+        kv_cache: KVCache | None,
+        n_queries: int | None,
+    ) -> Residual:
         """What self-attention writes, from the residual stream before the block."""
         x: Tensor = resid
         if self.hook_attn_in.enabled:
@@ -64,7 +81,7 @@ class Block(nn.Module):
             q, k, v = self.ln1(joined).chunk(3, dim=2)
         else:
             q = k = v = self.ln1(x)
-        return self.hook_attn_out(self.attn(q, k, v, kv_cache)[0])
+        return self.hook_attn_out(self.attn(q[:, :n_queries], k, v, kv_cache)[0])
 
     def _mlp(self, resid: Residual, norm: LayerNorm) -> Residual:
         """What the MLP writes, from the residual stream after attention."""
@@ -84,8 +101,10 @@ class EncoderBlock(Block):
         super().__init__(cfg, "encoder")
         self.ln2 = LayerNorm(cfg)
 
-    def forward(self, resid: Residual) -> Residual:
-        return self.feed_forward(self.attend(self.hook_resid_pre(resid)))
+    def forward(
+        self, resid: Float[Tensor, "batch key d_model"], n_queries: int | None = None
+    ) -> Residual:
+        return self.feed_forward(self.attend(self.hook_resid_pre(resid), n_queries=n_queries))
 
     def feed_forward(self, resid: Residual) -> Residual:
         """The MLP: from the stream after attention to `hook_resid_post`."""

@@ -288,6 +288,22 @@ def test_hooks_on_the_model_must_be_explained(
     )
 
 
+def test_a_users_hook_in_the_last_block_sees_all_of_it(
+    small_harvest: Harvest, tiny_model: Any, clips: Path, tmp_path: Path
+) -> None:
+    """Nobody reads the padding behind the last block, and it is left out; unless someone does."""
+    seen = []
+
+    def double_the_end(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        seen.append(tuple(value.shape))
+        return torch.cat([value[:, :-3], 2 * value[:, -3:]], dim=1)
+
+    name = "encoder.blocks.1.hook_resid_mid"
+    with tiny_model.hooks([(name, double_the_end)]):
+        small_harvest(sorted(clips.glob("*.wav"))[:2], tmp_path / "store", note="the end doubled")
+    assert seen == [(2, tiny_model.cfg.n_audio_ctx, tiny_model.cfg.d_model)]
+
+
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no such hook": ({"hooks": "encoder.blocks.9.hook_resid_post"}, HookNameError, "blocks 0 to 1"),
     "dtype": ({"dtype": "int8"}, StoreError, "one of fp32, fp16, bf16"),

@@ -127,3 +127,18 @@ def test_every_way_of_looking_counts_and_ends(
     assert len(calls) == len(ATTENTIONS) - 1
     fresh_model(tiny_mel, tiny_tokens)
     assert len(calls) == 2 * len(ATTENTIONS) - 1
+
+
+@pytest.mark.parametrize("flag", [None, "use_attn_in", "use_split_qkv_input", "use_attn_result"])
+@pytest.mark.parametrize("n_queries", [1, 7, 30])
+def test_some_positions_of_a_block_are_those_of_all(
+    fresh_model: Any, n_queries: int, flag: str | None
+) -> None:
+    """They read all the others, which are not computed."""
+    if flag is not None:
+        getattr(fresh_model, f"set_{flag}")(True)
+    block = fresh_model.encoder.blocks[1]
+    resid = torch.randn(2, 30, 24)
+    some, all_of_them = block(resid, n_queries=n_queries), block(resid)
+    assert some.shape == (2, n_queries, 24)
+    assert torch.allclose(some, all_of_them[:, :n_queries], atol=1e-6)
