@@ -8,7 +8,7 @@ All read the same files, in batches of the same size, with the same weights:
 the bare computation is the mel and the encoder with nothing kept; the plain
 loop has a forward hook on each layer of transformers' Whisper, and saves the
 same rows in the same dtype with safetensors, one file a batch. It has the
-same mels: transformers' own would be slower.
+same mels, whose values are those of transformers' own to 1e-7.
 """
 
 import argparse
