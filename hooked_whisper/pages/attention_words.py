@@ -134,7 +134,7 @@ def align(weights: Float[Tensor, "token pos"]) -> list[int]:
     Source: `whisper.timing.dtw`, with the same choice among equals; here by
     antidiagonals, whose cells do not wait for each other.
 
-    >>> align(torch.tensor([[9.0, 9, 0, 0], [0, 0, 9, 9]]))
+    >>> align(torch.tensor([[9.0, 9, -1, -1], [-1, -1, 9, 9]]))
     [0, 2]
     """
     x = -weights.double().numpy()

@@ -139,7 +139,12 @@ def test_nobody_reads_the_output() -> None:
 
 
 def test_a_real_ctrl_c_and_what_goes_where(tmp_path: Path) -> None:
-    process = start("transcribe", cwd=tmp_path)
+    # A shell in the background has its programs ignore Ctrl-C; a handler here undoes that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = start("transcribe", cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stderr is not None and process.stdout is not None
     first = process.stdout.readline()  # it is done, and others are not
     process.send_signal(signal.SIGINT)

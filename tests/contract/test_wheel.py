@@ -121,7 +121,7 @@ class Hide(importlib.abc.MetaPathFinder):
 for module in [each for each in sys.modules if each.partition(".")[0] in hidden]:
     del sys.modules[module]
 sys.meta_path.insert(0, Hide())
-assert {"pytest", "transformers", "playwright", "sphinx", "datasets"} <= hidden, hidden
+assert {"pytest", "playwright", "sphinx", "mypy"} <= hidden, hidden
 """
 """Before a program: hides what is installed here and would not be in an empty environment."""
 

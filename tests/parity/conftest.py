@@ -32,11 +32,21 @@ SPOKEN = ["george-7.flac", "jackson-3-1-4.flac", "yweweler-6-0-3-7-2.flac"]
 _for = HookedWhisperConfig.for_release
 SIZES: dict[str, HookedWhisperConfig] = {
     "tiny": _for("tiny"),
-    # Small relatives of the other releases: their vocabulary, mel bands and layers.
+    # Small relatives of the other releases: their vocabulary and mel bands, fewer layers.
     "short": _for("tiny", n_audio_ctx=50, d_model=48, n_audio_heads=4, n_text_heads=6),
     "tiny.en": _for("tiny.en", n_audio_ctx=60, d_model=48, n_audio_heads=6, n_text_heads=4),
-    "large-v3": _for("large-v3", n_audio_ctx=40, d_model=32, n_audio_heads=4, n_text_heads=2),
-    "turbo": _for("turbo", n_audio_ctx=40, d_model=32, n_audio_heads=2, n_text_heads=4),
+    "large-v3": _for(
+        "large-v3",
+        n_audio_ctx=40,
+        n_audio_layers=8,
+        n_text_layers=8,
+        d_model=32,
+        n_audio_heads=4,
+        n_text_heads=2,
+    ),
+    "turbo": _for(
+        "turbo", n_audio_ctx=40, n_audio_layers=8, d_model=32, n_audio_heads=2, n_text_heads=4
+    ),
 }
 
 
