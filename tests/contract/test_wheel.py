@@ -63,7 +63,9 @@ def test_it_is_small(wheel: Path) -> None:
 
 
 def test_a_package_index_would_take_it(wheel: Path) -> None:
-    assert "PASSED" in _run(sys.executable, "-m", "twine", "check", "--strict", str(wheel), cwd=ROOT)
+    assert "PASSED" in _run(
+        sys.executable, "-m", "twine", "check", "--strict", str(wheel), cwd=ROOT
+    )
 
 
 def test_the_autoencoders_pages_and_study_are_in_it(wheel: Path) -> None:
