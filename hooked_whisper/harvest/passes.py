@@ -101,10 +101,10 @@ def run_batch(
         ]
 
     mel = torch.stack([window.mel for window in windows]).to(model.device, model.dtype)
-    runs_by_window = _can_run_by_window(model, sites.stop_encoder)
+    last = _block_to_cut(model, sites.stop_encoder)
     with model.hooks(hooks("encoder.")):
-        if runs_by_window:
-            _run_by_window(model, mel, windows, sites.stop_encoder)
+        if last is not None:
+            _run_by_window(model, mel, windows, last)
             return rows
         stop = None if sites.stop_encoder is None else ("encoder", sites.stop_encoder)
         encoder_output = model(mel, stop_at_layer=stop)
@@ -118,26 +118,25 @@ def run_batch(
     return rows
 
 
-def _can_run_by_window(model: Any, stop: int | None) -> bool:
-    """Whether the encoder may end in a block of which nobody reads more than what is kept.
+def _block_to_cut(model: Any, stop: int | None) -> int | None:
+    """The encoder's last block, where nobody reads more of it than what is kept; else None.
 
     Not on a GPU, where a batch costs less than its windows, and not where hooks of the
     user's own expect the whole activation.
     """
     if not stop or model.device.type != "cpu":
-        return False
-    return not is_watched(*model.encoder.blocks[stop - 1].modules())
+        return None
+    return None if is_watched(*model.encoder.blocks[stop - 1].modules()) else stop - 1
 
 
-def _run_by_window(model: Any, mel: Tensor, windows: Sequence[Window], stop: int) -> None:
-    """The encoder up to a block, the last one at the positions that are kept alone.
+def _run_by_window(model: Any, mel: Tensor, windows: Sequence[Window], last: int) -> None:
+    """The encoder through block `last`, that one at the positions that are kept alone.
 
     These attend to all positions, so that they are what they are in a whole pass.
     """
-    resid = model(mel, stop_at_layer=("encoder", stop - 1))
+    resid = model(mel, stop_at_layer=("encoder", last))
     for number, window in enumerate(windows):
-        block = model.encoder.blocks[stop - 1]
-        block(resid[number : number + 1], n_queries=window.n_rows["encoder"])
+        model.encoder.blocks[last](resid[number : number + 1], n_queries=window.n_rows["encoder"])
 
 
 def _transcribe(
