@@ -1,6 +1,6 @@
 # hooked_whisper: `make demo` to see it, `make test` to check it, `make help` for the rest.
-# Every target makes the environment first where it is missing or outdated.
-# Another Python: make env PYTHON=python3.12     More of pytest: make test ARGS="--slow -k cache"
+# Every target first installs into .venv what it needs and does not find there.
+# Another Python: make demo PYTHON=python3.12     More of pytest: make test ARGS="--slow -k cache"
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,8 +8,12 @@ ARGS ?=
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+CORE := $(VENV)/.core
+TEST := $(VENV)/.test
+ALL := $(VENV)/.all
+LOG := $(VENV)/install.log
 CODE := $(wildcard hooked_whisper tests examples benchmarks docs/*.py)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # sae-lens needs the last transformer-lens 3. Both lie in front of the environment's own, with
 # only what their import needs that the environment does not have.
@@ -20,31 +24,63 @@ TL3_TESTS := $(wildcard tests/hooks/test_points.py tests/hooks/test_root.py \
   tests/contract/test_transformer_lens.py tests/sae/test_sae_lens.py)
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # targets share one environment
 .PHONY: help env demo test test-tl3 check format format-check lint types docs bench digits saes clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-env: $(STAMP) ## make or update the virtual environment in .venv
+env: $(ALL) ## make or update .venv with everything for development
 
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "hooked_whisper needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
-	       "Name another one: make env PYTHON=python3.12" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it is in the package python3-venv." >&2; \
-	  exit 1; }
-	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev,docs]"
-	@touch $@
+# The package alone, with what its tests need, with every tool: each holds what is before it.
+$(TEST): EXTRAS := [test]
+$(ALL): EXTRAS := [test,dev,docs]
+$(CORE): HOLDS := $(CORE)
+$(TEST): HOLDS := $(CORE) $(TEST)
+$(ALL): HOLDS := $(CORE) $(TEST) $(ALL)
 
-demo: $(STAMP) ## run the main job on the shipped model and recordings
-	$(BIN)/python examples/demo.py $(ARGS)
+# A shell program: where something is missing, it says what in one line.
+define INSTALL
+die() { echo "$$*" >&2; exit 1; }
+again="make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12"
 
-test: $(STAMP) ## run the tests; more with ARGS, such as ARGS=--slow
+command -v $(PYTHON) >/dev/null ||
+  die "There is no '$(PYTHON)' here. Install Python 3.10 or newer, or name yours: $$again"
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+  die "hooked_whisper needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+    "Install a newer one, or name yours: $$again"
+
+test -x $(BIN)/pip || said=$$($(PYTHON) -m venv $(VENV) 2>&1) || case $$said in
+  *ensurepip* | *"No module named"*) rm -rf $(VENV)
+    die "'$(PYTHON)' cannot make environments, for lack of venv or ensurepip." \
+      "On Debian and Ubuntu: apt install python3-venv" ;;
+  *) die "$(VENV) could not be made: $$(echo "$$said" | tail -n 1)" ;;
+esac
+
+echo "Installing into $(VENV). Where PyTorch is downloaded this takes minutes; pip's words: $(LOG)"
+: >$(LOG)
+$(BIN)/python -m pip install --upgrade --constraint constraints.txt pip >>$(LOG) 2>&1 &&
+  $(BIN)/python -m pip install --constraint constraints.txt --editable ".$(EXTRAS)" >>$(LOG) 2>&1 ||
+  case $$(cat $(LOG)) in
+  *"after connection broken by"*)
+    die "No package index can be reached. Is there a network, or a proxy to name in pip's settings?" \
+      "What pip said is in $(LOG)" ;;
+  *) die "pip failed: $$(grep -m 1 ERROR $(LOG)) What else it said is in $(LOG)" ;;
+  esac
+touch $(HOLDS)
+endef
+export INSTALL
+
+$(CORE) $(TEST) $(ALL): pyproject.toml constraints.txt
+	@eval "$$INSTALL"
+
+demo: $(CORE) ## see what it does, on the shipped model and recordings, in a minute
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(TEST) ## run the tests; more with ARGS, such as ARGS=--slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-$(TL3_STAMP): $(STAMP) Makefile
+$(TL3_STAMP): $(TEST) Makefile
 	rm -rf $(TL3)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(TL3) \
 	  transformer-lens==3.9.0 better-abc==0.0.3 \
@@ -57,30 +93,30 @@ test-tl3: $(TL3_STAMP) ## run the hook tests against transformer-lens 3.9 and sa
 
 check: format-check lint types test docs ## everything that has to pass: the same as CI
 
-format: $(STAMP) ## format the code
+format: $(ALL) ## format the code
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix-only $(CODE)
 
-format-check: $(STAMP) ## check the format
+format-check: $(ALL) ## check the format
 	$(BIN)/ruff format --check $(CODE)
 
-lint: $(STAMP) ## lint
+lint: $(ALL) ## lint
 	$(BIN)/ruff check $(CODE)
 
-types: $(STAMP) ## check the types
+types: $(ALL) ## check the types
 	$(BIN)/mypy
 
-docs: $(STAMP) ## build the documentation into build/docs; its examples run in test
+docs: $(ALL) ## build the documentation into build/docs; its examples run in test
 	$(BIN)/python -m sphinx -W --keep-going -q $(ARGS) docs build/docs
 	@echo "build/docs/index.html"
 
-bench: $(STAMP) ## measure against openai-whisper and transformers, into benchmarks/results
+bench: $(ALL) ## measure against openai-whisper and transformers, into benchmarks/results
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-digits: $(STAMP) ## train the shipped digits model again (hours on 2 cores)
+digits: $(ALL) ## train the shipped digits model again (hours on 2 cores)
 	$(BIN)/python examples/train_digits.py $(ARGS)
 
-saes: $(STAMP) ## train the digits model's suite of autoencoders again (minutes)
+saes: $(ALL) ## train the digits model's suite of autoencoders again (minutes)
 	$(BIN)/python examples/train_sae_suite.py --package $(ARGS)
 
 clean: ## remove what the targets made, the environments included
