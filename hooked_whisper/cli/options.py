@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError, RecordingsError
 
 if TYPE_CHECKING:
@@ -158,6 +159,4 @@ def note(text: str, quiet: bool) -> None:
 
 def with_bar(items: Iterable[_Item], what: str, quiet: bool) -> Iterator[_Item]:
     """Items with a progress bar on standard error."""
-    from tqdm import tqdm
-
-    yield from tqdm(items, desc=what, unit="recording", disable=quiet)
+    yield from progress_bar(items, desc=what, unit="recording", show=not quiet)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooked_whisper.display import Markup, box, count, fold, table
 from hooked_whisper.errors import HookNameError, InputError
 from hooked_whisper.generation.collector import StepCollector
 from hooked_whisper.hooks.cache import WhisperCache
@@ -15,6 +16,8 @@ from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.speech.tokens import get_tokenizer
 
 _DEFAULTS = {"language": "en", "without_timestamps": True, "suppress_blank": False}
+_MOST_TEXTS, _MOST_ROWS = 8, 50
+"""Texts that are shown: in a line, and in a notebook's table."""
 _OF_SEARCH = ("beam_size", "best_of", "patience", "length_penalty")
 
 
@@ -42,7 +45,31 @@ class Generation:
     cache: WhisperCache | None = None
 
     def __repr__(self) -> str:
-        return f"Generation(texts={self.texts!r}, cache={self.cache!r})"
+        more = (
+            "" if len(self.texts) <= _MOST_TEXTS else f" and {len(self.texts) - _MOST_TEXTS} more"
+        )
+        return f"Generation(texts={self.texts[:_MOST_TEXTS]!r}{more}, cache={self.cache!r})"
+
+    def _repr_html_(self) -> str:
+        """Texts with how sure the model is, their tokens, and the cache."""
+        header = ["", "text", "language", "tokens", "avg_logprob (nats)", "no_speech_prob"]
+        numbers = zip(self.avg_logprob.tolist(), self.no_speech_prob.tolist(), strict=True)
+        tokens = [row[self.n_prompt :] for row in self.tokens.tolist()]
+        rows = [
+            [str(i), text, language, len(written), *both]
+            for i, (text, language, written, both) in enumerate(
+                zip(self.texts, self.languages, tokens, numbers, strict=True)
+            )
+        ]
+        ids = [[str(i), " ".join(map(str, row))] for i, row in enumerate(tokens)]
+        prompt = " ".join(map(str, self.tokens[0, : self.n_prompt].tolist()))
+        parts = [
+            table(header, rows, most=_MOST_ROWS),
+            fold(f"token ids, behind the prompt {prompt}", table([], ids, most=_MOST_ROWS)),
+        ]
+        if self.cache is not None:
+            parts.append(Markup(self.cache._repr_html_()))
+        return box("Generation", count(len(self.texts), "recording"), *parts)
 
 
 @torch.no_grad()

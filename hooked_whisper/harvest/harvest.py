@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import RecordingsError, StoreError
 from hooked_whisper.harvest import manifest
 from hooked_whisper.harvest.files import lock_folder, make_folder, remove_parts, write_json
@@ -250,10 +251,8 @@ def _bar(plan: Plan, ranks: Ranks, progress: bool) -> Iterator[Any]:
         with nullcontext() as nothing:
             yield nothing
         return
-    from tqdm import tqdm
-
     n = plan.recordings.n
-    with tqdm(total=None if n is None else -(-n // ranks.n), unit="recording") as bar:
+    with progress_bar(total=None if n is None else -(-n // ranks.n), unit="recording") as bar:
         yield bar
 
 

@@ -1,6 +1,7 @@
 """Reading a store: at random, in order, shuffled, by recording, with what is known of each row."""
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from hooked_whisper.display import box, count, facts, fold, size, table
 from hooked_whisper.errors import StoreDamagedError, StoreError
 from hooked_whisper.harvest.manifest import read_manifest
 from hooked_whisper.harvest.places import RecordingEntry, RowPlaces, ShardPlaces, timed_value
@@ -19,6 +21,8 @@ from hooked_whisper.hooks.names import NamesFilter, match_names
 
 _MOST_OPEN = 128
 """Shards that are mapped at a time."""
+_MOST_SHOWN = 20
+"""Recordings that a notebook shows."""
 
 
 class ActivationStore:
@@ -90,6 +94,40 @@ class ActivationStore:
             f"ActivationStore({str(self.folder)!r}: {len(self.hook_names)} hooks, "
             f"{self.n_recordings} recordings, {rows}, {self.identity['dtype']})"
         )
+
+    def _repr_html_(self) -> str:
+        """Hooks with their rows and bytes, recordings, and what the store was made with."""
+        n_rows, identity = self.manifest["rows"], self.identity
+        rows = []
+        for name in self.hook_names:
+            kind = identity["kinds"][name]
+            n_bytes = n_rows[kind] * self._row_bytes([name])
+            shape = self.row_shape(name) if self.manifest["shards"] else ()
+            rows.append([name, kind, n_rows[kind], list(shape), size(n_bytes)])
+        n_bytes = sum(shard["bytes"] for shard in self.manifest["shards"])
+        heard = itertools.islice(self.recordings(), _MOST_SHOWN)
+        recordings = [
+            [each.id, each.seconds, each.text, json.dumps(each.labels, ensure_ascii=False)]
+            for each in heard
+        ]
+        if more := self.n_recordings - len(recordings):
+            recordings.append([f"… and {more:,} more"])
+        skipped = [[each["id"], each["reason"]] for each in self.skipped]
+        made = {key: value for key, value in identity.items() if not isinstance(value, dict | list)}
+        parts = [
+            table(["hook", "row is", "rows", "shape of a row", "size"], rows),
+            fold(
+                f"{count(self.n_recordings, 'recording')}, {self.manifest['seconds']:,.1f} s",
+                table(["recording", "seconds", "text the model wrote", "labels"], recordings),
+            ),
+            fold("made with", facts({"folder": self.folder, **made})),
+        ]
+        if skipped:
+            parts.append(
+                fold(f"{count(len(skipped), 'recording')} skipped", table([], skipped, _MOST_SHOWN))
+            )
+        about = f"{count(len(rows), 'hook')}, {size(n_bytes)} of {identity['dtype']} on disk"
+        return box(type(self).__name__, about, *parts)
 
     def kind(self, hook_names: NamesFilter) -> RowKind:
         """What a row of these hooks is: `"encoder"`, `"frame"` or `"decoder"`.

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError, MetricError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import GRADIENT_SUFFIX, Collector, any_hooked
@@ -31,7 +32,7 @@ from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.grid import Grid, Per, make_grid
 from hooked_whisper.interventions.metrics import check_values, metric_name
 from hooked_whisper.interventions.pairs import Corrupted, Direction, metric_for_each, pair_up
-from hooked_whisper.interventions.progress import keep_what_is_done, progress_bar
+from hooked_whisper.interventions.progress import keep_what_is_done
 from hooked_whisper.interventions.results import SweepResult
 from hooked_whisper.interventions.sites import Site
 from hooked_whisper.interventions.sweep import empty_result, patches_done
@@ -124,7 +125,7 @@ def attribution_patch(
     ]
     n_passes = n_steps * len(groups) * len(pairs)
     n_done = n_passes - n_steps * len(todo) + (_steps_held(result, *todo[0]) if todo else 0)
-    bar = progress_bar(n_passes, "backward passes", progress, n_done=n_done)
+    bar = progress_bar(total=n_passes, initial=n_done, desc="backward passes", show=progress)
     run: _Pair | None = None
     with keep_what_is_done(lambda: result, lambda: patches_done(result), bar):
         for number, group in todo:

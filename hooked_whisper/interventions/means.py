@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION
+from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError, SiteError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter
@@ -56,8 +57,6 @@ def mean_activations(
         SiteError: An activation that has no mean.
         InputError: No inputs, or inputs whose tokens or lengths are missing.
     """
-    from tqdm import tqdm
-
     names = _averageable(model, names_filter)
     paddable = [name for name in names if _has_padding(name, model.hook_dict[name].axes)]
     needs_lengths = bool(paddable) and not all_frames
@@ -66,7 +65,7 @@ def mean_activations(
         for each in inputs:
             _check_input(each, names, needs_lengths)
     means = {name: _Mean(model, name, per_position) for name in names}
-    for each in tqdm(inputs, desc="mean activations", unit="input", disable=not progress):
+    for each in progress_bar(inputs, desc="mean activations", unit="input", show=progress):
         _check_input(each, names, needs_lengths)
         mel, tokens = _mel_and_tokens(model, each)
         _, cache = model.run_with_cache(mel, tokens, return_type=None, names_filter=names)

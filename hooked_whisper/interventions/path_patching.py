@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.config import Stack
+from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import any_hooked
@@ -48,7 +49,7 @@ from hooked_whisper.interventions.paths import (
     reads_audio,
     written_at,
 )
-from hooked_whisper.interventions.progress import keep_what_is_done, progress_bar
+from hooked_whisper.interventions.progress import keep_what_is_done
 from hooked_whisper.model.whisper import HookedWhisper
 
 
@@ -202,7 +203,7 @@ class _Paths:
         todo = result.values.isnan().any(dim=0).nonzero().flatten().tolist()
         n_pairs = len(self.base)
         n = 1 if self.is_hooked else max(1, max_rows // n_pairs)
-        bar = progress_bar(result.n_cells, "paths", progress, n_done=result.n_done)
+        bar = progress_bar(total=result.n_cells, initial=result.n_done, desc="paths", show=progress)
         with keep_what_is_done(
             lambda: result, lambda: f"{result.n_done} of {result.n_cells} paths", bar
         ):

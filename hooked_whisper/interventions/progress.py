@@ -16,21 +16,6 @@ class Unfinished(Protocol):
         """How much of it is done."""
 
 
-def progress_bar(n: int | None, what: str, show: bool, *, n_done: int = 0, unit: str = "") -> Any:
-    """tqdm's bar on stderr.
-
-    Args:
-        n: Steps in all, if that is known.
-        what: What the steps are.
-        show: Whether it is seen.
-        n_done: Steps done before.
-        unit: What one step is.
-    """
-    from tqdm import tqdm
-
-    return tqdm(total=n, initial=n_done, desc=what, unit=unit, disable=not show)
-
-
 @contextmanager
 def keep_what_is_done(
     result: Callable[[], Unfinished], so_far: Callable[[], str], bar: Any

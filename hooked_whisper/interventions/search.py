@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter, stack_of
@@ -15,7 +16,7 @@ from hooked_whisper.interventions.conditions import conditions, mark
 from hooked_whisper.interventions.edits import Edit, SiteEdit
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.metrics import metric_name
-from hooked_whisper.interventions.progress import check_same, keep_what_is_done, progress_bar
+from hooked_whisper.interventions.progress import check_same, keep_what_is_done
 from hooked_whisper.interventions.resume import DEFAULT_MAX_BYTES
 from hooked_whisper.interventions.sites import Site
 from hooked_whisper.interventions.trials import Trials
@@ -205,7 +206,7 @@ class _Search:
 
     def run(self, result: GreedyAblation) -> GreedyAblation:
         """Go on from a result, round by round."""
-        bar = progress_bar(None, "greedy ablation", self.progress, unit="run")
+        bar = progress_bar(desc="greedy ablation", unit="run", show=self.progress)
         with keep_what_is_done(lambda: result, lambda: f"{result.n_done} removals", bar):
             while self._may_go_on(result):
                 bar.reset(total=len(result.left) * len(self.clean))

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter
@@ -21,7 +22,7 @@ from hooked_whisper.interventions.metrics import (
     resolve_positions,
 )
 from hooked_whisper.interventions.pairs import Corrupted, Direction, metric_for_each, pair_up
-from hooked_whisper.interventions.progress import keep_what_is_done, progress_bar
+from hooked_whisper.interventions.progress import keep_what_is_done
 from hooked_whisper.interventions.results import SweepResult
 from hooked_whisper.interventions.resume import DEFAULT_MAX_BYTES, BaseRun
 from hooked_whisper.interventions.rows import RowPatch, Rows
@@ -95,7 +96,7 @@ def patch_sweep(
         raise InterventionError(f"max_bytes is {max_bytes}; give a number of bytes above 0.")
     result = empty_result(model, grid, pairs, metrics, direction)
     result.go_on_from(resume)
-    bar = progress_bar(result.n_cells, "patches", progress, n_done=result.n_done)
+    bar = progress_bar(total=result.n_cells, initial=result.n_done, desc="patches", show=progress)
     with keep_what_is_done(lambda: result, lambda: patches_done(result), bar):
         for number, (base, source) in enumerate(pairs):
             todo = [cell for cell in grid.cells() if result.values[(number, *cell[0])].isnan()]

@@ -13,10 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hooked_whisper.display import box, facts, note, picture, table
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.interventions.progress import check_same
 
 if TYPE_CHECKING:
+    import matplotlib.figure
     import pandas
 
 _HELD = "held."
@@ -56,6 +58,27 @@ class EffectTable(ABC):
         sizes = ", ".join(f"{len(labels)} {name}" for name, labels in self.axes.items())
         done = f"{self.n_done} of {self.n_cells} done"
         return f"{type(self).__name__}({self.metric}, {self.direction}: {sizes}; {done})"
+
+    def _repr_html_(self) -> str:
+        """The heatmap, the places with the greatest effect, and both runs' own metric."""
+        about = f"{self.metric}, {self.direction}, {self.n_done:,} of {self.n_cells:,} done"
+        runs = facts(
+            {
+                "pairs": len(self.values),
+                f"{self.metric}, clean run": float(self.clean.nanmean()),
+                f"{self.metric}, corrupted run": float(self.corrupted.nanmean()),
+            }
+        )
+        if not self.n_done:
+            return box(type(self).__name__, about, note("Nothing is done yet."))
+        try:
+            best = [each for each in self.best() if each["effect"] == each["effect"]]
+        except InterventionError:  # nothing to compare with
+            best = []
+        drawn = picture(self.plot(effect=bool(best)), f"heatmap: {about}")
+        rows = [list(each.values()) for each in best]
+        places = [table(list(best[0]), rows)] if best else []
+        return box(type(self).__name__, about, drawn, *places, runs)
 
     @property
     def n_cells(self) -> int:
@@ -161,6 +184,10 @@ class EffectTable(ABC):
     @abstractmethod
     def _place(self, *place: int) -> dict[str, Any]:
         """What a place in the table stands for, by the names of the columns."""
+
+    @abstractmethod
+    def plot(self, effect: bool = True, title: str = "") -> "matplotlib.figure.Figure":
+        """A heatmap of the mean over pairs, of the effect or of the metric."""
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row for each patched run that is done; the effect is NaN where there is none."""

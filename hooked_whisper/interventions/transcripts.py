@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
+from hooked_whisper.display import Markup, box, count, escape, progress_bar, table
 from hooked_whisper.errors import AudioError, InterventionError
 from hooked_whisper.interventions.edits import Edit, Interventions
 from hooked_whisper.interventions.transcript_metrics import Repetition, WordErrorRate
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 NO_EDITS = "none"
 """What tables call the run without edits."""
 
+_MOST_ROWS = 100
+"""Rows that a notebook shows."""
 _SILENCE = 1e-3
 """Recordings whose loudest sample is under this, -60 dB of full scale, hold no speech."""
 
@@ -100,6 +103,24 @@ class TranscriptComparison:
             for line in lines
         )
 
+    def _repr_html_(self) -> str:
+        """Transcripts, one below the other: words lost to edits struck out, new ones underlined."""
+        header = ["recording", "edits", "text", "word error rate", "change", "invented words"]
+        rows: list[list[Any]] = []
+        texts = dict(zip(self.recordings, self.before, strict=True))
+        for row in self.rows():
+            text, reference = row["text"], row["reference"]
+            if row["edits"] != NO_EDITS:
+                text = mark_words(texts[row["recording"]], text, self.normalize)
+            elif reference is not None:
+                rows.append([row["recording"], "(what is said)", reference, "", "", ""])
+            numbers = [row[name] for name in ("word_error_rate", "change", "invented_words")]
+            rows.append([row["recording"], row["edits"], text, *numbers])
+        about = (
+            f"{count(len(self.recordings), 'recording')}, words marked against edits: {NO_EDITS}"
+        )
+        return box(type(self).__name__, about, table(header, rows, most=_MOST_ROWS))
+
     def _words(self, text: str) -> list[str]:
         return self.normalize(text).split()
 
@@ -145,14 +166,12 @@ def compare_transcripts(
         InterventionError: No edits, or as many references as there are no recordings.
         AudioError: No recordings, or unusable ones.
     """
-    from tqdm import tqdm
-
     sets = _named(model, edits)
     names, inputs, is_silent = _prepare(audio, rate_hz)
     references = _references(references, len(names))
     options = {"temperature": 0.0, **decode_options}
     n_runs = len(inputs) * (1 + len(sets))
-    with tqdm(total=n_runs, desc="transcripts", unit="run", disable=not progress) as bar:
+    with progress_bar(total=n_runs, desc="transcripts", unit="run", show=progress) as bar:
 
         def run(chosen: Interventions) -> tuple[str, ...]:
             texts: list[str] = []
@@ -170,6 +189,35 @@ def compare_transcripts(
     )
     words_of = normalize or _basic_normalizer()
     return TranscriptComparison(names, before, after, references, silent, words_of)
+
+
+def mark_words(before: str, after: str, normalize: Callable[[str], str] = str) -> Markup:
+    """A text in which words that an earlier one had are struck out, and new ones underlined.
+
+    Args:
+        before: The earlier text.
+        after: The text.
+        normalize: What is done to each word before it is compared.
+
+    Source: The alignment of `jiwer.process_words`, with the fewest changes of words.
+
+    >>> print(mark_words("three one four", "three nine four"))
+    three <del>one</del> <ins>nine</ins> four
+    """
+    import jiwer
+
+    old, new = before.split(), after.split()
+    keys = [" ".join("".join(normalize(w).split()) or w for w in words) for words in (old, new)]
+    pieces: list[Markup] = []
+    for chunk in jiwer.process_words(*keys).alignments[0]:
+        lost = " ".join(old[chunk.ref_start_idx : chunk.ref_end_idx])
+        found = " ".join(new[chunk.hyp_start_idx : chunk.hyp_end_idx])
+        if chunk.type == "equal":
+            pieces.append(escape(found))
+            continue
+        pieces += [Markup("<del>{}</del>").format(lost)] if lost else []
+        pieces += [Markup("<ins>{}</ins>").format(found)] if found else []
+    return Markup(" ").join(pieces)
 
 
 def _named(model: HookedWhisper, edits: Any) -> dict[str, Interventions]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hooked_whisper.display import progress_bar
 from hooked_whisper.pages.heard import Heard, batches, mel_of
 from hooked_whisper.pages.sites import FeatureSite
 
@@ -41,13 +42,9 @@ def transcripts(
     **options: Any,
 ) -> list[str]:
     """What the model writes for windows, greedily and without timestamps."""
-    from tqdm import tqdm
-
     found: list[str] = []
-    bar = tqdm(
-        total=len(windows), desc="transcripts", unit="window", disable=not (progress and windows)
-    )
-    with bar:
+    show = progress and bool(windows)
+    with progress_bar(total=len(windows), desc="transcripts", unit="window", show=show) as bar:
         for _, some in batches(windows, batch_size):
             found += model.generate(mel_of(model, some), **options).texts
             bar.update(len(some))
@@ -80,8 +77,6 @@ def effects(
         progress: Show a progress bar.
         options: For `model.generate`.
     """
-    from tqdm import tqdm
-
     pairs = list(dict.fromkeys(pairs))
     heard = list(dict.fromkeys(window for window, _ in pairs))
     runs = [(window, feature, by) for window, feature in pairs for by in (0.0, float(factor))]
@@ -93,7 +88,9 @@ def effects(
         return site.model.generate(encoder_output=site.behind(stream), **options).texts
 
     n_runs = len(heard) + len(runs)
-    with tqdm(total=n_runs, desc="effects", unit="run", disable=not (progress and runs)) as bar:
+    with progress_bar(
+        total=n_runs, desc="effects", unit="run", show=progress and bool(runs)
+    ) as bar:
         for first in range(0, len(heard), batch_size):
             part = heard[first : first + batch_size]
             stream = site.before(mel_of(site.model, [windows[each] for each in part]))

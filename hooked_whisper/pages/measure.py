@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.pages.heard import Heard, batches, mel_of, on_positions
@@ -104,13 +105,11 @@ def measure(
     Raises:
         InputError: Activations that are not finite.
     """
-    from tqdm import tqdm
-
     model, collector, lengths = site.model, LatentCollector(), []
     first = 0
     if site.stack == "decoder" and not all_frames and has_tokenizer(model):
         first = model.to_tokens("").shape[1] - 1
-    bar = tqdm(total=len(windows), desc=f"{site.kind}s", unit="window", disable=not progress)
+    bar = progress_bar(total=len(windows), desc=f"{site.kind}s", unit="window", show=progress)
     with bar:
         for _, some in batches(windows, batch_size):
             values = site.read(_activation(site, some))[..., list(chosen)]

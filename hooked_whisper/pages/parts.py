@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hooked_whisper.config import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
+from hooked_whisper.display import progress_bar
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.pages.heard import Heard, mel_of
 from hooked_whisper.pages.media import encode_audio, encode_mel
@@ -94,10 +95,8 @@ def encode_parts(
     model: HookedWhisper, windows: Sequence[Heard], parts: Iterable[Part], progress: bool = True
 ) -> list[dict[str, Any]]:
     """The parts as the page holds them: times, sound, and the model's own spectrogram."""
-    from tqdm import tqdm
-
     found, known, mel = [], -1, None
-    for part in tqdm(list(parts), desc="sounds", unit="part", disable=not progress):
+    for part in progress_bar(list(parts), desc="sounds", unit="part", show=progress):
         if part.window != known:
             known, mel = part.window, mel_of(model, [windows[part.window]]).values[0]
         samples = windows[part.window].samples

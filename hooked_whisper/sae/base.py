@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from hooked_whisper.display import box, facts, fold, size, table
 from hooked_whisper.errors import SAEConfigError, SAEError
 from hooked_whisper.ranks import Ranks
 
@@ -221,7 +222,24 @@ class SAE(nn.Module, ABC):
         return self.W_dec.device
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.cfg.to_dict().items())
+        values = {name: value for name, value in self.cfg.to_dict().items() if name != "metadata"}
+        return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+    def _repr_html_(self) -> str:
+        """The configuration, the weights, and what is known of the training."""
+        cfg = self.cfg.to_dict()
+        metadata = {
+            name: value if isinstance(value, int | float) else str(value)
+            for name, value in cfg.pop("metadata").items()
+        }
+        weights = [
+            [name, list(each.shape), size(each.nbytes)] for name, each in self.named_parameters()
+        ]
+        about = f"{self.cfg.d_in} to {self.cfg.d_sae:,} latents, {self.dtype} on {self.device}"
+        parts = [facts(cfg), fold("weights", table([], weights))]
+        if metadata:
+            parts.append(fold("metadata", facts(metadata)))
+        return box(type(self).__name__, about, *parts)
 
     # Training it
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.inputs import Batch, Inputs, has_tokenizer, own_rows, prepare
@@ -139,8 +140,6 @@ def _judge(
     normalize: Normalize | None,
     progress: bool,
 ) -> list[SAEEvaluation]:
-    from tqdm import tqdm
-
     transcripts = transcripts and has_tokenizer(inputs.model)
     extents = [False, True] if all_frames is None else [all_frames]
     jobs = {
@@ -150,7 +149,7 @@ def _judge(
     flat = [job for each in jobs.values() for job in each]
     n_rounds = inputs.n_batches * (1 + len(flat))
     own: list[str] = []
-    with tqdm(total=n_rounds, desc="judging", unit="run", disable=not progress) as bar:
+    with progress_bar(total=n_rounds, desc="judging", unit="run", show=progress) as bar:
         rows: list[list[int]] = []
         for first, mel in inputs.mels():
             batch, texts = _read(inputs, first, mel, jobs, transcripts, max_new_tokens)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.inputs import Inputs, prepare
@@ -225,16 +226,14 @@ def encoder_latents(
     Raises:
         InputError: A site in the decoder, or behind more than a position's vector.
     """
-    from tqdm import tqdm
-
     if not site.hook_name.startswith("encoder"):
         raise InputError(
             f"{site.hook_name!r} is in the decoder, whose positions have no time. Labels of its "
             "tokens go to selectivity(latents, labels)."
         )
     columns = slice(None) if chosen is None else list(chosen)
-    mels = tqdm(
-        inputs.mels(), desc="latents", unit="batch", total=inputs.n_batches, disable=not progress
+    mels = progress_bar(
+        inputs.mels(), desc="latents", unit="batch", total=inputs.n_batches, show=progress
     )
     for first, mel in mels:
         _, cache = inputs.model.run_with_cache(mel, names_filter=site.hook_name)

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hooked_whisper.display import box, count, picture, table
 from hooked_whisper.errors import InputError
 from hooked_whisper.sae.evaluation.reconstruction import DecoderCosines, Reconstruction
 from hooked_whisper.sae.evaluation.spliced import Recovered, TranscriptScores
@@ -78,6 +79,27 @@ class SAEEvaluation:
                 text += f", sequences right {each.transcripts.sequence_accuracy:.1%}"
             parts.append(text)
         return f"SAEEvaluation({self.hook_name}, {'; '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """All numbers, a column for each extent, and how often latents are active."""
+        from hooked_whisper.figures.training import plot_density
+
+        numbers = {
+            extent: {
+                name: value
+                for group in each.to_dict().values()
+                for name, value in (group or {}).items()
+                if isinstance(value, int | float) or value is None
+            }
+            for extent, each in self.extents.items()
+        }
+        names = dict.fromkeys(name for each in numbers.values() for name in each)
+        rows = [[name, *(each.get(name) for each in numbers.values())] for name in names]
+        densities = {name: each.reconstruction.density for name, each in self.extents.items()}
+        about = f"{self.architecture}, {self.d_in} to {self.d_sae:,} latents at {self.hook_name}, "
+        about += f"judged on {count(self.n_recordings, 'recording')}"
+        drawn = picture(plot_density(densities), "how many latents have which density")
+        return box(type(self).__name__, about, table(["", *numbers], rows), drawn)
 
     @property
     def speech(self) -> FrameEvaluation:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.ranks import Ranks
@@ -154,9 +155,7 @@ class _Run:
         self.bar: Any = None
         self._watched_s = 0.0
         if progress and self.unfinished and ranks.is_first:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(
+            self.bar = progress_bar(
                 total=sum(each.cfg.total_vectors for each in trainers.values()),
                 initial=sum(each.n_vectors for each in trainers.values()),
                 unit="vector",
@@ -178,6 +177,7 @@ class _Run:
     def __call__(
         self, items: Iterator[tuple[int, Any]], pick: Callable[[Any, Trainer], Any]
     ) -> dict[str, SAE]:
+        error: BaseException | None = None
         try:
             while self.unfinished:
                 number, item = next(items, (-1, None))
@@ -186,12 +186,14 @@ class _Run:
                     break
                 for trainer in list(self.unfinished):
                     self._feed(trainer, number, pick(item, trainer))
-        except BaseException:
+        except BaseException as stopped:
+            error = stopped
             with uninterrupted():
                 for trainer in self.unfinished:
                     trainer.save()
             raise
         finally:
+                    self._tell(trainer)
             if self.bar is not None:
                 self.bar.close()
         return {name: self.results[name] for name in self.trainers}
