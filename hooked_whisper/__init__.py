@@ -49,4 +49,4 @@ if not typing.TYPE_CHECKING:  # which would take every name for known
         return found
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__} - {"typing"})

@@ -2,6 +2,7 @@
 
     HookedWhisperError
     ├── ConfigError              (ValueError)  a configuration that no Whisper can have
+    ├── DeviceError              (ValueError)  a device that this machine or PyTorch does not have
     ├── HookError
     │   ├── HookNameError        (KeyError)    no such hook, or a glob that matches nothing
     │   │   └── HookDisabledError              a hook behind a flag that is off
@@ -55,6 +56,10 @@ class HookedWhisperError(Exception):
 
 class ConfigError(HookedWhisperError, ValueError):
     """A configuration that no Whisper can have."""
+
+
+class DeviceError(HookedWhisperError, ValueError):
+    """A device that this machine, or this build of PyTorch, does not have."""
 
 
 class HookError(HookedWhisperError):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hooked_whisper.config import Stack
+from hooked_whisper.device import as_device
 from hooked_whisper.errors import CacheError, HookNameError
 from hooked_whisper.hooks.names import (
     NamesFilter,
@@ -126,7 +127,11 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
         """A cache on another device or in another floating-point dtype.
 
         This one stays as it is; tensors that need no change are in both.
+
+        Raises:
+            DeviceError: A device that is not there.
         """
+        device = None if device is None else as_device(device)
         return self._with(
             {
                 name: value.to(
@@ -171,7 +176,9 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
 
         Raises:
             CacheError: No such file, or another kind of file.
+            DeviceError: A device that is not there.
         """
+        device = as_device(device)
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 header = file.metadata() or {}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION
+from hooked_whisper.device import as_device
 from hooked_whisper.errors import CacheError
 from hooked_whisper.hooks.points import HookPoint
 
@@ -50,7 +51,7 @@ class Collector:
         self.axes: dict[str, tuple[str, ...]] = {}
         self.copy = copy
         self.with_gradients = with_gradients
-        self.device = device
+        self.device = None if device is None else as_device(device)
         self.dtype = dtype
         self.remove_batch_dim = remove_batch_dim
         self.slices = {"decoder": pos_slice, "encoder": frame_slice}

@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from hooked_whisper.device import as_device
 from hooked_whisper.model.openai import OpenAIInterface
 from hooked_whisper.model.processing import process_weights
 from hooked_whisper.weights.huggingface import from_hf_state
@@ -48,6 +49,7 @@ class Pretrained(OpenAIInterface):
             center_unembed: See `process_weights_`.
 
         Raises:
+            DeviceError: A device that is not there; nothing was loaded.
             SourceError: The source leads to no weights.
             DownloadError: The download failed.
             CheckpointError: The file cannot be read as plain tensors.
@@ -55,6 +57,7 @@ class Pretrained(OpenAIInterface):
             WeightNameError: Missing or unexpected tensors.
             WeightShapeError: A tensor of the wrong shape.
         """
+        device = as_device(device)
         model = cls._from_loaded(load_weights(source, download_root=download_root), device, dtype)
         if fold_ln or center_writing_weights or center_unembed:
             model.process_weights_(fold_ln, center_writing_weights, center_unembed)
@@ -70,7 +73,8 @@ class Pretrained(OpenAIInterface):
     ) -> Model:
         """A copy of an openai-whisper model in memory, where and in what that is unless told."""
         loaded, first = from_openai_state(model), next(model.parameters())
-        return cls._from_loaded(loaded, device or first.device, dtype or first.dtype)
+        device = first.device if device is None else as_device(device)
+        return cls._from_loaded(loaded, device, dtype or first.dtype)
 
     @classmethod
     def from_hf(
@@ -82,17 +86,16 @@ class Pretrained(OpenAIInterface):
     ) -> Model:
         """A copy of a transformers Whisper in memory, where and in what that is unless told."""
         loaded, first = from_hf_state(model), next(model.parameters())
-        return cls._from_loaded(loaded, device or first.device, dtype or first.dtype)
+        device = first.device if device is None else as_device(device)
+        return cls._from_loaded(loaded, device, dtype or first.dtype)
 
     @classmethod
     def _from_loaded(
         cls: type[Model],
         loaded: LoadedWeights,
-        device: torch.device | str | None,
+        device: torch.device,
         dtype: torch.dtype,
     ) -> Model:
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         with torch.device("meta"):
             model = cls(loaded.cfg)
         assign_weights(model, loaded, device=device, dtype=dtype)

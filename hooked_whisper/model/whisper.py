@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hooked_whisper.config import FLAGS, HookedWhisperConfig, Stack
+from hooked_whisper.device import as_device
 from hooked_whisper.errors import ConfigError, InputError, TokenError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import Collector
@@ -18,6 +20,9 @@ from hooked_whisper.model.encoder import Encoder
 from hooked_whisper.model.pretrained import Pretrained
 from hooked_whisper.speech import tokens as speech_tokens
 from hooked_whisper.speech.mel import Mel, to_mel
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class HookedWhisper(Pretrained, Calls):
@@ -51,6 +56,40 @@ class HookedWhisper(Pretrained, Calls):
             return  # weights are on their way; random ones would cost memory here
         nn.init.normal_(self.decoder.token_embedding.weight, std=0.02)
         nn.init.normal_(self.decoder.positional_embedding, std=0.01)
+
+    def __repr__(self) -> str:
+        """Sizes, place, hooks and autoencoders; `print(model.encoder)` shows modules."""
+        cfg = self.cfg
+        hooked = [name for name, point in self.hook_dict.items() if point.has_any_hook]
+        stacks = {
+            stack: f"{cfg.n_layers(stack)} layers x {cfg.n_heads(stack)} heads of "
+            f"{cfg.d_head(stack)}, d_model {cfg.d_model}, d_mlp {cfg.d_mlp}"
+            for stack in get_args(Stack)
+        }
+        n_parameters = sum(each.numel() for each in self.parameters())
+        return "\n".join(
+            [
+                f"{type(self).__name__} {cfg.model_name!r}: {n_parameters:,} parameters, "
+                f"{self.dtype} on {self.device}",
+                f"  encoder  {stacks['encoder']}; {cfg.n_mels} mel bands, {cfg.window_s:g} s",
+                f"  decoder  {stacks['decoder']}; {cfg.n_text_ctx} of {cfg.d_vocab:,} tokens",
+                f"  hooks    {len(self.hook_names())} points in model.hook_names(); "
+                f"hooked: {_some(hooked)}",
+                f"  SAEs     {_some(list(self.acts_to_saes))}",
+                "  modules  print(model.encoder), print(model.decoder)",
+            ]
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> "Self":
+        """Move or convert the model in place; see `torch.nn.Module.to`.
+
+        Raises:
+            DeviceError: A device that is not there; nothing has moved.
+        """
+        for place in (*args[:1], kwargs.get("device")):
+            if isinstance(place, (str, int, torch.device)):
+                as_device(place)
+        return super().to(*args, **kwargs)
 
     # Running
 
@@ -248,6 +287,12 @@ class HookedWhisper(Pretrained, Calls):
             point.enabled = use
         for block in [*self.encoder.blocks, *self.decoder.blocks]:
             block.declare_axes()
+
+
+def _some(names: list[str], most: int = 2) -> str:
+    """Names on one line, not too many of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "none"
 
 
 def _values(mel: Mel | Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, HOP_LENGTH
+from hooked_whisper.device import as_device
 from hooked_whisper.errors import AudioError, AudioLengthError, InputError, MelError
 from hooked_whisper.speech.audio import load_audio
 
@@ -105,7 +106,12 @@ class Mel:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Mel":
-        """The same on another device, or with values of another dtype."""
+        """The same on another device, or with values of another dtype.
+
+        Raises:
+            DeviceError: A device that is not there.
+        """
+        device = None if device is None else as_device(device)
         return Mel(
             self.values.to(device=device, dtype=dtype),
             self.n_frames.to(device=device),
@@ -166,7 +172,9 @@ def to_mel(
         AudioError: Any other audio that `load_audio` refuses; in a list, the
             message says which one. An empty list.
         MelError: There are no filters for `n_mels`.
+        DeviceError: A device that is not there.
     """
+    device = None if device is None else as_device(device)
     if n_mels not in N_MELS:
         raise MelError(
             f"Whisper's filters have 80 or 128 bands; this model takes {n_mels}. Pass it a mel of "

@@ -25,6 +25,7 @@ PUBLIC = {
 ERRORS = {
     "HookedWhisperError": ("Exception",),
     "ConfigError": ("HookedWhisperError", "ValueError"),
+    "DeviceError": ("HookedWhisperError", "ValueError"),
     "HookError": ("HookedWhisperError",),
     "HookNameError": ("HookError", "KeyError"),
     "HookDisabledError": ("HookNameError",),

@@ -338,3 +338,29 @@ class TestFlags:
         bias_only = cache["encoder", 0, "normalized", "ln2"]
         expected = fresh_model.encoder.blocks[0].ln2.bias.expand_as(bias_only)
         torch.testing.assert_close(bias_only, expected)
+
+
+class TestRepr:
+    def test_it_fits_on_a_screen_and_tells_sizes_hooks_and_autoencoders(
+        self, fresh_model: Any
+    ) -> None:
+        shown = repr(fresh_model)
+        assert len(shown.splitlines()) < 10
+        n_parameters = sum(each.numel() for each in fresh_model.parameters())
+        assert f"{n_parameters:,} parameters, torch.float32 on cpu" in shown
+        assert f"{fresh_model.cfg.n_audio_layers} layers x {fresh_model.cfg.n_audio_heads}" in shown
+        assert "hooked: none" in shown
+        assert "SAEs     none" in shown
+        assert "Encoder(" in str(fresh_model.encoder)  # the tree of modules, as it says
+
+    def test_it_names_what_is_hooked_and_spliced_now(
+        self, fresh_model: Any, plain_autoencoder: Callable[..., Any]
+    ) -> None:
+        site = "encoder.hook_embed"
+        fresh_model.add_hook("decoder.hook_logits", lambda value, hook: None)
+        sae = plain_autoencoder(fresh_model.cfg.d_model)
+        with fresh_model.saes({site: sae}):
+            shown = repr(fresh_model)
+        assert "hooked: decoder.hook_logits\n" in shown
+        assert f"SAEs     {site}\n" in shown
+        assert "SAEs     none" in repr(fresh_model)

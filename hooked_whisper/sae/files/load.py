@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from hooked_whisper.device import as_device
 from hooked_whisper.errors import SAEFileError
 from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.files.build import Found, build
@@ -126,7 +127,9 @@ def load_sae(
     Raises:
         SAEFileError: There is no such file, it is broken, unknown or
             inconsistent: says what was found and what is known.
+        DeviceError: A device that is not there.
     """
+    device = as_device(device)
     if architecture not in (None, *KINDS):
         raise SAEFileError(
             f"architecture is {architecture!r}; it can be {' or '.join(map(repr, KINDS))}, and "
@@ -148,7 +151,7 @@ def load_sae(
     _check_asked(found, k, None if has_kinds else architecture)
     if hook_name is not None:
         found.cfg["hook_name"] = hook_name
-    return build(found, dtype, torch.device(device))
+    return build(found, dtype, device)
 
 
 def _check_asked(found: Found, k: int | None, architecture: str | None) -> None:

@@ -31,6 +31,7 @@ def load_suite(
     Raises:
         SAEFileError: No such folder, none in it, one that cannot be read or does not say where
             it belongs, or two that belong to one hook.
+        DeviceError: A device that is not there.
 
     >>> list(load_suite("digits"))[:2]
     ['decoder.blocks.0.hook_resid_post', 'decoder.blocks.1.hook_resid_post']

@@ -6,6 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hooked_whisper.device import as_device
 from hooked_whisper.errors import SAEConfigError
 from hooked_whisper.sae.base import SAEConfig
 
@@ -43,6 +44,7 @@ class TrainingConfig:
 
     Raises:
         SAEConfigError: A value that makes no sense.
+        DeviceError: A device that is not there.
     """
 
     sae: SAEConfig
@@ -84,6 +86,8 @@ class TrainingConfig:
         if (self.n_vectors is None) == (self.n_steps is None):
             what = "neither" if self.n_steps is None else "both"
             raise SAEConfigError(f"{what} of n_vectors and n_steps given; pass one of them.")
+        if self.device is not None:
+            as_device(self.device)
         self._check_counts()
         self._check_numbers()
         self._check_choices()
