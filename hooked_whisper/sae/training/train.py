@@ -177,7 +177,6 @@ class _Run:
     def __call__(
         self, items: Iterator[tuple[int, Any]], pick: Callable[[Any, Trainer], Any]
     ) -> dict[str, SAE]:
-        error: BaseException | None = None
         try:
             while self.unfinished:
                 number, item = next(items, (-1, None))
@@ -186,14 +185,12 @@ class _Run:
                     break
                 for trainer in list(self.unfinished):
                     self._feed(trainer, number, pick(item, trainer))
-        except BaseException as stopped:
-            error = stopped
+        except BaseException:
             with uninterrupted():
                 for trainer in self.unfinished:
                     trainer.save()
             raise
         finally:
-                    self._tell(trainer)
             if self.bar is not None:
                 self.bar.close()
         return {name: self.results[name] for name in self.trainers}
