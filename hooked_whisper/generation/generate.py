@@ -13,6 +13,7 @@ from hooked_whisper.errors import HookNameError, InputError
 from hooked_whisper.generation.collector import StepCollector
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import get_tokenizer
 
 _DEFAULTS = {"language": "en", "without_timestamps": True, "suppress_blank": False}
@@ -75,7 +76,7 @@ class Generation:
 @torch.no_grad()
 def generate(
     model: Any,
-    mel: Float[Tensor, "batch mel frame"] | None,
+    mel: Mel | Float[Tensor, "batch mel frame"] | None,
     max_new_tokens: int | None = None,
     *,
     encoder_output: Float[Tensor, "batch pos d_model"] | None = None,

@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_whisper.errors import SpliceError
+from hooked_whisper.hooks.passes import pass_info
 from hooked_whisper.hooks.points import HookPoint
 
 POINTS = ("input", "acts_pre", "acts_post", "recons", "error", "output")
@@ -69,8 +70,7 @@ class Splice:
         device: Where.
         use_error_term: Add what the autoencoder fails to reconstruct.
         prefix: What the names of its hook points begin with.
-        n_positions: Asked in every pass for the positions of each recording
-            that are to be spliced; None splices all.
+        speech_only: Leave the encoder's padding alone, as the pass knows it.
         reader: Where the input comes from, if not from the site.
         read_from: The hook point and shape of that input.
 
@@ -89,7 +89,7 @@ class Splice:
         *,
         use_error_term: bool = False,
         prefix: str | None = None,
-        n_positions: Callable[[], Int[Tensor, " batch"] | None] | None = None,
+        speech_only: bool = False,
         reader: Reader | None = None,
         read_from: tuple[HookPoint, tuple[int, ...]] | None = None,
     ) -> None:
@@ -99,7 +99,7 @@ class Splice:
             )
         self.sae, self.name, self.use_error_term = sae, name, use_error_term
         self.dtype, self.device = _place_of(sae, dtype, device)
-        self.reader, self._n_positions = reader, n_positions
+        self.reader, self.speech_only = reader, speech_only
         if torch.promote_types(self.dtype, dtype) != self.dtype:
             raise SpliceError(
                 f"the autoencoder at {name!r} is in {self.dtype}, which does not hold the site's "
@@ -120,11 +120,6 @@ class Splice:
             )
             inner.name = f"{self.prefix}.hook_sae_{each}"
             self.points[each] = inner
-
-    @property
-    def only_speech(self) -> bool:
-        """Whether it leaves padding alone."""
-        return self._n_positions is not None
 
     @property
     def names(self) -> dict[str, HookPoint]:
@@ -227,7 +222,10 @@ class Splice:
         if self.use_error_term:
             is_clean = not (changes.seen or torch.is_grad_enabled())
             recons = self._with_error(value, recons, recons if is_clean else self._clean(read))
-        return self.points["output"](self._only_speech(recons.to(value.dtype), value))
+        recons = recons.to(value.dtype)
+        if self.speech_only:
+            recons = self._where_speech(recons, value)
+        return self.points["output"](recons)
 
     def _clean(self, read: Tensor) -> Tensor:
         """The reconstruction as it would be without edits."""
@@ -286,10 +284,14 @@ class Splice:
         """A flat reconstruction with the axes `head d_head` again."""
         return recons.unflatten(-1, self._heads) if self._is_flat and self._heads else recons
 
-    def _only_speech(self, output: Tensor, value: Tensor) -> Tensor:
-        counts = None if self._n_positions is None else self._n_positions()
+    def _where_speech(self, output: Tensor, value: Tensor) -> Tensor:
+        """The output at positions that hold sound, the value itself at the others."""
+        counts = pass_info().n_positions
         if counts is None:
-            return output
+            raise SpliceError(
+                f"the autoencoder at {self.name!r} leaves padding alone, and this pass does not "
+                "say where that is. Run the model itself, or model.run_from(..., n_positions=...)."
+            )
         n_rows, n_pos = value.shape[:2]
         counts = counts.repeat_interleave(n_rows // len(counts)).to(value.device)
         is_speech = torch.arange(n_pos, device=value.device) < counts[:, None]

@@ -109,12 +109,12 @@ class ResampleAblation(Edit):
 
         def function(value: Tensor, hook: HookPoint) -> Tensor | None:
             name = hook.name or ""
-            part = self.site.part(name, hook.axes, value.shape, first_pos(model, name))
+            part = self.site.part(name, hook.axes, value.shape, first_pos(name))
             if part is None:
                 return None
             source = None if self.cache is None else source_at(self.cache, name)
             n_source = None if source is None else len(source)
-            rows = self._rows(len(value), n_recordings(model, name, len(value)), n_source)
+            rows = self._rows(len(value), n_recordings(name, len(value)), n_source)
             edited = value.clone()
             if source is None:
                 edited[part.here] = value[(rows[part.here[0]], *part.here[1:])]

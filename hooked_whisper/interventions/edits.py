@@ -54,7 +54,7 @@ class SiteEdit(Edit):
 
     def hooks(self, model: HookedWhisper) -> list[HookPair]:
         def function(value: Tensor, hook: HookPoint) -> Tensor | None:
-            start = first_pos(model, hook.name or "")
+            start = first_pos(hook.name or "")
             part = self.site.part(hook.name or "", hook.axes, value.shape, start)
             if part is None:
                 return None

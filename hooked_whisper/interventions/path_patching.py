@@ -270,13 +270,13 @@ class _Paths:
         audio = self.base_cache["encoder.ln_final.hook_normalized"]
         with model.hooks(fwd_hooks=[self._hook(each, senders) for each in self.receivers]):
             if stack == "encoder":
-                audio = model.encoder.finish(model.encoder.run_blocks(resid, start=layer))
-                resid = model.decoder(tokens, audio, stop_at_layer=model.cfg.n_text_layers)
-            else:
-                if any(map(reads_audio, self.receivers)):
-                    audio = audio.repeat_interleave(n, dim=0)  # each row has keys of its own
-                resid = model.decoder.run_blocks(resid, audio, None, start=layer)
-            logits = model.decoder.finish(self._seen(resid))
+                n_positions = self.base.mel.n_positions
+                audio = model.run_from((stack, layer), resid, n_positions=n_positions)
+                layer = model.cfg.n_text_layers
+                resid = model.decoder(tokens, audio, stop_at_layer=layer)
+            elif any(map(reads_audio, self.receivers)):
+                audio = audio.repeat_interleave(n, dim=0)  # each row has keys of its own
+            logits = model.decoder.run_from(layer, resid, audio, self.positions)
         # A metric may have a token for each row, so that it takes one sender's rows at a time.
         read = self.metric if self.positions is None else self.metric.of_positions
         logits = logits.unflatten(0, (-1, n))

@@ -9,7 +9,7 @@ cross-attention's keys and values.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hooked_whisper.config import Stack
 from hooked_whisper.generation.kv_cache import KVCache
 from hooked_whisper.hooks.collector import any_hooked
+from hooked_whisper.hooks.passes import PassInfo, running
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.hooks.splice import Reader, Splice
 from hooked_whisper.interventions.entries import Entry, Stop, find_entry
@@ -156,7 +157,7 @@ class BaseRun:
         """
         start = self.first_pos(patches[0])
         first = int((self.positions < start).sum())
-        with self._patching(patches, start), self._from_pos(start):
+        with self._patching(patches, start), self._running(start):
             if self.entries[patches[0].name].stack == "encoder":
                 resid = self._decode(self._encode(patches))
             else:
@@ -186,7 +187,7 @@ class BaseRun:
     @torch.no_grad()
     def encoder_outputs(self, patches: Sequence[RowPatch]) -> Float[Tensor, "row pos d_model"]:
         """The encoder's output with each of some patches of the encoder, in order."""
-        with self._patching(patches, 0):
+        with self._patching(patches, 0), self._running(0):
             return self._encode(patches)
 
     def changes_nothing(self, patch: RowPatch) -> bool:
@@ -353,14 +354,9 @@ class BaseRun:
                 stack.enter_context(self.model.hooks(fwd_hooks=pairs))
             yield
 
-    @contextmanager
-    def _from_pos(self, start: int) -> Iterator[None]:
-        """Tell hooks which position comes first."""
-        try:
-            self.model.decoder.first_pos = start
-            yield
-        finally:
-            self.model.decoder.first_pos = 0
+    def _running(self, start: int) -> AbstractContextManager[None]:
+        """Tell hooks that they run on this example, and which decoder position comes first."""
+        return running(PassInfo(first_pos=start, n_positions=self.example.mel.n_positions))
 
     def _blocks(self, stack: Stack) -> list[Any]:
         return list(self.model.encoder.blocks if stack == "encoder" else self.model.decoder.blocks)

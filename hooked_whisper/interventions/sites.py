@@ -10,6 +10,7 @@ from torch import Tensor
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.errors import SiteError
 from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.hooks.passes import pass_info
 from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
@@ -179,17 +180,17 @@ def _as_slices(index: tuple[Tensor, ...]) -> tuple[slice, ...] | None:
     return tuple(slices)
 
 
-def first_pos(model: HookedWhisper, name: str) -> int:
+def first_pos(name: str) -> int:
     """The position of the first token that a hook sees in the present pass."""
-    return model.decoder.first_pos if name.startswith("decoder") else 0
+    return pass_info().first_pos if name.startswith("decoder") else 0
 
 
-def n_recordings(model: HookedWhisper, name: str, n_rows: int) -> int:
+def n_recordings(name: str, n_rows: int) -> int:
     """How many recordings the rows of an activation belong to, in equal groups.
 
     In beam search, several rows are hypotheses about one recording.
     """
-    n = model.decoder.n_recordings if name.startswith("decoder") else n_rows
+    n = pass_info().n_recordings if name.startswith("decoder") else n_rows
     return n if n_rows % n == 0 else n_rows
 
 

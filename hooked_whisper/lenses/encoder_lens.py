@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hooked_whisper.errors import InputError
 from hooked_whisper.generation.generate import Generation
+from hooked_whisper.hooks.passes import running
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import D_VOCABS, check_tokens, get_tokenizer
@@ -237,11 +238,15 @@ def encoder_outputs(
     """
     depths = _depths(model, layers)
     encoder, done = model.encoder, 0
-    resid = encoder.embed(mel.values if isinstance(mel, Mel) else mel)
+    info = encoder.pass_over(mel)
+    with running(info):
+        resid = encoder.embed(mel)
     for depth in depths:
-        resid = encoder.run_blocks(resid, start=done, stop=depth)
+        with running(info):  # not over a yield, where other passes may run
+            resid = encoder.run_blocks(resid, start=done, stop=depth)
+            output = encoder.finish(resid) if final_ln else resid
         done = depth
-        yield depth, encoder.finish(resid) if final_ln else resid
+        yield depth, output
 
 
 def counted_tokens(

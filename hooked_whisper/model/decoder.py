@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import InputError, TokenError
 from hooked_whisper.generation.kv_cache import KVCache
+from hooked_whisper.hooks.passes import PassInfo, running
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.model.blocks import DecoderBlock, Residual
 from hooked_whisper.model.layers import LayerNorm, Linear
@@ -31,10 +32,6 @@ class Decoder(TransformerStack):
     def __init__(self, cfg: HookedWhisperConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.first_pos = 0
-        """The position of the first token that hooks see in the present pass; 0 but for steps."""
-        self.n_recordings = 1
-        """Recordings in the present pass; the rows of tokens may be several to each."""
         # nn.Embedding's own constructor would draw random values, which the model draws itself.
         self.token_embedding = nn.Embedding.from_pretrained(
             torch.empty(cfg.d_vocab, cfg.d_model), freeze=False
@@ -98,6 +95,18 @@ class Decoder(TransformerStack):
         # Decoding writes over logits: what hooks saw must not change with them.
         return self.hook_logits.own(self.hook_logits(logits.float()))
 
+    def run_from(
+        self,
+        layer: int,
+        resid: Residual,
+        encoder_output: EncoderOutput,
+        positions: Int[Tensor, " wanted"] | None = None,
+    ) -> Float[Tensor, "batch wanted vocab"]:
+        """The logits at some positions, None for all, from the stream before block `layer`."""
+        with running(PassInfo(n_recordings=len(encoder_output))):
+            resid = self.run_blocks(resid, encoder_output, None, start=layer)
+            return self.finish(resid if positions is None else resid[:, positions])
+
     def forward(
         self,
         tokens: Int[Tensor, "batch pos"],
@@ -121,18 +130,19 @@ class Decoder(TransformerStack):
         start = 0 if kv_cache is None else kv_cache.n_pos
         if start == 0:
             check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_text_ctx)
-            self._check_encoder_output(encoder_output, tokens)
+            self.check_encoder_output(encoder_output, tokens)
         elif start + tokens.shape[1] > self.cfg.n_text_ctx:
             n_pos = start + tokens.shape[1]
             raise TokenError(f"{n_pos} tokens; the decoder has {self.cfg.n_text_ctx} positions.")
-        self.first_pos, self.n_recordings = start, len(encoder_output)
-        resid = self.embed(tokens, encoder_output.dtype, start)
-        resid = self.run_blocks(resid, encoder_output, kv_cache, stop=stop_at_layer)
-        if kv_cache is not None:
-            kv_cache.n_pos = start + tokens.shape[1]
-        return resid if stop_at_layer is not None else self.finish(resid)
+        with running(PassInfo(first_pos=start, n_recordings=len(encoder_output))):
+            resid = self.embed(tokens, encoder_output.dtype, start)
+            resid = self.run_blocks(resid, encoder_output, kv_cache, stop=stop_at_layer)
+            if kv_cache is not None:
+                kv_cache.n_pos = start + tokens.shape[1]
+            return resid if stop_at_layer is not None else self.finish(resid)
 
-    def _check_encoder_output(self, encoder_output: Tensor, tokens: Tensor) -> None:
+    def check_encoder_output(self, encoder_output: Tensor, tokens: Tensor) -> None:
+        """Refuse an encoder output of another shape, device or batch than these tokens want."""
         shape, need = tuple(encoder_output.shape), (self.cfg.n_audio_ctx, self.cfg.d_model)
         if encoder_output.ndim != 3 or shape[1:] != need:
             raise InputError(

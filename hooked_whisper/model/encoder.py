@@ -5,11 +5,14 @@ from torch import Tensor, nn
 
 from hooked_whisper.config import FRAMES_PER_POSITION, HookedWhisperConfig
 from hooked_whisper.errors import MelError
+from hooked_whisper.hooks.passes import PassInfo, running
 from hooked_whisper.hooks.points import HookPoint, is_watched
 from hooked_whisper.model.blocks import EncoderBlock, Residual
 from hooked_whisper.model.layers import Conv1d, LayerNorm, gelu, sinusoids
 from hooked_whisper.model.stack import TransformerStack
-from hooked_whisper.speech.mel import check_mel, positions_before_padding
+from hooked_whisper.speech.mel import Mel, check_mel, positions_before_padding
+
+MelInput = Mel | Float[Tensor, "batch mel frame"]
 
 
 class Encoder(TransformerStack):
@@ -18,10 +21,6 @@ class Encoder(TransformerStack):
     def __init__(self, cfg: HookedWhisperConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.finds_speech = False
-        """Whether a pass notes where its recordings end, for what acts on speech only."""
-        self.n_positions: Tensor | None = None
-        """Positions of each recording in the present pass before the padding, if noted."""
         self.conv1 = Conv1d(cfg.n_mels, cfg.d_model, kernel_size=3, padding=1)
         self.conv2 = Conv1d(
             cfg.d_model, cfg.d_model, kernel_size=3, stride=FRAMES_PER_POSITION, padding=1
@@ -42,21 +41,27 @@ class Encoder(TransformerStack):
         """The audio positions' sinusoids, which are not trained."""
         return self.positional_embedding
 
-    def embed(self, mel: Float[Tensor, "batch mel frame"]) -> Residual:
-        """The residual stream before the first block.
+    def pass_over(self, mel: MelInput) -> PassInfo:
+        """What hooks can know of a pass over some recordings, once it is sure that these fit.
 
         Raises:
             MelError: Wrong bands, axes, dtype, device or values.
             AudioLengthError: Not the number of frames that the model takes.
         """
-        check_mel(mel, self.cfg.n_mels, self.cfg.n_frames)
+        values = mel.values if isinstance(mel, Mel) else mel
+        check_mel(values, self.cfg.n_mels, self.cfg.n_frames)
         if mel.device != self.conv1.weight.device:
             raise MelError(
                 f"the mel is on {mel.device} and the model on {self.conv1.weight.device}. "
                 "Move it with mel.to(model.device)."
             )
-        self.n_positions = positions_before_padding(mel) if self.finds_speech else None
-        x = self.hook_mel(self.hook_mel.own(mel))
+        known = mel.n_positions if isinstance(mel, Mel) else positions_before_padding(mel)
+        return PassInfo(n_recordings=len(mel), n_positions=known)
+
+    def embed(self, mel: MelInput) -> Residual:
+        """The residual stream before the first block, of a mel that `pass_over` has checked."""
+        values = mel.values if isinstance(mel, Mel) else mel
+        x = self.hook_mel(self.hook_mel.own(values))
         x = self.hook_conv1(gelu(self.conv1(x), overwrite=not is_watched(self.conv1)))
         x = self.hook_conv2(gelu(self.conv2(x), overwrite=not is_watched(self.conv2)))
         x = self.hook_embed(x.permute(0, 2, 1))
@@ -70,11 +75,13 @@ class Encoder(TransformerStack):
         """The encoder's output, from the residual stream after the last block."""
         return self.ln_final.hook_normalized.own(self.ln_final(resid))
 
-    def forward(
-        self, mel: Float[Tensor, "batch mel frame"], stop_at_layer: int | None = None
-    ) -> Residual:
+    def run_from(self, layer: int, resid: Residual, info: PassInfo) -> Residual:
+        """The encoder's output, from the residual stream before block `layer`."""
+        with running(info):
+            return self.finish(self.run_blocks(resid, start=layer))
+
+    def forward(self, mel: MelInput, stop_at_layer: int | None = None) -> Residual:
         """The encoder's output, or the residual stream before block `stop_at_layer`."""
-        resid = self.embed(mel)
-        if stop_at_layer is not None:
-            return self.run_blocks(resid, stop=stop_at_layer)
-        return self.finish(self.run_blocks(resid))
+        with running(self.pass_over(mel)):
+            resid = self.run_blocks(self.embed(mel), stop=stop_at_layer)
+            return resid if stop_at_layer is not None else self.finish(resid)

@@ -78,7 +78,7 @@ class OpenAIInterface(nn.Module):
         self, mel: Mel | Float[Tensor, "batch mel frame"]
     ) -> Float[Tensor, "batch pos d_model"]:
         """The encoder's output, as openai-whisper calls it."""
-        return self.encoder(mel.values if isinstance(mel, Mel) else mel)
+        return self.encoder(mel)
 
     def logits(
         self,
@@ -188,10 +188,9 @@ class OpenAIInterface(nn.Module):
                 neither or both of mel and encoder output.
             HookNameError: A name that matches nothing, or nothing that fires.
         """
-        values = mel.values if isinstance(mel, Mel) else mel
         result = generate(
             self,
-            values,
+            mel,
             max_new_tokens,
             encoder_output=encoder_output,
             return_cache=return_cache,

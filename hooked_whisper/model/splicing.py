@@ -1,13 +1,11 @@
 """Plugging sparse autoencoders into a model: SAELens's words, on any hook."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from hooked_whisper.errors import SpliceError
 from hooked_whisper.hooks.cache import WhisperCache
@@ -19,17 +17,6 @@ from hooked_whisper.model.axes import axis_sizes
 
 SAEs = Mapping[Any, Any] | Iterable[Any]
 """Autoencoders by hook name, several as a list; or autoencoders that name their hook themselves."""
-
-
-@dataclass(frozen=True, eq=False)
-class _SpeechOfThePass:
-    """Asks an encoder for the positions of each recording that hold speech in the present pass."""
-
-    encoder: Any
-
-    def __call__(self) -> Int[Tensor, " batch"] | None:
-        found: Tensor | None = self.encoder.n_positions
-        return found
 
 
 @dataclass(frozen=True)
@@ -77,7 +64,8 @@ class Splicing(HookedEncoderDecoder):
             use_error_term: Add what it fails to reconstruct, so that without
                 edits nothing changes; None is its own `use_error_term`, or False.
             speech_only: In the encoder, leave the positions alone that are
-                padding: those of mel frames that equal the window's last one, to its end.
+                padding, behind `Mel.n_positions`. Of a plain tensor: those of
+                mel frames that equal the window's last one, to its end.
             hook_name_out: For a transcoder, the hook whose activation it
                 replaces, while it reads that of `hook_name`. Its hook points are there.
 
@@ -217,6 +205,8 @@ class Splicing(HookedEncoderDecoder):
             raise SpliceError(
                 f"a transcoder reads at {name!r} and writes at {out!r}; both must be in one stack."
             )
+        if speech_only:
+            self._check_speech(out)
         point, parameter = self.hook_dict[out], next(self.parameters())
         reader = None if out == name else Reader()
         return _Attached(
@@ -229,7 +219,7 @@ class Splicing(HookedEncoderDecoder):
                 parameter.device,
                 use_error_term=use_error_term,
                 prefix=_free_prefix(out, taken),
-                n_positions=self._speech_of(out, point) if speech_only else None,
+                speech_only=speech_only,
                 reader=reader,
                 read_from=(self.hook_dict[name], self._some_shape(name)),
             ),
@@ -246,13 +236,14 @@ class Splicing(HookedEncoderDecoder):
             width,
         )
 
-    def _speech_of(self, name: str, point: HookPoint) -> Callable[[], Int[Tensor, " batch"] | None]:
+    def _check_speech(self, name: str) -> None:
+        """Refuse `speech_only` where an activation has no encoder positions."""
+        point = self.hook_dict[name]
         if not name.startswith("encoder") or point.axes[1:2] != ("pos",):
             raise SpliceError(
                 f"speech_only is for activations of encoder positions; {name!r} has axes "
                 f"[{' '.join(point.axes)}]. Leave it out there."
             )
-        return _SpeechOfThePass(self.encoder)
 
     def _attach(self, attached: list[_Attached]) -> None:
         for each in attached:
@@ -287,8 +278,6 @@ class Splicing(HookedEncoderDecoder):
             self.hook_dict[name] = point
             self.hook_dict |= inner.get(name, {})
         self.mod_dict |= {name: point for each in inner.values() for name, point in each.items()}
-        counts = any(each.splice.only_speech for each in self._attached)
-        self.encoder.finds_speech = counts
 
 
 def _pairs(saes: SAEs) -> list[tuple[NamesFilter, Any]]:

@@ -14,9 +14,10 @@ from hooked_whisper.device import as_device
 from hooked_whisper.errors import ConfigError, InputError, TokenError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import Collector
+from hooked_whisper.hooks.passes import PassInfo
 from hooked_whisper.model.calls import Calls, Output, ReturnType, StopAt
 from hooked_whisper.model.decoder import Decoder
-from hooked_whisper.model.encoder import Encoder
+from hooked_whisper.model.encoder import Encoder, MelInput
 from hooked_whisper.model.pretrained import Pretrained
 from hooked_whisper.speech import tokens as speech_tokens
 from hooked_whisper.speech.mel import Mel, to_mel
@@ -95,7 +96,7 @@ class HookedWhisper(Pretrained, Calls):
 
     def forward(
         self,
-        mel: Mel | Float[Tensor, "batch mel frame"] | None = None,
+        mel: MelInput | None = None,
         tokens: Int[Tensor, "batch pos"] | None = None,
         return_type: ReturnType = "logits",
         *,
@@ -123,7 +124,7 @@ class HookedWhisper(Pretrained, Calls):
         self._check_call(mel, tokens, return_type, encoder_output)
         stop = self._check_stop(stop_at_layer, tokens)
         if encoder_output is None:
-            encoder_output = self.encoder(_values(mel), stop.get("encoder"))
+            encoder_output = self.encoder(mel, stop.get("encoder"))
         if tokens is None or "encoder" in stop:
             return encoder_output
         logits = self.decoder(tokens, encoder_output, stop_at_layer=stop.get("decoder"))
@@ -133,6 +134,75 @@ class HookedWhisper(Pretrained, Calls):
             return None
         loss = self.loss(logits, tokens, per_token=loss_per_token)
         return loss if return_type == "loss" else Output(logits, loss)
+
+    def run_from(
+        self,
+        layer: tuple[Stack, int],
+        resid: Float[Tensor, "batch pos d_model"],
+        tokens: Int[Tensor, "batch token"] | None = None,
+        *,
+        encoder_output: Float[Tensor, "audio_batch audio_pos d_model"] | None = None,
+        n_positions: Int[Tensor, " recording"] | None = None,
+    ) -> Float[Tensor, "batch pos vocab_or_d_model"]:
+        """Run the rest of the model on a residual stream, as `stop_at_layer` left it or edited.
+
+        Hooks and autoencoders from there on act as in a whole pass.
+
+        Args:
+            layer: `("encoder", l)` or `("decoder", l)`: `resid` is the stream
+                before that block; the number of layers is behind the last. Negative
+                layers count from the end.
+            resid: Rows of one recording after the other, in equal groups.
+            tokens: From the encoder on: what the decoder reads; None stops at
+                the encoder's output.
+            encoder_output: In the decoder: what it attends to.
+            n_positions: In the encoder: positions of each recording that hold
+                sound, for autoencoders which leave padding alone; `mel.n_positions`.
+
+        Returns:
+            The logits; without tokens, the encoder's output.
+
+        Raises:
+            InputError: No such layer, a stream of another shape or device; an
+                encoder output that is missing in the decoder, or given in the encoder.
+            TokenError: Bad tokens.
+
+        >>> stream = model(mel, stop_at_layer=("encoder", 2))           # doctest: +SKIP
+        >>> logits = model.run_from(("encoder", 2), stream, tokens)     # doctest: +SKIP
+        """
+        ((stack, start),) = self._check_layer("layer", layer).items()
+        self._check_stream(stack, resid, tokens, encoder_output)
+        if stack == "decoder":
+            assert encoder_output is not None
+            return self.decoder.run_from(start, resid, encoder_output)
+        info = PassInfo(n_recordings=len(resid), n_positions=n_positions)
+        output = self.encoder.run_from(start, resid, info)
+        return output if tokens is None else self.decoder(tokens, output)
+
+    def _check_stream(
+        self, stack: Stack, resid: Any, tokens: Tensor | None, encoder_output: Tensor | None
+    ) -> None:
+        """Refuse a residual stream that a stack cannot go on with."""
+        longest = self.cfg.n_audio_ctx if stack == "encoder" else self.cfg.n_text_ctx
+        shape = tuple(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
+        fits = len(shape) == 3 and shape[2] == self.cfg.d_model and 0 < shape[1] <= longest
+        if not fits or (stack == "encoder" and shape[1] != longest):
+            raise InputError(
+                f"resid is {shape}; the {stack}'s stream is [batch, "
+                f"{'' if stack == 'encoder' else 'up to '}{longest}, {self.cfg.d_model}]."
+            )
+        if resid.device != self.device:
+            raise InputError(f"resid is on {resid.device} and the model on {self.device}.")
+        if (stack == "decoder") != (encoder_output is not None):
+            raise InputError(
+                "the decoder attends to the encoder's output; pass encoder_output=model(mel)."
+                if stack == "decoder"
+                else "encoder_output is given, which the encoder is about to compute; leave it out."
+            )
+        if stack == "decoder" and tokens is not None:
+            raise InputError("tokens are given, but the stream already holds them; leave them out.")
+        if encoder_output is not None:
+            self.decoder.check_encoder_output(encoder_output, resid[..., 0])
 
     def loss(
         self,
@@ -172,25 +242,29 @@ class HookedWhisper(Pretrained, Calls):
                     "Pass one row of tokens for each recording."
                 )
 
-    def _check_stop(self, stop_at_layer: Any, tokens: Tensor | None) -> dict[str, int]:
+    def _check_stop(self, stop_at_layer: Any, tokens: Tensor | None) -> dict[Stack, int]:
         """Where to stop, by stack, with the layer counted from the start."""
         if stop_at_layer is None:
             return {}
-        pair = stop_at_layer if isinstance(stop_at_layer, Sequence) else ()
+        stop = self._check_layer("stop_at_layer", stop_at_layer)
+        if "decoder" in stop and tokens is None:
+            raise InputError(f"stop_at_layer {stop_at_layer!r} needs tokens for the decoder.")
+        return stop
+
+    def _check_layer(self, name: str, given: Any) -> dict[Stack, int]:
+        """A place before a block, by stack, with the layer counted from the start."""
+        pair = given if isinstance(given, Sequence) else ()
         if len(pair) != 2 or pair[0] not in ("encoder", "decoder") or not isinstance(pair[1], int):
             raise InputError(
-                f"stop_at_layer is {stop_at_layer!r}; it can be (stack, layer), "
-                'for instance ("encoder", 2).'
+                f'{name} is {given!r}; it can be (stack, layer), for instance ("encoder", 2).'
             )
         stack, layer = cast(tuple[Stack, int], pair)
         n_layers = self.cfg.n_layers(stack)
         if not -n_layers <= layer <= n_layers:
             raise InputError(
-                f"stop_at_layer is {stop_at_layer!r}; the {stack} has {n_layers} layers, so that "
-                f"it can stop before layer {-n_layers} to {n_layers}."
+                f"{name} is {given!r}; the {stack} has {n_layers} layers, so that "
+                f"it can be {-n_layers} to {n_layers}."
             )
-        if stack == "decoder" and tokens is None:
-            raise InputError(f"stop_at_layer {stop_at_layer!r} needs tokens for the decoder.")
         return {stack: layer + n_layers if layer < 0 else layer}
 
     def _make_cache(self, collector: Collector, *args: Any, **kwargs: Any) -> WhisperCache:
@@ -294,7 +368,3 @@ def _some(names: list[str], most: int = 2) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "none"
 
-
-def _values(mel: Mel | Tensor | None) -> Tensor:
-    assert mel is not None
-    return mel.values if isinstance(mel, Mel) else mel

@@ -84,8 +84,10 @@ def effects(
     before: dict[int, Tensor] = {}
     texts: list[str] = []
 
-    def write(stream: Tensor) -> list[str]:
-        return site.model.generate(encoder_output=site.behind(stream), **options).texts
+    def write(stream: Tensor, heard: Sequence[int]) -> list[str]:
+        n_positions = torch.tensor([windows[each].n_positions for each in heard]).to(stream.device)
+        output = site.behind(stream, n_positions)
+        return site.model.generate(encoder_output=output, **options).texts
 
     n_runs = len(heard) + len(runs)
     with progress_bar(
@@ -95,13 +97,13 @@ def effects(
             part = heard[first : first + batch_size]
             stream = site.before(mel_of(site.model, [windows[each] for each in part]))
             before |= zip(part, stream, strict=True)
-            plain |= zip(part, write(stream), strict=True)
+            plain |= zip(part, write(stream, part), strict=True)
             bar.update(len(part))
         for first in range(0, len(runs), batch_size):
             some = runs[first : first + batch_size]
             stream = torch.stack([before[window] for window, _, _ in some])
             with site.scaled([each for _, each, _ in some], [by for _, _, by in some]):
-                texts += write(stream)
+                texts += write(stream, [window for window, _, _ in some])
             bar.update(len(some))
     return {
         pair: Effect(plain[pair[0]], texts[2 * i], texts[2 * i + 1]) for i, pair in enumerate(pairs)

@@ -7,16 +7,17 @@ from math import prod
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_whisper.config import Stack
+from hooked_whisper.config import FRAMES_PER_POSITION, Stack
 from hooked_whisper.errors import InputError, SpliceError
 from hooked_whisper.harvest.sites import choose_sites
 from hooked_whisper.hooks.names import stack_of
 from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.site import VECTORS_AT_ONCE, JudgedSite, judged_site
+from hooked_whisper.speech.mel import Mel
 
 Kind = Literal["latent", "neuron"]
 
@@ -68,14 +69,18 @@ class FeatureSite:
             return mel.values
         return self.model(mel, stop_at_layer=("encoder", self._block))
 
-    def behind(self, stream: Tensor) -> Tensor:
-        """The encoder's output from there on, with whatever is hooked in."""
-        encoder = self.model.encoder
+    def behind(self, stream: Tensor, n_positions: Int[Tensor, " batch"]) -> Tensor:
+        """The encoder's output from there on, with whatever is hooked in.
+
+        Args:
+            stream: What `before` gave.
+            n_positions: Positions of each row that hold sound.
+        """
         if self.stack == "decoder":
             return stream
         if self._block is None:
-            return encoder(stream)
-        return encoder.finish(encoder.run_blocks(stream, start=self._block))
+            return self.model(Mel(stream, n_positions * FRAMES_PER_POSITION))
+        return self.model.run_from(("encoder", self._block), stream, n_positions=n_positions)
 
     @property
     def _block(self) -> int | None:

@@ -272,9 +272,10 @@ def positions_before_padding(mel: Float[Tensor, "batch mel frame"]) -> Int[Tenso
     """Encoder positions (20 ms) of each recording up to its padding, from the mel alone.
 
     Padding is what equals the window's last frame, from there to the end: digital
-    silence, or the zeros that `transcribe` fills a last window with. At most one
-    position more than `Mel.n_positions`, as a mel frame also sees its neighbourhood;
-    silence at a recording's own end counts as padding.
+    silence, or the zeros that `transcribe` fills a last window with. Of digital
+    silence one frame less is padding than looks like it, as a frame also hears what is
+    beside it; so this is `Mel.n_positions`, or, for one recording in 8, one more.
+    Silence at a recording's own end counts as padding.
 
     >>> mel = torch.zeros(2, 80, 3000)
     >>> mel[0, :, :1100] = torch.rand(80, 1100)
@@ -284,6 +285,8 @@ def positions_before_padding(mel: Float[Tensor, "batch mel frame"]) -> Int[Tenso
     differs = (mel != mel[..., -1:]).any(dim=1)
     frames = torch.arange(1, mel.shape[-1] + 1, device=mel.device)
     n_frames = (differs * frames).amax(dim=-1)
+    is_silence = (mel[..., -1] != 0).any(dim=-1) & (n_frames < mel.shape[-1] - 1)
+    n_frames = (n_frames - is_silence.long()).clamp(min=0)
     return (n_frames + FRAMES_PER_POSITION - 1) // FRAMES_PER_POSITION
 
 

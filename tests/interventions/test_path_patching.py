@@ -283,3 +283,27 @@ def test_things_of_the_wrong_kind(tiny_model: Any) -> None:
         check_part(tiny_model, Head("decoder", 0, 0), "receiver")
     with pytest.raises(InterventionError, match=r'direction is "up"|direction is \'up\''):
         check_direction("up")
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_an_autoencoder_leaves_alone_what_is_padding_in_the_patched_run(
+    tiny_model: Any, clean: Example, corrupted: Example, plain_autoencoder: Any, direction: Any
+) -> None:
+    """Four recordings of four lengths, and several senders side by side for each."""
+    clean = Example(Mel(clean.mel.values, torch.tensor([52, 20])), clean.tokens)
+    corrupted = Example(Mel(corrupted.mel.values, torch.tensor([12, 44])), corrupted.tokens)
+    base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+    senders, receivers = [Head("encoder", 0, 0), Head("encoder", 0, 1)], [Head("encoder", 1, 0).q]
+    sae = {"encoder.blocks.1.hook_resid_post": plain_autoencoder(tiny_model.cfg.d_model)}
+    with tiny_model.saes(sae, speech_only=True):
+        found = path_patch(
+            tiny_model, clean, corrupted, senders, receivers, DIFFERENCE, direction=direction
+        )
+        by_hand = three_passes(tiny_model, base, source, senders, receivers)
+    torch.testing.assert_close(found.values, by_hand, atol=1e-5, rtol=1e-5)
+    with tiny_model.saes(sae):
+        everywhere = path_patch(
+            tiny_model, clean, corrupted, senders, receivers, DIFFERENCE, direction=direction
+        )
+    assert ((everywhere.values - found.values).abs() > 1e-3).all()

@@ -199,7 +199,7 @@ def test_a_pass_knows_its_first_position_and_its_recordings(tiny_model, tiny_mel
     def look(value, hook):
         name = hook.name
         rows = len(value)
-        seen.append((first_pos(tiny_model, name), n_recordings(tiny_model, name, rows), rows))
+        seen.append((first_pos(name), n_recordings(name, rows), rows))
 
     with torch.no_grad(), tiny_model.hooks([([RESID, OF_DECODER], look)]):
         encoded = tiny_model.encoder(tiny_mel)

@@ -171,3 +171,32 @@ def test_latents_that_do_not_exist(spliced: Any) -> None:
         Site(TEXT, latent=0).names(spliced)
     with pytest.raises(SiteError, match="no neurons"):
         Site(TEXT + LATENTS, neuron=0).names(spliced)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("name", ["encoder.blocks.0.attn.hook_z", "encoder.hook_embed"])
+def test_what_is_padding_is_that_of_the_patched_run(
+    tiny_model: Any, plain_autoencoder: Callable[..., Any], name: str, direction: Any
+) -> None:
+    """An autoencoder that leaves padding alone, and two recordings of other lengths."""
+    clean, corrupted = (
+        Example(Mel(each.mel.values, torch.tensor([n])), each.tokens)
+        for each, n in ((make_example(tiny_model, 1), 52), (make_example(tiny_model, 2), 20))
+    )
+    base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+    sae = {"encoder.blocks.1.hook_resid_post": plain_autoencoder(tiny_model.cfg.d_model)}
+    with torch.no_grad(), tiny_model.saes(sae, speech_only=True):
+        found = patch_sweep(
+            tiny_model, clean, corrupted, name, metric=METRIC, direction=direction, progress=False
+        )
+        _, cache = tiny_model.run_with_cache(source.mel, source.tokens, names_filter=name)
+        logits = tiny_model.run_with_hooks(
+            base.mel, base.tokens, fwd_hooks=[(name, lambda value, hook: cache[name])]
+        )
+    assert found.values.item() == pytest.approx(METRIC(logits).item(), abs=1e-5)
+    with torch.no_grad(), tiny_model.saes(sae):
+        everywhere = patch_sweep(
+            tiny_model, clean, corrupted, name, metric=METRIC, direction=direction, progress=False
+        )
+    assert abs(everywhere.values.item() - found.values.item()) > 1e-3

@@ -13,6 +13,7 @@ from hooked_whisper.errors import (
     InterventionError,
     SweepError,
 )
+from hooked_whisper.hooks.passes import pass_info
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.metrics import Metric, as_metric
 from hooked_whisper.interventions.results import SweepResult
@@ -268,7 +269,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_sweep_goes_on(
     assert not stopped.complete and 15 <= stopped.n_done <= 20
     assert f"stopped after {stopped.n_done} of 84 patches" in capsys.readouterr().err
     assert not any(point.is_hooked for point in tiny_model.hook_dict.values())
-    assert tiny_model.decoder.first_pos == 0
+    assert pass_info().first_pos == 0
 
     metric.left = 10**6
     rest = patch_sweep(tiny_model, *pair, names, metric=as_metric(metric), resume=stopped, **own)

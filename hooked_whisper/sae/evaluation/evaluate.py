@@ -184,7 +184,7 @@ def _read(
         encoder_output, cache = model.run_with_cache(mel, names_filter=heard)
         values |= dict(cache.items())
     else:
-        encoder_output = model.encoder(mel.values)
+        encoder_output = model.encoder(mel)
     texts: list[str] = []
     rows = None if inputs.rows is None else list(inputs.rows[first : first + len(mel)])
     if transcripts or rows is None:
@@ -253,7 +253,7 @@ def _clean_run(model: HookedWhisper, sites: Sequence[JudgedSite], batch: Batch) 
     if names:
         output, streams = model.run_with_cache(batch.mel, names_filter=names)
     else:
-        output = model.encoder(batch.mel.values)
+        output = model.encoder(batch.mel)
     return _Clean(output, _logits(model, batch, output), streams)
 
 
@@ -289,10 +289,10 @@ def _encoder_output(
         return clean.encoder_output
     layer = job.site.stream_layer
     if layer is None:
-        return model.encoder(batch.mel.values)
+        return model.encoder(batch.mel)
     stream = clean.streams[job.site.hook_name]
     resid = put_in(stream, function(stream), _counts(model, job, batch))
-    return model.encoder.finish(model.encoder.run_blocks(resid, start=layer + 1))
+    return model.run_from(("encoder", layer + 1), resid, n_positions=batch.mel.n_positions)
 
 
 def _replacing(

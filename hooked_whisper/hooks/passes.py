@@ -1,0 +1,49 @@
+"""What a hook can know of the forward pass that it fires in.
+
+It is a value that lives as long as the pass: whoever runs blocks says what they
+run on, and nothing is left behind for a later pass to find.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PassInfo:
+    """One pass through a stack.
+
+    Args:
+        first_pos: The decoder position of the first token; above 0 in later steps of decoding.
+        n_recordings: Recordings that the rows of tokens belong to, in equal
+            groups: in beam search, several rows are hypotheses about one.
+        n_positions: Encoder positions of each recording that hold sound, the
+            rest being padding; the encoder's rows belong to them in equal groups.
+    """
+
+    first_pos: int = 0
+    n_recordings: int = 1
+    n_positions: Int[Tensor, " recording"] | None = None
+
+
+_NO_PASS = PassInfo()
+_present: ContextVar[PassInfo | None] = ContextVar("_present", default=None)
+
+
+def pass_info() -> PassInfo:
+    """The pass that runs now; outside of any, one that knows nothing."""
+    return _present.get() or _NO_PASS
+
+
+@contextmanager
+def running(info: PassInfo) -> Iterator[None]:
+    """Say what the blocks run on that run inside."""
+    token = _present.set(info)
+    try:
+        yield
+    finally:
+        _present.reset(token)
