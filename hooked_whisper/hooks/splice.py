@@ -339,6 +339,30 @@ def _width_of(sae: Any) -> int | None:
     return None
 
 
+def site_written(sae: Any, hook_name: str, hook_name_out: str | None = None) -> str:
+    """The hook at which an autoencoder writes that reads at another, or at the same.
+
+    Args:
+        sae: An autoencoder or transcoder.
+        hook_name: Where it reads. What its configuration remembers is only that.
+        hook_name_out: Where it writes, if said.
+
+    Raises:
+        SpliceError: A transcoder away from home that was not told where to write.
+    """
+    if hook_name_out is not None:
+        return hook_name_out
+    home, home_out = configured(sae, "hook_name"), configured(sae, "hook_name_out")
+    if home_out in (None, home):
+        return hook_name
+    if hook_name != home:
+        raise SpliceError(
+            f"this {type(sae).__name__} writes another place than it reads: from {home!r} to "
+            f"{home_out!r}. At {hook_name!r}, say hook_name_out= too."
+        )
+    return str(home_out)
+
+
 def configured(sae: Any, name: str) -> Any:
     """What an autoencoder's configuration says of itself, in its fields or in its metadata."""
     cfg = getattr(sae, "cfg", None)

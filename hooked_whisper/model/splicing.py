@@ -12,7 +12,7 @@ from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter, is_inside_sae, site_of
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.hooks.root import HookedEncoderDecoder
-from hooked_whisper.hooks.splice import Reader, Splice, configured
+from hooked_whisper.hooks.splice import Reader, Splice, configured, site_written
 from hooked_whisper.model.axes import axis_sizes
 
 SAEs = Mapping[Any, Any] | Iterable[Any]
@@ -68,6 +68,7 @@ class Splicing(HookedEncoderDecoder):
                 mel frames that equal the window's last one, to its end.
             hook_name_out: For a transcoder, the hook whose activation it
                 replaces, while it reads that of `hook_name`. Its hook points are there.
+                Needed where `hook_name` is not the one that its configuration names.
 
         Raises:
             HookNameError: No such hook, or one behind a flag that is off.
@@ -175,13 +176,13 @@ class Splicing(HookedEncoderDecoder):
                     f"this {type(sae).__name__} does not say where it belongs. Pass hook_name, or "
                     "saes={hook_name: sae}."
                 )
-            out = hook_name_out or configured(sae, "hook_name_out")
             for name in self.hook_names(wanted):
                 taken = [each.splice for each in [*self._attached, *prepared]]
                 use_error = use_error_term
                 if use_error is None:
                     use_error = bool(getattr(sae, "use_error_term", False))
-                prepared.append(self._fit(sae, name, out or name, use_error, speech_only, taken))
+                out = site_written(sae, name, hook_name_out)
+                prepared.append(self._fit(sae, name, out, use_error, speech_only, taken))
         return prepared
 
     def _fit(

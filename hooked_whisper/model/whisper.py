@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_NO_TARGET = -100
+
+
 class HookedWhisper(Pretrained, Calls):
     """Whisper, computed as openai-whisper computes it, with hooks throughout.
 
@@ -143,7 +146,7 @@ class HookedWhisper(Pretrained, Calls):
         *,
         encoder_output: Float[Tensor, "audio_batch audio_pos d_model"] | None = None,
         n_positions: Int[Tensor, " recording"] | None = None,
-    ) -> Float[Tensor, "batch pos vocab_or_d_model"]:
+    ) -> Float[Tensor, "rows out_pos vocab_or_d_model"]:
         """Run the rest of the model on a residual stream, as `stop_at_layer` left it or edited.
 
         Hooks and autoencoders from there on act as in a whole pass.
@@ -201,6 +204,9 @@ class HookedWhisper(Pretrained, Calls):
             )
         if stack == "decoder" and tokens is not None:
             raise InputError("tokens are given, but the stream already holds them; leave them out.")
+        if tokens is not None:
+            speech_tokens.check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_text_ctx)
+            self.decoder.check_encoder_output(resid, tokens)
         if encoder_output is not None:
             self.decoder.check_encoder_output(encoder_output, resid[..., 0])
 
@@ -212,14 +218,25 @@ class HookedWhisper(Pretrained, Calls):
     ) -> Float[Tensor, "*batch_pos"]:
         """Cross-entropy of each token given those before it, in nats.
 
+        Tokens that `to_tokens` filled rows up with are no text, and do not count:
+        what stands behind a row's first end-of-text, and that one too where
+        another row has none. Their loss is 0.
+
+        Args:
+            logits: What the decoder gave for the tokens.
+            tokens: What it was given.
+            per_token: Keep the loss of each token apart, instead of their mean.
+
         Raises:
             TokenError: Fewer than two tokens.
         """
         if tokens.shape[1] < 2:
             raise TokenError("the loss of 1 token is asked for; a first token has none before it.")
         reduction = "none" if per_token else "mean"
+        is_text = speech_tokens.is_text(tokens, self.cfg)[:, 1:]
+        targets = tokens[:, 1:].long().masked_fill(~is_text, _NO_TARGET)
         return F.cross_entropy(
-            logits[:, :-1].transpose(1, 2), tokens[:, 1:].long(), reduction=reduction
+            logits[:, :-1].transpose(1, 2), targets, ignore_index=_NO_TARGET, reduction=reduction
         )
 
     def _check_call(
@@ -367,4 +384,3 @@ def _some(names: list[str], most: int = 2) -> str:
     """Names on one line, not too many of them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "none"
-

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig
@@ -138,6 +138,26 @@ def to_tokens(
     width = max(map(len, rows))
     filled = [row + [tokenizer.eot] * (width - len(row)) for row in rows]
     return torch.tensor(filled, dtype=torch.int64)
+
+
+def is_text(
+    tokens: Int[Tensor, "batch pos"], cfg: HookedWhisperConfig
+) -> Bool[Tensor, "batch pos"]:
+    """Which tokens are a row's own, and not what `to_tokens` filled it up with.
+
+    A row ends with its first end-of-text; where another row of the batch has
+    none, that one was filled in too, and the row ends before it.
+    A vocabulary that is not Whisper's has no padding.
+
+    Source: `whisper.tokenizer`, whose first special token is end-of-text.
+    """
+    if cfg.d_vocab not in D_VOCABS:
+        return torch.ones_like(tokens, dtype=torch.bool)
+    is_end = tokens == get_tokenizer(cfg).eot
+    n_ends = is_end.long().cumsum(dim=1)
+    if bool(is_end.any(dim=1).all()):
+        return n_ends - is_end.long() == 0
+    return n_ends == 0
 
 
 def to_string(tokens: Any, cfg: HookedWhisperConfig, *, skip_special: bool = True) -> Any:

@@ -556,3 +556,45 @@ def test_a_site_with_an_autoencoder_keeps_its_flag(
     fresh_model.add_sae(plain_autoencoder(24), "encoder.blocks.0.hook_mlp_in")
     with pytest.raises(ValueError, match="has hooks or an SAE"):
         fresh_model.set_use_hook_mlp_in(False)
+
+
+# Where it goes
+
+
+class _Trained:
+    """A configuration that remembers where its autoencoder was trained."""
+
+    def __init__(self, hook_name: str, hook_name_out: str | None = None) -> None:
+        self.hook_name, self.hook_name_out = hook_name, hook_name_out
+
+
+@pytest.mark.parametrize("out", [None, SITE], ids=["one hook", "named twice"])
+def test_the_site_that_is_named_wins_over_the_one_that_it_was_trained_at(
+    tiny_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor, sae: Any, out: str | None
+) -> None:
+    sae.cfg = _Trained(SITE, out)
+    for name in ("encoder.blocks.1.hook_mlp_out", "decoder.blocks.0.hook_attn_out"):
+        replaced = [(name, lambda value, hook: sae.decode(sae.encode(value)))]
+        with torch.no_grad():
+            tiny_model.add_sae(sae, name)
+            got = tiny_model(tiny_mel, tiny_tokens)
+            assert list(tiny_model.acts_to_saes) == [name]
+            tiny_model.reset_saes()
+            wanted = tiny_model.run_with_hooks(tiny_mel, tiny_tokens, fwd_hooks=replaced)
+        torch.testing.assert_close(got, wanted)
+    with tiny_model.saes([sae]):
+        assert list(tiny_model.acts_to_saes) == [SITE]
+    with tiny_model.saes({"encoder.blocks.*.hook_mlp_out": sae}):
+        assert list(tiny_model.acts_to_saes) == [f"encoder.blocks.{i}.hook_mlp_out" for i in (0, 1)]
+
+
+def test_a_transcoder_away_from_home_is_told_where_to_write(tiny_model: Any, sae: Any) -> None:
+    reads, writes = "encoder.blocks.0.ln2.hook_normalized", "encoder.blocks.0.hook_mlp_out"
+    sae.cfg = _Trained(reads, writes)
+    with pytest.raises(SpliceError, match=r"At 'encoder\.blocks\.1\..*', say hook_name_out= too"):
+        tiny_model.add_sae(sae, reads.replace("0", "1"))
+    assert tiny_model.acts_to_saes == {}
+    tiny_model.add_sae(sae, reads)
+    tiny_model.add_sae(sae, reads.replace("0", "1"), hook_name_out=writes.replace("0", "1"))
+    assert list(tiny_model.acts_to_saes) == [writes, writes.replace("0", "1")]
+    tiny_model.reset_saes()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -133,7 +133,7 @@ class TestStopAtLayer:
     @pytest.mark.parametrize(
         ("stop", "message"),
         [
-            (("encoder", 3), "the encoder has 2 layers, .* before layer -2 to 2"),
+            (("encoder", 3), "the encoder has 2 layers, so that it can be -2 to 2"),
             (("encoder", -3), "the encoder has 2 layers"),
             (("decoder", 4), "the decoder has 3 layers"),
             (("middle", 1), r"it can be \(stack, layer\)"),
@@ -154,6 +154,121 @@ class TestStopAtLayer:
     def test_in_the_decoder_needs_tokens(self, tiny_model: Any, tiny_mel: Tensor) -> None:
         with pytest.raises(InputError, match="needs tokens for the decoder"):
             tiny_model(tiny_mel, stop_at_layer=("decoder", 1))
+
+
+class TestRunFrom:
+    @pytest.mark.parametrize("layer", [0, 1, 2, -1])
+    @torch.no_grad()
+    def test_the_encoders_stream_gives_what_a_whole_pass_gives(
+        self, layer: int, tiny_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+    ) -> None:
+        place = ("encoder", layer)
+        resid = tiny_model(tiny_mel, stop_at_layer=place)
+        assert torch.equal(tiny_model.run_from(place, resid), tiny_model(tiny_mel))
+        logits = tiny_model.run_from(place, resid, tiny_tokens)
+        assert torch.equal(logits, tiny_model(tiny_mel, tiny_tokens))
+
+    @pytest.mark.parametrize("layer", [0, 1, 3, -1])
+    @torch.no_grad()
+    def test_the_decoders_stream_too_and_rows_may_share_a_recording(
+        self, layer: int, tiny_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+    ) -> None:
+        place, output = ("decoder", layer), tiny_model(tiny_mel)
+        resid = tiny_model(tiny_mel, tiny_tokens, stop_at_layer=place)
+        got = tiny_model.run_from(place, resid, encoder_output=output)
+        assert torch.equal(got, tiny_model(tiny_mel, tiny_tokens))
+        got = tiny_model.run_from(place, resid.repeat(3, 1, 1), encoder_output=output[:1])
+        one = tiny_model.run_from(place, resid[1:], encoder_output=output[:1])
+        torch.testing.assert_close(got[[1, 3, 5]], one.expand(3, -1, -1), atol=1e-5, rtol=1e-5)
+
+    @torch.no_grad()
+    def test_hooks_from_there_on_act(
+        self, tiny_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+    ) -> None:
+        seen = []
+        resid = tiny_model(tiny_mel, stop_at_layer=("encoder", 1))
+        with tiny_model.hooks([("*.hook_resid_pre", lambda value, hook: seen.append(hook.name))]):
+            tiny_model.run_from(("encoder", 1), resid, tiny_tokens)
+        assert seen == [
+            "encoder.blocks.1.hook_resid_pre",
+            *(f"decoder.blocks.{layer}.hook_resid_pre" for layer in range(3)),
+        ]
+
+    @pytest.mark.usefixtures("without_shape_checks")
+    @pytest.mark.parametrize(
+        ("call", "match"),
+        [
+            (lambda m, x, t, e: m.run_from(("encoder", 5), x), "layer is .*it can be -2 to 2"),
+            (lambda m, x, t, e: m.run_from(("encoder", 1), x[0]), r"resid is \(30, 24\)"),
+            (lambda m, x, t, e: m.run_from(("encoder", 1), x[:, :9]), r"\[batch, 30, 24\]"),
+            (lambda m, x, t, e: m.run_from(("encoder", 1), None), "resid is NoneType"),
+            (lambda m, x, t, e: m.run_from(("encoder", 1), x.to("meta")), "resid is on meta"),
+            (lambda m, x, t, e: m.run_from(("encoder", 1), x, encoder_output=e), "leave it out"),
+            (lambda m, x, t, e: m.run_from(("encoder", 1), x, t + 999), "token"),
+            (lambda m, x, t, e: m.run_from(("decoder", 1), x[:, :9]), "pass encoder_output"),
+            (
+                lambda m, x, t, e: m.run_from(("decoder", 1), x[:, :9], t, encoder_output=e),
+                "the stream already holds them",
+            ),
+            (
+                lambda m, x, t, e: m.run_from(("decoder", 1), x, encoder_output=e),
+                r"\[batch, up to 20, 24\]",
+            ),
+            (
+                lambda m, x, t, e: m.run_from(("decoder", 1), x[:, :9], encoder_output=e[:, :9]),
+                r"the encoder output is \(2, 9, 24\)",
+            ),
+        ],
+    )
+    def test_refuses(
+        self, call: Any, match: str, tiny_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+    ) -> None:
+        resid, output = tiny_model(tiny_mel, stop_at_layer=("encoder", 1)), tiny_model(tiny_mel)
+        with pytest.raises((InputError, TokenError), match=match):
+            call(tiny_model, resid, tiny_tokens, output)
+
+
+@pytest.fixture(scope="module")
+def speaking_model(tiny_cfg: Any, make_model: Any) -> Any:
+    """A small random model with Whisper's vocabulary."""
+    return make_model(replace(tiny_cfg, d_vocab=51865))
+
+
+class TestLossOfUnequalTexts:
+    TEXTS: ClassVar = [" three one four", " six", " eight five"]
+
+    @pytest.mark.parametrize("append_eot", [True, False])
+    def test_is_that_of_each_text_by_itself(
+        self, speaking_model: Any, tiny_mel: Tensor, append_eot: bool
+    ) -> None:
+        model, mel = speaking_model, tiny_mel[[0, 1, 0]]
+        tokens = model.to_tokens(self.TEXTS, append_eot=append_eot)
+        apart = model(mel, tokens, return_type="loss", loss_per_token=True)
+        total, n = 0.0, 0
+        for row, text in enumerate(self.TEXTS):
+            alone = model.to_tokens(text, append_eot=append_eot)
+            one = model(mel[row : row + 1], alone, return_type="loss", loss_per_token=True)[0]
+            torch.testing.assert_close(apart[row, : len(one)], one, atol=1e-5, rtol=1e-5)
+            assert not apart[row, len(one) :].any()
+            total, n = total + one.sum().item(), n + len(one)
+        loss = model(mel, tokens, return_type="loss")
+        assert loss.item() == pytest.approx(total / n, rel=1e-5)
+
+    def test_gradients_come_from_text_alone(self, speaking_model: Any, tiny_mel: Tensor) -> None:
+        model = speaking_model
+        tokens = model.to_tokens(self.TEXTS[:2])
+        _, cache = model.run_with_cache(
+            tiny_mel,
+            tokens,
+            return_type="loss",
+            incl_bwd=True,
+            names_filter="decoder.hook_logits",
+        )
+        gradient = cache["decoder.hook_logits_grad"].abs().sum(dim=-1) > 0
+        assert gradient.sum(dim=1).tolist() == [
+            tokens.shape[1] - 1,
+            model.to_tokens(" six").shape[1] - 1,
+        ]
 
 
 BAD_MELS: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {

@@ -119,21 +119,13 @@ def judged_site(
                 f"{type(sae).__name__} has no {method}; an autoencoder is anything with encode(x) "
                 "and decode(latents)."
             )
-    home, home_out = configured(sae, "hook_name"), configured(sae, "hook_name_out")
-    hook_name = home if hook_name is None else hook_name
-    if hook_name_out is None and home_out not in (None, home):
-        if hook_name != home:
-            raise SpliceError(
-                f"this autoencoder writes another place than it reads: from {home!r} to "
-                f"{home_out!r}. At {hook_name!r}, say hook_name_out= too."
-            )
-        hook_name_out = home_out
+    hook_name = configured(sae, "hook_name") if hook_name is None else hook_name
     if hook_name is None:
         raise SpliceError(
             f"the configuration of this {type(sae).__name__} names no hook. Say where to judge it: "
             'hook_name="encoder.blocks.2.hook_resid_post".'
         )
-    hook_name_out = hook_name_out or hook_name
+    hook_name_out = site_written(sae, hook_name, hook_name_out)
     if str(hook_name).split(".")[0] != str(hook_name_out).split(".")[0]:
         raise SpliceError(
             f"the autoencoder reads {hook_name!r} and writes {hook_name_out!r}; both must be in "

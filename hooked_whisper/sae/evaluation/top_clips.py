@@ -92,7 +92,8 @@ def top_clips(
         raise InputError(
             f"n_top is {n_top} and least_apart_s {least_apart_s}; they must be at least 1 and 0."
         )
-    recordings = recordings if hasattr(recordings, "__len__") else [recordings]
+    if isinstance(recordings, str | PathLike) or not hasattr(recordings, "__len__"):
+        recordings = [recordings]
     inputs = prepare(model, recordings, tokens=[[0, 0]] * len(recordings), batch_size=batch_size)
     best: list[list[tuple[float, int, float, float]]] = [[] for _ in chosen]
     for first, mel, values in encoder_latents(site, inputs, chosen, progress=progress):
