@@ -25,7 +25,7 @@ TL3_TESTS := $(wildcard tests/hooks/test_points.py tests/hooks/test_root.py \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # targets share one environment
-.PHONY: help env demo test test-tl3 check format format-check lint types docs bench digits saes clean
+.PHONY: help env demo test test-tl3 check format format-check lint types docs notebooks bench digits saes clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,7 +34,7 @@ env: $(ALL) ## make or update .venv with everything for development
 
 # The package alone, with what its tests need, with every tool: each holds what is before it.
 $(TEST): EXTRAS := [test]
-$(ALL): EXTRAS := [test,dev,docs]
+$(ALL): EXTRAS := [test,dev,docs,notebooks]
 $(CORE): HOLDS := $(CORE)
 $(TEST): HOLDS := $(CORE) $(TEST)
 $(ALL): HOLDS := $(CORE) $(TEST) $(ALL)
@@ -76,6 +76,11 @@ $(CORE) $(TEST) $(ALL): pyproject.toml constraints.txt
 
 demo: $(CORE) ## see what it does, on the shipped model and recordings, in a minute
 	@$(BIN)/python examples/demo.py $(ARGS)
+	@printf '%-44s%s\n' "" "" "Next:" "" \
+	  "  . $(BIN)/activate" "the commands below are then found" \
+	  "  hooked-whisper attention" "a page to watch attention on while listening" \
+	  "  python examples/watch_attention.py" "short examples; docs/examples.md has all" \
+	  "  docs/quickstart.md" "the documentation begins here"
 
 test: $(TEST) ## run the tests; more with ARGS, such as ARGS=--slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
@@ -109,6 +114,9 @@ types: $(ALL) ## check the types
 docs: $(ALL) ## build the documentation into build/docs; its examples run in test
 	$(BIN)/python -m sphinx -W --keep-going -q $(ARGS) docs build/docs
 	@echo "build/docs/index.html"
+
+notebooks: $(ALL) ## run the notebooks again and store what they print and draw
+	$(BIN)/python docs/make_notebooks.py $(ARGS)
 
 bench: $(ALL) ## measure against openai-whisper and transformers, into benchmarks/results
 	$(BIN)/python -m benchmarks.run $(ARGS)
