@@ -18,7 +18,12 @@ PAGES = {
 pages = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES.keys())
 
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)[^)]*\)")
+LINK = re.compile(r"\]\((?P<target>[^)\s]+)[^)]*\)")
+REPOSITORY = "hooked-whisper/hooked_whisper"
+OURS = re.compile(
+    rf"https://(github\.com/{REPOSITORY}/(blob|tree)|raw\.githubusercontent\.com/{REPOSITORY})/main/"
+)
+"""How a page that is shown elsewhere, such as the README on a package index, names our files."""
 
 
 def python_blocks(text: str) -> list[tuple[int, str]]:
@@ -54,9 +59,11 @@ def dead_links(page: Path) -> list[str]:
     dead = []
     for found in LINK.finditer(FENCE.sub("", page.read_text())):
         target, _, anchor = found["target"].partition("#")
-        if "://" in target or target.startswith("mailto:"):
+        inside = OURS.sub("", target)
+        if "://" in inside or target.startswith("mailto:"):
             continue
-        path = (page.parent / target).resolve() if target else page
+        folder = page.parent if inside == target else ROOT
+        path = (folder / inside).resolve() if target else page
         if not path.exists() or (
             anchor and path.suffix == ".md" and anchor not in heading_anchors(path.read_text())
         ):
@@ -81,6 +88,22 @@ def test_a_dead_link_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A b\n[x](gone.md) [y](#a-b) [z](page.md#c) [w](https://example.org)\n")
     assert dead_links(page) == ["gone.md", "page.md#c"]
+
+
+def test_a_dead_link_that_names_the_repository_is_seen(tmp_path: Path) -> None:
+    page, blob = tmp_path / "page.md", f"https://github.com/{REPOSITORY}/blob/main/"
+    raw = f"https://raw.githubusercontent.com/{REPOSITORY}/main/"
+    dead = [f"{blob}docs/gone.md", f"{blob}docs/index.md#gone", f"{raw}docs/pictures/gone.png"]
+    live = [f"{blob}docs/index.md#guides", f"{raw}docs/pictures/mel.png"]
+    page.write_text(" ".join(f"[![a](page.md)]({target})" for target in dead + live))
+    assert dead_links(page) == dead
+
+
+def test_the_readme_holds_on_a_package_index() -> None:
+    targets = [found["target"] for found in LINK.finditer(PAGES["README.md"].read_text())]
+    pictures = [each for each in targets if each.endswith(".png")]
+    assert pictures and all(each.startswith("https://raw.") for each in pictures)
+    assert [each for each in targets if not each.startswith("https://")] == []
 
 
 def test_a_wrong_output_is_seen() -> None:
