@@ -140,12 +140,14 @@ class OpenAIInterface(nn.Module):
 
         Raises:
             AudioError: No usable audio; its subclasses say why.
+            TokenError: No such language.
 
         Source: `whisper.transcribe.transcribe`, which this calls.
         """
         from whisper.transcribe import transcribe
 
-        get_tokenizer(self.cfg)  # refuses a vocabulary that is not Whisper's
+        # Refuses a vocabulary that is not Whisper's. English-only models take every language.
+        get_tokenizer(self.cfg, kwargs.get("language") if self.is_multilingual else None)
         if rate_hz is None and hasattr(audio, "shape"):
             rate_hz = SAMPLE_RATE_HZ
         samples = load_audio(audio, rate_hz)

@@ -180,6 +180,8 @@ def _read_file(path: Path, rate_hz: Any) -> tuple[np.ndarray, float]:
         raise AudioFileError(f"{str(path)!r} is a folder; pass the files in it as a list of paths.")
     if not path.exists():
         raise AudioFileError(f"there is no file {str(path)!r} (from {str(Path.cwd())!r}).")
+    if path.is_file() and not path.stat().st_size:
+        raise AudioFileError(f"{str(path)!r} is empty: it holds 0 bytes.")
     try:
         with soundfile.SoundFile(path) as file:
             samples = file.read(dtype="float32", always_2d=True)

@@ -187,7 +187,7 @@ class TestBadFiles:
         [
             ("missing", r"there is no file '.*missing\.wav' \(from"),
             ("folder", r"is a folder; pass the files in it as a list"),
-            ("nothing in it", r"cannot be read as audio .*Format not recognised.*ffmpeg"),
+            ("nothing in it", r"nothing-in-it\.wav' is empty: it holds 0 bytes"),
             ("text", r"cannot be read as audio .*Format not recognised.*ffmpeg"),
             ("headerless", r"cannot be read as audio"),
             ("cut wav 0.5", r"cut off or damaged: 2\.00 s can be read"),
