@@ -1,6 +1,6 @@
 # hooked_whisper: `make demo` to see it, `make test` to check it, `make help` for the rest.
 # Every target first installs into .venv what it needs and does not find there.
-# Another Python: make demo PYTHON=python3.12     More of pytest: make test ARGS="--slow -k cache"
+# Another Python: make demo PYTHON=python3.12     More of pytest: make test ARGS="-k cache"
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,7 +25,7 @@ TL3_TESTS := $(wildcard tests/hooks/test_points.py tests/hooks/test_root.py \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # targets share one environment
-.PHONY: help env demo test test-tl3 check format format-check lint types docs notebooks bench digits saes clean
+.PHONY: help env demo test test-slow test-all test-tl3 check format format-check lint types docs notebooks bench digits saes clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -82,8 +82,15 @@ demo: $(CORE) ## see what it does, on the shipped model and recordings, in a min
 	  "  python examples/watch_attention.py" "short examples; docs/examples.md has all" \
 	  "  docs/quickstart.md" "the documentation begins here"
 
-test: $(TEST) ## run the tests; more with ARGS, such as ARGS=--slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test: $(TEST) ## run the tests; more with ARGS, such as ARGS="-k cache"
+	$(PYTEST) $(ARGS)
+
+test-slow: $(ALL) ## run what test leaves out: what needs minutes, and the notebooks
+	$(PYTEST) --slow -m slow $(ARGS)
+
+test-all: test test-slow ## run all tests
 
 $(TL3_STAMP): $(TEST) Makefile
 	rm -rf $(TL3)
@@ -93,8 +100,7 @@ $(TL3_STAMP): $(TEST) Makefile
 	@touch $@
 
 test-tl3: $(TL3_STAMP) ## run the hook tests against transformer-lens 3.9 and sae-lens
-	PYTHONPATH=$(TL3) EXPECT_TRANSFORMER_LENS=3.9.0 EXPECT_SAE_LENS=6.54.0 OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TL3_TESTS) $(ARGS)
+	PYTHONPATH=$(TL3) EXPECT_TRANSFORMER_LENS=3.9.0 EXPECT_SAE_LENS=6.54.0 $(PYTEST) $(TL3_TESTS) $(ARGS)
 
 check: format-check lint types test docs ## everything that has to pass: the same as CI
 
