@@ -94,11 +94,11 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
             tree.setdefault(parts[0], {parts[0]: []}).setdefault(branch, []).append(name)
         kinds = dict.fromkeys(f"{each.dtype}, {each.device}" for each in self.values())
         about = f"{count(len(self), 'activation')}, {size(self.nbytes)} ({'; '.join(kinds)})"
-        parts = [self._branch(stack, branches) for stack, branches in tree.items()]
+        shown = [self._branch(stack, branches) for stack, branches in tree.items()]
         if self.n_frames is not None:
             seconds = ", ".join(f"{n / FRAMES_PER_SECOND:.2f}" for n in self.n_frames.tolist())
-            parts.append(note(f"Sound in each window, before the padding: {seconds} s."))
-        return box(type(self).__name__, about, *parts)
+            shown.append(note(f"Sound in each window, before the padding: {seconds} s."))
+        return box(type(self).__name__, about, *shown)
 
     def _branch(self, stack: str, branches: dict[str, list[str]]) -> Markup:
         """A stack's activations: those outside of its blocks, and each block's in a fold."""

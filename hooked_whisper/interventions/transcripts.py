@@ -207,9 +207,12 @@ def mark_words(before: str, after: str, normalize: Callable[[str], str] = str) -
     import jiwer
 
     old, new = before.split(), after.split()
-    keys = [" ".join("".join(normalize(w).split()) or w for w in words) for words in (old, new)]
+
+    def keys(words: list[str]) -> str:
+        return " ".join("".join(normalize(word).split()) or word for word in words)
+
     pieces: list[Markup] = []
-    for chunk in jiwer.process_words(*keys).alignments[0]:
+    for chunk in jiwer.process_words(keys(old), keys(new)).alignments[0]:
         lost = " ".join(old[chunk.ref_start_idx : chunk.ref_end_idx])
         found = " ".join(new[chunk.hyp_start_idx : chunk.hyp_end_idx])
         if chunk.type == "equal":

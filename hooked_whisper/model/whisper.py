@@ -15,7 +15,7 @@ from hooked_whisper.display import box, facts
 from hooked_whisper.errors import ConfigError, InputError, TokenError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import Collector
-from hooked_whisper.model.calls import Calls, Output, ReturnType, StopAt
+from hooked_whisper.model.calls import Calls, Output, ReturnType, StopAt, by_name
 from hooked_whisper.model.decoder import Decoder
 from hooked_whisper.model.encoder import Encoder
 from hooked_whisper.model.pretrained import Pretrained
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@by_name
 class HookedWhisper(Pretrained, Calls):
     """Whisper, computed as openai-whisper computes it, with hooks throughout.
 
