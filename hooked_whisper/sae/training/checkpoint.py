@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch import Tensor
 from hooked_whisper.errors import SAEFileError
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-LOG_FILE = "log.jsonl"
 FORMAT = "hooked_whisper.training"
 VERSION = 1
 
@@ -35,7 +34,7 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], values: dict[s
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "training": json.dumps({"version": VERSION, **values})}
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with _replacing(folder / CHECKPOINT_FILE) as part:
+    with replacing(folder / CHECKPOINT_FILE) as part:
         save_file(plain, part, metadata=header)
 
 
@@ -62,14 +61,8 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
     return tensors, values
 
 
-def write_log(folder: Path, log: list[dict[str, Any]]) -> None:
-    """Write the log as JSON lines."""
-    with _replacing(folder / LOG_FILE) as part:
-        part.write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
-
-
 @contextlib.contextmanager
-def _replacing(path: Path) -> Any:
+def replacing(path: Path) -> Iterator[Path]:
     """A path beside another one; what is written there takes the other's place at the end."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
