@@ -22,10 +22,7 @@ BUILD = """
 import sys
 from setuptools import build_meta
 
-if sys.argv[1] == "sdist":
-    build_meta.build_sdist(sys.argv[2])
-else:
-    build_meta.build_wheel(sys.argv[2])
+getattr(build_meta, f"build_{sys.argv[1]}")(sys.argv[2])
 """
 """What `python -m build` and pip call, without an environment of its own for it."""
 
@@ -55,12 +52,17 @@ def _build(kind: str, source: Path, target: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source distribution, built in a copy so that the working tree stays as it is."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the clone, so that the working tree stays as it is."""
     source = tmp_path_factory.mktemp("source")
     for name in _tracked():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, source / name)
+    return source
+
+
+@pytest.fixture(scope="module")
+def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _build("sdist", source, tmp_path_factory.mktemp("sdist"))
 
 
@@ -103,6 +105,15 @@ def test_the_source_distribution_has_what_the_wheel_needs_and_no_tests(sdist: Pa
         names = {name.partition("/")[2] for name in packed.getnames()}
     own = {name for name in names & _tracked() if not name.startswith("hooked_whisper/")}
     assert own == {"CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml"}
+
+
+def test_an_editable_install_is_a_path_which_type_checkers_follow(
+    source: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(_build("editable", source, tmp_path)) as packed:
+        (name,) = (name for name in packed.namelist() if ".dist-info/" not in name)
+        assert name.endswith(".pth")
+        assert Path(packed.read(name).decode().strip()).samefile(source)
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
