@@ -31,6 +31,7 @@ from hooked_whisper.sae.architectures.topk import TopKConfig
 from hooked_whisper.sae.architectures.transcoder import SkipTranscoderConfig
 from hooked_whisper.sae.base import SAEConfig
 from hooked_whisper.sae.training.config import TrainingConfig
+from hooked_whisper.sae.training.logs import TensorBoardLog
 from hooked_whisper.sae.training.sources import MemoryActivations
 from hooked_whisper.sae.training.train import train_sae, train_saes
 
@@ -318,6 +319,26 @@ def broken(x: Tensor, rank: int) -> Iterator[Tensor]:
     if rank == 1:
         raise OSError("gone")
     yield x
+
+
+def test_the_first_rank_alone_logs_and_all_hear_that_it_cannot(
+    data: dict[str, Tensor], in_ranks: InRanks, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+
+    def run(rank: int) -> str:
+        logs = [TensorBoardLog(tmp_path / str(rank))]
+        quick = replace(CFG, n_vectors=160)
+        trained_with(logs, replace(quick, folder=tmp_path / "sae" / str(rank)))
+        return refused(lambda: trained_with([TensorBoardLog(tmp_path / "file" / "tb")], quick))
+
+    def trained_with(logs: list[TensorBoardLog], cfg: TrainingConfig) -> None:
+        train_sae(cfg, Source(data, 40), progress=False, on_log=logs)
+
+    found = in_ranks(run, 2)
+    assert all("TensorBoardLog cannot begin: " in text for text in found)
+    assert len(list((tmp_path / "0").iterdir())) == 1 and not (tmp_path / "1").exists()
+    assert [path.parent.name for path in (tmp_path / "sae").glob("*/log.csv")] == ["0"]
 
 
 # Ranks that are lost
