@@ -107,18 +107,19 @@ class TranscriptComparison:
         """Transcripts, one below the other: words lost to edits struck out, new ones underlined."""
         header = ["recording", "edits", "text", "word error rate", "change", "invented words"]
         rows: list[list[Any]] = []
-        texts = dict(zip(self.recordings, self.before, strict=True))
+        before = ""
         for row in self.rows():
-            text, reference = row["text"], row["reference"]
+            text = row["text"]
             if row["edits"] != NO_EDITS:
-                text = mark_words(texts[row["recording"]], text, self.normalize)
-            elif reference is not None:
-                rows.append([row["recording"], "(what is said)", reference, "", "", ""])
+                text = mark_words(before, text, self.normalize)
+            else:
+                before = text
+                if row["reference"] is not None:
+                    rows.append([row["recording"], "(what is said)", row["reference"], "", "", ""])
             numbers = [row[name] for name in ("word_error_rate", "change", "invented_words")]
             rows.append([row["recording"], row["edits"], text, *numbers])
-        about = (
-            f"{count(len(self.recordings), 'recording')}, words marked against edits: {NO_EDITS}"
-        )
+        n = count(len(self.recordings), "recording")
+        about = f"{n}; words are marked where they differ from those without edits"
         return box(type(self).__name__, about, table(header, rows, most=_MOST_ROWS))
 
     def _words(self, text: str) -> list[str]:
