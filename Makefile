@@ -15,13 +15,15 @@ LOG := $(VENV)/install.log
 CODE := $(wildcard hooked_whisper tests examples benchmarks docs/*.py)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# sae-lens needs the last transformer-lens 3. Both lie in front of the environment's own, with
-# only what their import needs that the environment does not have.
+# sae-lens needs the last transformer-lens 3. Both lie in front of the environment's own, as do
+# the packages that docs/comparison.md is about, with only what their import needs that the
+# environment does not have.
 TL3 := .venv-tl3
 TL3_STAMP := $(TL3)/.installed
 TL3_TESTS := $(wildcard tests/hooks/test_points.py tests/hooks/test_root.py \
   tests/hooks/test_run_with_cache.py tests/model/test_splicing.py \
-  tests/contract/test_transformer_lens.py tests/sae/test_sae_lens.py)
+  tests/contract/test_transformer_lens.py tests/sae/test_sae_lens.py \
+  tests/contract/test_coming_from.py tests/contract/test_comparison.py)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # targets share one environment
@@ -96,10 +98,11 @@ $(TL3_STAMP): $(TEST) Makefile
 	rm -rf $(TL3)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(TL3) \
 	  transformer-lens==3.9.0 better-abc==0.0.3 \
-	  sae-lens==6.54.0 simple-parsing==0.1.9 docstring-parser==0.18.0
+	  sae-lens==6.54.0 simple-parsing==0.1.9 docstring-parser==0.18.0 \
+	  nnsight==0.8.1 pyvene==0.1.8
 	@touch $@
 
-test-tl3: $(TL3_STAMP) ## run the hook tests against transformer-lens 3.9 and sae-lens
+test-tl3: $(TL3_STAMP) ## run the tests that need transformer-lens 3.9, sae-lens, nnsight or pyvene
 	PYTHONPATH=$(TL3) EXPECT_TRANSFORMER_LENS=3.9.0 EXPECT_SAE_LENS=6.54.0 $(PYTEST) $(TL3_TESTS) $(ARGS)
 
 check: format-check lint types test docs ## everything that has to pass: the same as CI
