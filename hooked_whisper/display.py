@@ -106,7 +106,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], most: int | None
         rows: The first cell names the row. Numbers are written as `number` does.
         most: Rows to show at most; a last one says how many more there are.
     """
-    sides = [_side(each) for each in (rows[0] if rows else header)]
+    sides = [_side(each) for each in max(rows, key=len, default=header)]
     if most is not None and len(rows) > most:
         rows = [*rows[:most], [f"… and {len(rows) - most:,} more"]]
     head = Markup("").join(

@@ -38,7 +38,7 @@ class Recording:
     """
 
     id: str
-    audio: Any
+    audio: Any = field(repr=False)
     labels: Mapping[str, Any] = field(default_factory=dict)
     text: str | None = None
     tokens: tuple[int, ...] | None = None

@@ -76,8 +76,9 @@ class EffectTable(ABC):
         except InterventionError:  # nothing to compare with
             best = []
         drawn = picture(self.plot(effect=bool(best)), f"heatmap: {about}")
-        rows = [list(each.values()) for each in best]
-        places = [table(list(best[0]), rows)] if best else []
+        columns = [name for name in (best[0] if best else []) if name not in ("stack", "site")]
+        rows = [[each[name] for name in columns] for each in best]
+        places = [table(columns, rows)] if best else []
         return box(type(self).__name__, about, drawn, *places, runs)
 
     @property

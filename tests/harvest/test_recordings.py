@@ -172,6 +172,7 @@ def test_only_the_beginning_of_what_is_long_is_played(shown: Callable[[Any], Any
     assert "<b> 90.00 s, of which the first 60 s can be played" in found.text
     assert len(found.all("audio")[0]["src"]) < 450_000
     assert found.rows == [["<i>", "</td>"]]
+    assert repr(long) == "Recording(id='<b>', labels={'<i>': '</td>'}, text=None, tokens=None)"
 
 
 def test_what_cannot_be_played_says_why(tmp_path: Path, shown: Callable[[Any], Any]) -> None:

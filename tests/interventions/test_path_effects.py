@@ -175,4 +175,4 @@ def test_it_shows_the_heatmap_and_the_best_senders(
     found = shown(result)
     assert len(found.all("img")) == 1
     assert [row[0] for row in found.rows[1:4]] == [each["sender"] for each in result.best()]
-    assert found.rows[0] == ["sender", "stack", "layer", "kind", "head", "effect"]
+    assert found.rows[0] == ["sender", "layer", "kind", "head", "effect"]

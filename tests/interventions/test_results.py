@@ -149,11 +149,11 @@ class TestShown:
         (picture,) = found.all("img")
         assert picture["src"].startswith("data:image/png;base64,iVBOR")
         assert picture["alt"] == "heatmap: LogProb, denoising, 27 of 27 done"
-        header = ["name", "stack", "site", "layer", "head", "effect"]
-        best = [[str(value) for value in each.values()] for each in result.best()]
+        header = ["name", "layer", "head", "effect"]
+        best = [[str(each[name]) for name in header] for each in result.best()]
         assert found.rows[0] == header
-        assert [row[:5] for row in found.rows[1:6]] == [each[:5] for each in best]
-        assert [float(row[5]) for row in found.rows[1:6]] == pytest.approx(
+        assert [row[:3] for row in found.rows[1:6]] == [each[:3] for each in best]
+        assert [float(row[3]) for row in found.rows[1:6]] == pytest.approx(
             [each["effect"] for each in result.best()], rel=1e-3
         )
         assert found.rows[6:] == [
@@ -185,9 +185,9 @@ class TestShown:
         assert not found.all("img")
 
     def test_a_name_is_no_html(self, shown: Callable[[Any], Any]) -> None:
-        metric, site = "<script>1</script>", "</td><b>&"
+        metric, name = "<script>1</script>", "</td><b>&"
         result = make_result(metric=metric)
-        result.axes["site"][0] = site
+        result.names[0] = [name, name]
         found = shown(result)
         assert f"{metric}, clean run" in found.text
-        assert any(site in row for row in found.rows)
+        assert any(row[0] == name for row in found.rows)

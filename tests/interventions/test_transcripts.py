@@ -321,3 +321,12 @@ def test_recordings_of_one_name_are_not_mixed_up(shown: Callable[[Any], Any]):
         )
     )
     assert not found.all("del") and not found.all("ins")
+    assert found.rows[0] == ["recording", "edits", "text", "change", "invented"]
+
+
+def test_its_repr_is_a_line():
+    texts = tuple("one two three" for _ in range(2))
+    assert (
+        repr(comparison(before=texts))
+        == "TranscriptComparison(2 recordings, edits: 'mild', 'harsh')"
+    )

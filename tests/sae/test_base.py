@@ -12,7 +12,7 @@ def test_it_shows_sizes_weights_and_training(shown: Callable[[Any], Any]) -> Non
     metadata = {"lr": 0.0004, "data": "<b>&", "steps": 1200, "labels": ["a", "b"]}
     sae = make_sae(TopKConfig(6, 64, k=4, hook_name="encoder.<i>", metadata=metadata))
     found = shown(sae)
-    assert "TopKSAE 6 to 64 latents, torch.float32 on cpu" in found.text
+    assert "TopKSAE 64 latents of width 6, torch.float32 on cpu" in found.text
     rows = {row[0]: row[1] for row in found.rows}
     assert (rows["architecture"], rows["hook_name"], rows["k"]) == ("topk", "encoder.<i>", "4")
     assert {name: rows[name] for name in metadata} == {

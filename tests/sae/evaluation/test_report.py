@@ -20,7 +20,7 @@ def test_it_shows_every_number_with_a_column_for_each_extent(
         progress=False,
     )  # fmt: skip
     found = shown(replace(report, architecture="<b>"))
-    assert f"<b>, 24 to 60 latents at {HOOK}, judged on 2 recordings" in found.text
+    assert f"<b>, 60 latents at {HOOK}, judged on 2 recordings" in found.text
     assert found.rows[0] == ["", "speech", "all"]
     table = report.to_dataframe().set_index("frames")
     rows = {row[0]: row[1:] for row in found.rows[1:]}
