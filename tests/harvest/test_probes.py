@@ -1,5 +1,6 @@
 """Probes find what is there, not what is not, and never see what they are judged on."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,11 @@ def test_labels_that_cannot_be_learnt(
 ) -> None:
     with pytest.raises(ProbeError, match=match):
         probe(store, HOOK, label, **options)
+
+
+def test_without_scikit_learn_it_says_what_to_install(
+    store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ProbeError, match=r"pip install 'hooked-whisper\[probes\]'"):
+        probe(store, HOOK, "pitch")
