@@ -9,6 +9,7 @@ import doctest
 import re
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,7 @@ def dead_links(page: Path) -> list[str]:
 @pages
 def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as readers run it
     namespace: dict[str, object] = {"__name__": "__main__"}
     for line, code in python_blocks(page.read_text()):
         run_block(code, str(page), line, namespace)
