@@ -67,6 +67,16 @@ def before(small: Any, inputs: dict[str, Tensor]) -> Tensor:
         return small(**inputs).logits
 
 
+def decoded_with_torch_hook(small: Any, mel: Tensor, **asked: Any) -> list[list[int]]:
+    """What is written when the last layer's output is scaled by -3 in every step."""
+    layer = small.model.decoder.layers[1]
+    handle = layer.register_forward_hook(lambda module, args, output: output * -3)
+    try:
+        return small.generate(mel, **asked).tolist()
+    finally:
+        handle.remove()
+
+
 # openai-whisper, with PyTorch's hooks
 
 
@@ -185,7 +195,11 @@ def test_nnsight_edits_a_hidden_state(
     with traced.trace(**inputs):
         traced.model.encoder.layers[1].output[:] = 0
         after = traced.output.logits.save()
+    with traced.trace(**inputs):
+        traced.model.encoder.layers[0].self_attn.out_proj.input[..., :8] = 0  # the first head
+        after_head = traced.output.logits.save()
     assert moved(after, before) > 0.1
+    assert moved(after_head, before) > 0.01
 
 
 @needs("nnsight")
@@ -194,11 +208,13 @@ def test_nnsight_edits_a_pattern_in_the_source_only(
 ) -> None:
     attention = traced.model.decoder.layers[0].encoder_attn
     with traced.trace(**inputs):
+        pattern = attention.output[1].clone().save()
         attention.output[1][:] = 0
         after_output = traced.output.logits.save()
     with traced.trace(**inputs):
         attention.source.attention_interface_1.source.nn_functional_softmax_0.output[:] = 0
         after_source = traced.output.logits.save()
+    assert pattern.shape == (1, 2, 5, 20)
     assert moved(after_output, before) == 0
     assert moved(after_source, before) > 0.1
 
@@ -214,14 +230,8 @@ def test_nnsight_edits_each_step_of_decoding(
         for _ in tracer.iter[:n]:
             traced.model.decoder.layers[1].output[:] = traced.model.decoder.layers[1].output * -3
         written = tracer.result.save()
-    layer = small.model.decoder.layers[1]
-    handle = layer.register_forward_hook(lambda module, args, output: output * -3)
-    try:
-        expected = small.generate(input_features=mel, **asked)
-    finally:
-        handle.remove()
-    assert written.tolist() == expected.tolist()
-    assert written.tolist() != small.generate(input_features=mel, **asked).tolist()
+    assert written.tolist() == decoded_with_torch_hook(small, mel, **asked)
+    assert written.tolist() != small.generate(mel, **asked).tolist()
 
 
 @needs("nnsight")
@@ -248,7 +258,12 @@ def with_pyvene(small: Any, inputs: dict[str, Tensor], **place: Any) -> Tensor:
 
 @needs("pyvene")
 @pytest.mark.parametrize(
-    "path", ["encoder.layers[1].output", "decoder.layers[0].encoder_attn.output"]
+    "path",
+    [
+        "encoder.layers[1].output",
+        "encoder.layers[0].self_attn.out_proj.input",
+        "decoder.layers[0].encoder_attn.output",
+    ],
 )
 def test_pyvene_edits_by_module_path(
     small: Any, inputs: dict[str, Tensor], before: Tensor, path: str
@@ -260,6 +275,26 @@ def test_pyvene_edits_by_module_path(
 def test_pyvene_has_no_names_for_whisper(small: Any, inputs: dict[str, Tensor]) -> None:
     with pytest.raises(AttributeError, match="has no attribute"):
         with_pyvene(small, inputs, layer=0, component="block_output")
+
+
+@needs("pyvene")
+def test_pyvene_reaches_no_pattern(small: Any, inputs: dict[str, Tensor]) -> None:
+    path = "model.decoder.layers[0].encoder_attn.output[1]"
+    with pytest.raises(UnboundLocalError, match="hook_type"):
+        with_pyvene(small, inputs, component=path)
+
+
+@needs("pyvene")
+def test_pyvene_edits_each_step_of_decoding(small: Any, inputs: dict[str, Tensor]) -> None:
+    import pyvene
+
+    mel, asked = inputs["input_features"], {"max_new_tokens": 6, "min_new_tokens": 6}
+    scale = lambda base, source: base * -3  # noqa: E731
+    edit = {"component": "model.decoder.layers[1].output", "intervention": scale}
+    edited = pyvene.IntervenableModel([edit], model=small)
+    _, written = edited.generate({"input_features": mel}, intervene_on_prompt=True, **asked)
+    assert written.tolist() == decoded_with_torch_hook(small, mel, **asked)
+    assert written.tolist() != small.generate(mel, **asked).tolist()
 
 
 # SAELens
