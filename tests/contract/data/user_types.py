@@ -1,4 +1,8 @@
-"""What a type checker says to a user of the package; only ever checked by mypy, and not run."""
+"""What a type checker says to a user of the package; checked by `make types`, and not run.
+
+Each `assert_type` says what mypy has to find, and each `type: ignore` a mistake
+that it has to see: one that is not needed is an error too.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
