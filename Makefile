@@ -27,7 +27,7 @@ TL3_TESTS := $(wildcard tests/hooks/test_points.py tests/hooks/test_root.py \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # targets share one environment
-.PHONY: help env demo test test-slow test-all test-tl3 check format format-check lint types docs notebooks bench digits saes clean
+.PHONY: help env demo test test-slow test-all test-tl3 test-python check format format-check lint types docs notebooks bench digits saes clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -105,6 +105,22 @@ $(TL3_STAMP): $(TEST) Makefile
 test-tl3: $(TL3_STAMP) ## run the tests that need transformer-lens 3.9, sae-lens, nnsight or pyvene
 	PYTHONPATH=$(TL3) EXPECT_TRANSFORMER_LENS=3.9.0 EXPECT_SAE_LENS=6.54.0 $(PYTEST) $(TL3_TESTS) $(ARGS)
 
+# In an environment of its own, with CUDA's PyTorch (gigabytes): once by hand before a release.
+OTHER := .venv-python
+VERSIONS ?= newest
+RESOLUTION_newest := highest
+RESOLUTION_oldest := lowest-direct
+CORE_TESTS := $(wildcard tests/test_*.py) $(wildcard $(addprefix tests/,hooks model speech \
+  generation analysis weights sae/files))
+
+test-python: ## run the core tests on another Python: PYTHON=python3.13 VERSIONS=newest|oldest
+	rm -rf $(OTHER)
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet uv
+	$(OTHER)/bin/uv pip install --quiet --python $(OTHER) --resolution $(RESOLUTION_$(VERSIONS)) ".[test]"
+	sed -n '/^```python/,/^```$$/p' README.md | sed '/^```$$/q' | grep -v '^```' | $(OTHER)/bin/python -
+	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(CORE_TESTS) $(ARGS)
+
 check: format-check lint types test docs ## everything that has to pass: the same as CI
 
 format: $(ALL) ## format the code
@@ -137,5 +153,5 @@ saes: $(ALL) ## train the digits model's suite of autoencoders again (minutes)
 	$(BIN)/python examples/train_sae_suite.py --package $(ARGS)
 
 clean: ## remove what the targets made, the environments included
-	rm -rf $(VENV) $(TL3) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TL3) $(OTHER) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find $(CODE) docs -name __pycache__ -type d -prune -exec rm -rf {} +
