@@ -20,6 +20,7 @@ from torch import Tensor
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.sae.architectures.jumprelu import JumpReLUConfig
 from hooked_whisper.sae.architectures.topk import TopKConfig
+from hooked_whisper.sae.training.checkpoint import read_checkpoint
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.logs import TensorBoardLog, TrainingLog, WandbLog
 from hooked_whisper.sae.training.train import train_sae, train_saes
@@ -142,10 +143,13 @@ def test_what_a_killed_training_left_is_not_gone_on_with(
 
 def test_tensorboard_reads_every_number_at_its_step(sparse_batches: Make, tmp_path: Path) -> None:
     lines: list[Line] = []
-    quick(CFG, sparse_batches(8), on_log=[TensorBoardLog(tmp_path), lines.append])
-    found = curves(tmp_path)
-    assert found == expected_curves(lines)
-    assert [step for step, _ in found["training/fvu"]] == STEPS
+
+    def compare(line: Line) -> None:
+        lines.append(line)
+        assert curves(tmp_path) == expected_curves(lines)  # at once, so that a kill loses none
+
+    quick(CFG, sparse_batches(8), on_log=[TensorBoardLog(tmp_path), compare])
+    assert [step for step, _ in curves(tmp_path)["training/fvu"]] == STEPS
 
 
 def test_several_autoencoders_are_runs_beside_each_other(
@@ -213,6 +217,22 @@ def test_killed_and_gone_on_with_every_step_is_there_once(
     assert told == list(range(21, 41))
     assert (cfg.folder / "log.csv").read_text() == (whole.folder / "log.csv").read_text()
     assert curves(tmp_path / "tb") == expected_curves(lines)
+
+
+def test_a_line_is_told_before_the_checkpoint_that_has_it(
+    sparse_batches: Make, tmp_path: Path
+) -> None:
+    """A kill in between then tells it again, rather than never."""
+    kept: list[int] = []
+
+    class Watching(TrainingLog):
+        def __call__(self, line: Line) -> None:
+            found = read_checkpoint(tmp_path)
+            kept.append(0 if found is None else found[1]["step"])
+
+    cfg = replace(CFG, folder=tmp_path, checkpoint_every=1)
+    quick(cfg, sparse_batches(8), on_log=Watching())
+    assert kept == [step - 1 for step in STEPS]
 
 
 # Weights & Biases
@@ -372,9 +392,9 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 
 class Failing(TrainingLog):
-    """Breaks at one of its calls, and counts what it is told."""
+    """Breaks at some of its calls, and counts what it is told."""
 
-    def __init__(self, at: str) -> None:
+    def __init__(self, *at: str) -> None:
         self.at, self.n_told, self.ended = at, 0, False
 
     def begin(self, trainings: Any) -> None:
@@ -389,19 +409,22 @@ class Failing(TrainingLog):
         self._maybe_fail("end")
 
     def _maybe_fail(self, now: Any) -> None:
-        if str(now) == self.at:
+        if str(now) in self.at:
             raise OSError("no space left")
 
 
 @pytest.mark.parametrize(
     ("at", "message", "n_told"),
-    [("3", "Failing failed at step 3.* goes on. OSError: no space", 2), ("end", "not finish", 5)],
-    ids=["at a line", "at the end"],
+    [
+        (["3", "end"], "Failing failed at step 3.* goes on. OSError: no space", 2),
+        (["end"], "Failing could not finish.* OSError: no space", 5),
+    ],
+    ids=["at a line and at the end", "at the end"],
 )
 def test_a_log_that_fails_is_lost_and_not_the_training(
-    at: str, message: str, n_told: int, sparse_batches: Make
+    at: list[str], message: str, n_told: int, sparse_batches: Make
 ) -> None:
-    failing = Failing(at)
+    failing = Failing(*at)
     lines: list[Line] = []
     with pytest.warns(UserWarning, match=message) as warned:
         found = quick(CFG, sparse_batches(8), on_log=[failing, lines.append])
