@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn without a screen
+# openai-whisper aligns words with loops that numba takes 20 s to compile; as Python they take none.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 import jaxtyping
 
