@@ -18,8 +18,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "examples" / "notebooks"
+PICTURES = ROOT / "docs" / "pictures"
 TINY_EN = "HOOKED_WHISPER_TINY_EN"
 """The variable that names the file of tiny.en."""
+FRONT = {
+    "01_first_look": 1,
+    "02_patch_a_digit": 0,
+    "03_attention_and_alignment": 3,
+    "04_train_and_read_an_autoencoder": 1,
+    "05_hooks_while_transcribing": 0,
+    "06_real_whisper": 0,
+}
+"""Which of a notebook's pictures stands for it on docs/notebooks.md."""
 
 
 def weights() -> Path | None:
@@ -54,11 +64,12 @@ def run(path: Path) -> Any:
     )
     real = weights()
     client.execute(env=os.environ | ({TINY_EN: str(real)} if real else {}))
+    tidy(notebook)
     return notebook
 
 
 def tidy(notebook: Any) -> None:
-    """Leave out what changes with the clock and the machine, and make pictures small."""
+    """Leave out what hangs on the clock, on who wrote it, and on where the checkout is."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -67,13 +78,30 @@ def tidy(notebook: Any) -> None:
         cell.id, cell.metadata = f"cell-{number:02d}", {}
         for output in cell.get("outputs", ()):
             if "data" in output:
-                output.metadata, data = {}, output.data
-                framed = re.search(r'<iframe [^>]*srcdoc="([^"]*)"', data.get("text/html", ""))
-                if framed:
-                    del data["text/html"]
-                    data["image/png"] = photograph(html.unescape(framed[1]))
-                if "image/png" in data:
-                    data["image/png"] = smaller(data["image/png"])
+                output.metadata = {}
+                output.data["text/plain"] = output.data["text/plain"].replace(f"{ROOT}/", "")
+
+
+def make_still(notebook: Any) -> None:
+    """Photographs in place of pages in frames, and small pictures: what a code host can show."""
+    for data in shown(notebook):
+        framed = re.search(r'<iframe [^>]*srcdoc="([^"]*)"', data.get("text/html", ""))
+        if framed:
+            del data["text/html"]
+            data["image/png"] = photograph(html.unescape(framed[1]))
+        if "image/png" in data:
+            data["image/png"] = smaller(data["image/png"])
+
+
+def shown(notebook: Any) -> list[Any]:
+    """What the outputs hold, by type."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return [output.data for output in outputs if "data" in output]
+
+
+def pictures(notebook: Any) -> list[str]:
+    """Its pictures, in base64."""
+    return [data["image/png"] for data in shown(notebook) if "image/png" in data]
 
 
 def photograph(page: str) -> str:
@@ -103,8 +131,10 @@ def main() -> None:
     for path in paths():
         if len(sys.argv) == 1 or path.stem in sys.argv[1:]:
             notebook = run(path)
-            tidy(notebook)
+            make_still(notebook)
             nbformat.write(notebook, path)
+            front = pictures(notebook)[FRONT[path.stem]]
+            (PICTURES / f"notebook_{path.stem}.png").write_bytes(base64.b64decode(front))
             print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
 
 
