@@ -9,6 +9,7 @@ What takes long to import is imported once, here, and the runs of pytest are for
 
 import argparse
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -116,6 +117,7 @@ class Bench:
         import pytest
 
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.alarm(_LONGEST_S)
         os.chdir(self.root)
         output = os.open("printed", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -160,15 +162,16 @@ def main() -> int:
         print("\n".join(f"{m.name:32} {m.file:42} {m.breaks}" for m in chosen))
         return 0
     start = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left behind
     _import_what_takes_long()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         benches = [Bench(Path(folder, str(i))) for i in range(min(args.workers, len(chosen)))]
         outcomes: list[Outcome] = []
         try:
-            failing = _failing(chosen, benches)
             for done in _each(benches, [Job(each.tests, each) for each in chosen]):
-                outcomes.append(_judge(done, failing))
+                outcomes.append(_judge(done))
                 _show(outcomes[-1], f"[{len(outcomes)}/{len(chosen)}]")
+            outcomes = _without_false_kills(outcomes, benches)
         except KeyboardInterrupt:
             print("\ninterrupted", flush=True)
         finally:
@@ -198,27 +201,6 @@ def _each(benches: Sequence[Bench], jobs: Sequence[Job]) -> Iterator[Done]:
         yield bench.end(status)
 
 
-def _failing(chosen: Sequence[Mutant], benches: Sequence[Bench]) -> set[str]:
-    """Which of the tests fail on the package as it is: they prove nothing."""
-    tests = {test for mutant in chosen for test in mutant.tests}
-    whole = {test for test in tests if "::" not in test}
-    files: dict[str, list[str]] = {}
-    for test in sorted(tests):
-        file = test.split("::")[0]
-        if test in whole or file not in whole:
-            files.setdefault(file, []).append(test)
-    print(f"{len(chosen)} mutants; first their tests without any of them", flush=True)
-    failing: set[str] = set()
-    for number, done in enumerate(_each(benches, [Job(tuple(each)) for each in files.values()])):
-        failing |= set(done.failed)
-        last = (done.printed.strip() or "nothing was printed").splitlines()[-1]
-        print(f"[{number + 1}/{len(files)}]".ljust(10) + f"{done.job.tests[0]}: {last}", flush=True)
-        print(*(f"{'':10}fails: {each}\n" for each in done.failed), sep="", end="", flush=True)
-        if done.code not in (0, 1):
-            raise SystemExit(f"These tests do not run at all:\n{done.printed[-3000:]}")
-    return failing
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a run says of a mutant: killed, survived or broken, and by which test or why."""
@@ -234,7 +216,7 @@ class Outcome:
         return self.verdict != ("survived" if self.mutant.known else "killed")
 
 
-def _judge(done: Done, failing: set[str]) -> Outcome:
+def _judge(done: Done) -> Outcome:
     mutant, failed = done.job.mutant, done.failed
     assert mutant is not None
     if done.code == -signal.SIGALRM:
@@ -243,13 +225,31 @@ def _judge(done: Done, failing: set[str]) -> Outcome:
         verdict, why = "survived", ", ".join(mutant.tests)
     elif done.code != 1 or not failed:
         verdict, why = "broken", f"pytest ended with {done.code}: {done.printed.strip()[-1000:]}"
-    elif failed[0] in failing:
-        verdict, why = "broken", f"{failed[0]} fails without it, too"
     elif slip := _NO_KILL.search(done.printed):
         verdict, why = "broken", f"{failed[0]}: {slip.group()}"
     else:
         verdict, why = "killed", failed[0]
     return Outcome(mutant, verdict, why, done.seconds)
+
+
+def _without_false_kills(outcomes: Sequence[Outcome], benches: Sequence[Bench]) -> list[Outcome]:
+    """The outcomes once the tests that killed have passed on the package as it is."""
+    killers = {each.why for each in outcomes if each.verdict == "killed"}
+    functions = sorted({each.split("[")[0].removeprefix("tests/") for each in killers})
+    by_file = itertools.groupby(functions, lambda each: each.split("::")[0])
+    jobs = [Job(tuple(each)) for file, each in by_file if file.endswith(".py")]
+    print("The tests that killed, without any mutant:", flush=True)
+    failing: set[str] = set()
+    for number, done in enumerate(_each(benches, jobs), 1):
+        last = (done.printed.strip() or "nothing was printed").splitlines()[-1]
+        print(f"[{number}/{len(jobs)}]".ljust(10) + f"{done.job.tests[0]}: {last}", flush=True)
+        failing |= set(done.failed)
+    return [
+        replace(each, verdict="broken", why=f"{each.why} fails without it, too")
+        if each.why in failing
+        else each
+        for each in outcomes
+    ]
 
 
 def _show(outcome: Outcome, place: str = "") -> None:

@@ -1,6 +1,6 @@
 """All mutants. Those called m.., n.. and o.. were the first ones; see CONTRIBUTING.md."""
 
-from . import of_interventions, of_model, of_pages, of_sae, of_speech, of_store
+from . import of_display, of_interventions, of_model, of_pages, of_sae, of_speech, of_store
 
 MUTANTS = [
     *of_model.MUTANTS,
@@ -9,4 +9,5 @@ MUTANTS = [
     *of_sae.MUTANTS,
     *of_store.MUTANTS,
     *of_pages.MUTANTS,
+    *of_display.MUTANTS,
 ]
