@@ -93,6 +93,42 @@ def test_openai_whisper(
     )
 
 
+def named_modules(page: str) -> list[str]:
+    """The other package's modules and weights in a page's table of names, of layer 0."""
+    _, _, table = (PAGES / page).read_text().partition("## Names")
+    rows = re.findall(r"^\| (.*?) \|", table.partition("## Different")[0], re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`([\w.\[\]]+)[^`]*`", row)]
+    paths = [re.sub(r"\.(output|input)(\[\d\])?$", "", name) for name in names]
+    return [re.sub(r"\[(\w)\]", r".\1", path.replace("[l]", "[0]")) for path in paths]
+
+
+@pytest.mark.parametrize("page", ["nnsight.md", "openai_whisper.md"])
+def test_modules_in_the_table_of_names_are_there(page: str, reference_model: Any) -> None:
+    model = small_whisper() if page == "nnsight.md" else reference_model
+    known = {f".model.{name}" for name, _ in [*model.named_modules(), *model.named_parameters()]}
+    elsewhere = {"model.dims", "whisper.timing", "word_timestamps"}
+    named = set(named_modules(page)) - elsewhere
+    assert len(named) >= 8
+    for name in named:
+        assert any(path.endswith("." + name.removeprefix(".")) for path in known), name
+
+
+def small_whisper(name: str = "", attn_implementation: str = "eager") -> Any:
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    sizes = {
+        f"{stack}_{what}": size
+        for stack in ("encoder", "decoder")
+        for what, size in {"layers": 3, "attention_heads": 2, "ffn_dim": 32}.items()
+    }
+    cfg = WhisperConfig(
+        **sizes, d_model=16, num_mel_bins=8, max_source_positions=120, vocab_size=60,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3, init_std=0.5,
+        attn_implementation=attn_implementation,
+    )  # fmt: skip
+    return WhisperForConditionalGeneration(cfg)
+
+
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Any:
     """Every digit's word is one token; from a folder, which transformer-lens reads again."""
@@ -116,7 +152,19 @@ def small_gpt2() -> Any:
 
 
 def check_transformer_lens(session: dict[str, Any]) -> None:
-    """What the blocks leave behind is what the page says of it."""
+    """What the blocks leave behind, and what the page says is different."""
+    model, tokens = session["model"], session["tokens"]
+
+    def double(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        return torch.cat([value, value], dim=1)
+
+    nothing = [(lambda name: False, double)]
+    model.run_with_hooks(tokens, fwd_hooks=nothing)  # nothing is said
+    with pytest.raises((RuntimeError, ValueError, IndexError), match=r"size|shape"):
+        model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", double)])
+    model.run_with_hooks(tokens, fwd_hooks=[("blocks.2.hook_resid_post", double)])  # it flows on
+    with pytest.raises((KeyError, ValueError, AttributeError), match=r"blocks.1.attn.hook_zz"):
+        model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_zz", double)])
     cache = session["cache"]
     torch.testing.assert_close(cache["resid_post", 2], cache["blocks.2.hook_resid_post"])
     torch.testing.assert_close(cache["pattern", 2], cache["blocks.2.attn.hook_pattern"])
@@ -164,20 +212,9 @@ def test_transformer_lens_3(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 @needs("nnsight")
 def test_nnsight(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
+    from transformers import WhisperForConditionalGeneration
 
-    def small(name: str, attn_implementation: str) -> Any:
-        layers = {f"{stack}_layers": 3 for stack in ("encoder", "decoder")}
-        heads = {f"{stack}_attention_heads": 2 for stack in ("encoder", "decoder")}
-        widths = {f"{stack}_ffn_dim": 32 for stack in ("encoder", "decoder")}
-        cfg = WhisperConfig(
-            **layers, **heads, **widths, d_model=16, num_mel_bins=8, max_source_positions=120,
-            vocab_size=60, pad_token_id=0, bos_token_id=1, eos_token_id=2, init_std=0.5,
-            decoder_start_token_id=3, attn_implementation=attn_implementation,
-        )  # fmt: skip
-        return WhisperForConditionalGeneration(cfg)
-
-    monkeypatch.setattr(WhisperForConditionalGeneration, "from_pretrained", small)
+    monkeypatch.setattr(WhisperForConditionalGeneration, "from_pretrained", small_whisper)
     mel, other_mel = torch.randn(2, 1, 8, 240)
     tokens = torch.tensor([[3, 7, 20, 11]])
     names = {"mel": mel, "other_mel": other_mel, "tokens": tokens}
