@@ -1,8 +1,8 @@
 """The documentation is true: its Python runs, and its links lead somewhere.
 
 A block fenced as `python` is run, the blocks of a page one after the other in
-one session; one fenced as `python no-run` is only shown, and one with the name of
-another package (docs/coming_from) is run by test_coming_from.py.
+one session; one fenced as `python no-run` is looked up by test_shown_code.py, and one
+with the name of another package (docs/coming_from) is run by test_coming_from.py.
 """
 
 import doctest
