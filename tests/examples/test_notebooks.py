@@ -129,7 +129,9 @@ def test_what_it_shows_is_what_it_gives(path: Path, maker: Any) -> None:
 
 def assert_alike(old: str, new: str) -> None:
     """Words are the same, and numbers to 2 % or in their last digit."""
-    assert NUMBER.sub("#", old).split() == NUMBER.sub("#", new).split(), f"{old}\n{new}"
+    assert NUMBER.sub("#", old).split() == NUMBER.sub("#", new).split(), (
+        f"stored is {old!r}, and now it is {new!r}"
+    )
     for one, other in zip(NUMBER.findall(old), NUMBER.findall(new), strict=True):
         digits = len(one.partition(".")[2].partition("e")[0])
         a, b = (float(each.replace(",", "")) for each in (one, other))
@@ -141,10 +143,10 @@ def assert_alike(old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("a 1.00", "b 1.00", "a 1.00\nb 1.00"),
+        ("a 1.00", "b 1.00", "stored is 'a 1.00', and now it is 'b 1.00'"),
         ("x 0.50", "x 0.53", "0.50 is now 0.53"),
         ("rows 8,035", "rows 9,035", "8,035 is now 9,035"),
-        ("1 2", "1", "1 2\n1"),
+        ("1 2", "1", "stored is '1 2', and now it is '1'"),
     ],
     ids=["word", "number", "thousands", "one less"],
 )
