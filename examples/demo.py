@@ -26,6 +26,14 @@ PATCHED_DIGIT = 1
 PATCHED_HOOK = "encoder.blocks.2.hook_resid_post"
 SAE_HOOK = "encoder.blocks.3.hook_resid_post"
 N_LATENTS = 10
+SHOWN_HOOKS = [
+    "encoder.hook_mel",
+    "encoder.blocks.0.attn.hook_pattern",
+    "encoder.blocks.2.hook_resid_post",
+    "decoder.blocks.0.cross_attn.hook_pattern",
+    "decoder.blocks.3.mlp.hook_post",
+    "decoder.hook_logits",
+]
 
 
 def main() -> None:
@@ -36,39 +44,45 @@ def main() -> None:
 
     model = HookedWhisper.from_pretrained("digits", device="cpu")
     heard, other = recordings()[:2]
-    print(f"\n{heard.path.name}: {model.transcribe(str(heard.path))['text']!r}")
-    print(f"{other.path.name}: {model.transcribe(str(other.path))['text']!r}")
+    step("Hear", "the small Whisper in the package writes down what a person says.")
+    for each in (heard, other):
+        line(each.path.name, model.transcribe(str(each.path))["text"].strip())
 
     mel = model.to_mel(heard.path)
     tokens = model.generate(mel).tokens[:, :-1]
     with torch.no_grad():
         _, cache = model.run_with_cache(mel, tokens)
         _, other_cache = model.run_with_cache(model.to_mel(other.path), names_filter="encoder.*")
-    show_names(cache)
+    step("Look inside", f"{len(cache)} activations have a name; some of them, with their axes.")
+    for name in SHOWN_HOOKS:
+        sizes = zip(cache.axes(name), cache[name].shape, strict=True)
+        line(name, ", ".join(f"{axis} {n}" for axis, n in sizes))
 
-    patch = time_patch(other_cache, heard, PATCHED_DIGIT)
-    with model.hooks(fwd_hooks=[(PATCHED_HOOK, patch)]):
-        after = model.transcribe(str(heard.path))["text"]
     start_s, end_s = window(heard, PATCHED_DIGIT)
-    print(f"\n{PATCHED_HOOK}, {start_s:.2f} to {end_s:.2f} s, taken from {other.path.name}:")
-    print(f"  before: {heard.text}\n  after:  {after.strip()}")
+    step("Patch", f"{start_s:.2f} to {end_s:.2f} s of {PATCHED_HOOK}, from the other one.")
+    line("before", heard.text)
+    with model.hooks(fwd_hooks=[(PATCHED_HOOK, time_patch(other_cache, heard, PATCHED_DIGIT))]):
+        line("after", model.transcribe(str(heard.path))["text"].strip())
 
-    after = transcribe_with_latents(model, heard, other)
-    print(f"\n{N_LATENTS} latents of the autoencoder at {SAE_HOOK}, set to what they are there:")
-    print(f"  before: {heard.text}\n  after:  {after}")
+    step("Edit", f"{N_LATENTS} of 768 latents of a sparse autoencoder there, as in the other one.")
+    line("before", heard.text)
+    line("after", transcribe_with_latents(model, heard, other))
 
+    step("See", "two pictures.")
     draw_attention(model, cache, heard, tokens, out / "cross_attention.png")
+    line("where the decoder listens for each digit", out / "cross_attention.png")
     draw_patching(model, other_cache, heard, other, mel, tokens, out / "patching.png")
-    print(f"\npictures: {out / 'cross_attention.png'}, {out / 'patching.png'}")
+    line("which digit changes with whose time", out / "patching.png")
 
 
-def show_names(cache: WhisperCache) -> None:
-    """Print the hooks of one block of each kind, with shapes, and how many there are."""
-    print(f"\n{cache}; those outside the blocks and of each stack's first block:")
-    for name, value in cache.items():
-        if ".blocks." not in name or ".blocks.0." in name:
-            axes = " ".join(cache.axes(name))
-            print(f"  {name:<48} {tuple(value.shape)!s:<20} [{axes}]")
+def step(what: str, how: str) -> None:
+    """Print a heading."""
+    print(f"\n{what}: {how}")
+
+
+def line(what: str, found: object) -> None:
+    """Print one thing that was found, all of them below each other."""
+    print(f"  {what:<42}{found}")
 
 
 def window(recording: Recording, digit: int) -> tuple[float, float]:

@@ -36,10 +36,13 @@ def write_manifest(data: Path, takes: list[int], path: Path) -> None:
 def main() -> None:
     """Harvest, probe, and write down what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
+    data = "folder of the Free Spoken Digit Dataset's recordings; they do not ship with the package"
+    parser.add_argument("data", type=Path, help=data)
     parser.add_argument("--takes", type=int, nargs="+", default=[5, 6, 7, 8, 9])
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args()
+    if not any(args.data.glob("*.wav")):
+        parser.error(f"{args.data} holds no .wav; it has to be the {data}.")
     out = args.out / "probes"
     out.mkdir(parents=True, exist_ok=True)
     write_manifest(args.data, args.takes, out / "recordings.csv")

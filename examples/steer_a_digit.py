@@ -37,18 +37,17 @@ print(f"from {len(ones)} times 'one' and {len(others)} other words of four other
 
 mel = model.to_mel(heard.path)
 site = Site("encoder.ln_final.hook_normalized", window_s=(0.0, heard.words[0].end_s))
-prompt = model.to_tokens("")
 ids = {word: int(model.to_tokens(f" {word}", prepend_sot=False)[0, 0]) for word in ("three", "one")}
 strengths = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
 lines = {word: torch.zeros(len(strengths)) for word in ids}
 for i, strength in enumerate(strengths):
     with Interventions(model, Steer(site, direction, strength)):
-        probs = model(mel, prompt)[0, -1].softmax(dim=-1)
-        text = model.generate(mel, 8).texts[0]
+        steps = model.generate(mel, 8, return_cache=True, names_filter="decoder.hook_logits")
+    probs = steps.cache["decoder.hook_logits"][0, steps.n_prompt - 1].softmax(dim=-1)
     for word, token in ids.items():
         lines[word][i] = probs[token]
     print(f"strength {strength:4.2f}: P(three) {probs[ids['three']]:.2f}, ", end="")
-    print(f"P(one) {probs[ids['one']]:.2f}   {text}")
+    print(f"P(one) {probs[ids['one']]:.2f}   {steps.texts[0]}")
 
 figure = plot_by_layer(
     {"probability of the first word": {f'"{word}"': line for word, line in lines.items()}},

@@ -28,7 +28,7 @@ for layer, texts in zip(lens.layers, lens.texts, strict=True):
 
 texts = [each.text for each in spoken]
 all_mels = model.to_mel([each.path for each in spoken])
-after = encoder_lens(model, all_mels, max_new_tokens=12).emerges_at(texts)
+after = encoder_lens(model, all_mels, max_new_tokens=8).emerges_at(texts)
 print(f"right after so many layers, and from there on: {after}")
 
 # The decoder's stream after each sublayer, read as if it were the last one.

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from hooked_whisper.display import box, data_uri, fold, player, table
+
 FOLDER = Path(__file__).parent / "weights" / "digits" / "recordings"
 
 
@@ -39,6 +41,14 @@ class Recording:
     speaker: str
     duration_s: float
     words: tuple[SpokenWord, ...]
+
+    def _repr_html_(self) -> str:
+        """What is said, by whom, and a player of it."""
+        about = f"{self.text!r}, {self.speaker}, {self.duration_s:.2f} s"
+        words = [[each.word, each.start_s, each.end_s] for each in self.words]
+        times = fold("words", table(["word", "start_s", "end_s"], words))
+        sound = player(data_uri("audio/flac", self.path.read_bytes()))
+        return box(self.path.name, about, sound, times)
 
 
 def recordings() -> list[Recording]:

@@ -9,6 +9,7 @@ styles and frames away, tables, lists and marked words are still there. Texts go
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -21,7 +22,7 @@ __all__ = [
     "escape",
     "facts",
     "fold",
-    "frame",
+    "framed",
     "note",
     "number",
     "picture",
@@ -33,9 +34,6 @@ __all__ = [
 
 MOST_FRAME_MB = 16.0
 """Pages above this are named instead of shown: a notebook holds each of its outputs twice."""
-
-_LEFT = Markup(' style="text-align:left"')
-_RIGHT = Markup(' style="text-align:right"')
 
 
 def progress_bar(items: Iterable[Any] | None = None, *, show: bool = True, **options: Any) -> Any:
@@ -108,29 +106,38 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], most: int | None
         rows: The first cell names the row. Numbers are written as `number` does.
         most: Rows to show at most; a last one says how many more there are.
     """
+    sides = [_side(each) for each in max(rows, key=len, default=header)]
     if most is not None and len(rows) > most:
         rows = [*rows[:most], [f"… and {len(rows) - most:,} more"]]
-    head = Markup("").join(Markup("<th{}>{}</th>").format(_LEFT, each) for each in header)
-    body = Markup("\n").join(map(_row, rows))
+    head = Markup("").join(
+        Markup('<th style="text-align:{}">{}</th>').format(side, name)
+        for side, name in zip(sides, header, strict=False)
+    )
     head = Markup("<thead><tr>{}</tr></thead>").format(head) if header else head
+    body = Markup("\n").join(map(_row, rows))
     return Markup("<table>{}<tbody>{}</tbody></table>").format(head, body)
 
 
 def facts(values: Mapping[str, Any]) -> Markup:
     """What is known, by name, as a table of two columns; None and "" are left out."""
-    return table([], [item for item in values.items() if item[1] is not None and item[1] != ""])
+    known = {name: value for name, value in values.items() if value is not None and value != ""}
+    written = {name: number(v) if isinstance(v, int | float) else v for name, v in known.items()}
+    return table([], list(written.items()))
 
 
 def _row(cells: Sequence[Any]) -> Markup:
     first, *others = cells
-    head = Markup('<th scope="row"{}>{}</th>').format(_LEFT, first)
-    return Markup("<tr>{}{}</tr>").format(head, Markup("").join(map(_cell, others)))
+    head = Markup('<th scope="row" style="text-align:left;font-weight:normal">{}</th>')
+    return Markup("<tr>{}{}</tr>").format(head.format(first), Markup("").join(map(_cell, others)))
 
 
 def _cell(value: Any) -> Markup:
-    if value is None or isinstance(value, int | float):
-        return Markup("<td{}>{}</td>").format(_RIGHT, number(value))
-    return Markup("<td{}>{}</td>").format(_LEFT, value)
+    shown = number(value) if value is None or isinstance(value, int | float) else value
+    return Markup('<td style="text-align:{}">{}</td>').format(_side(value), shown)
+
+
+def _side(value: Any) -> str:
+    return "right" if value is None or isinstance(value, int | float) else "left"
 
 
 def fold(summary: str, *parts: Markup, is_open: bool = False) -> Markup:
@@ -165,20 +172,27 @@ def player(uri: str) -> Markup:
     return Markup('<audio controls preload="metadata" src="{}"></audio>').format(uri)
 
 
-def frame(page: str, title: str, height_px: int = 720) -> Markup:
-    """A whole HTML page inside of another one, with scripts that cannot reach out of it.
+def framed(path: Path, height_px: int = 720) -> Markup:
+    """A whole page inside of a notebook, whose scripts cannot reach out of its frame.
 
     Args:
-        page: The page's text.
-        title: What it is.
+        path: The page's file, which is put into the notebook; above `MOST_FRAME_MB` it is not.
         height_px: How high it stands.
     """
+    if not path.exists():
+        return note(f"The page is not at {path} any more.")
+    megabytes = path.stat().st_size / 1e6
+    if megabytes > MOST_FRAME_MB:
+        return note(
+            f"With {megabytes:.0f} MB the page is too large to stand in a notebook. Open {path} in "
+            f"a browser, or make it with max_mb={MOST_FRAME_MB - 2:.0f}."
+        )
     # Only what ends an attribute is escaped: a page is mostly sound, and large.
-    source = Markup(page.replace("&", "&amp;").replace('"', "&quot;"))
+    page = path.read_text(encoding="utf-8").replace("&", "&amp;").replace('"', "&quot;")
     return Markup(
         '<iframe title="{}" sandbox="allow-scripts" width="100%" height="{}" '
         'style="border:1px solid #8888;background:white" srcdoc="{}"></iframe>'
-    ).format(title, height_px, source)
+    ).format(path.name, height_px, Markup(page))
 
 
 def data_uri(kind: str, raw: bytes) -> str:

@@ -7,9 +7,12 @@ package is checked with beartype while the tests run.
 import os
 import socket
 from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn without a screen
+# openai-whisper aligns words with loops that numba takes 20 s to compile; as Python they take none.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 import jaxtyping
 
@@ -187,6 +190,61 @@ def tiny_tokens(tiny_cfg: HookedWhisperConfig) -> torch.Tensor:
     """Random tokens, 7 for each recording of `tiny_mel`; shared, so clone to change them."""
     generator = torch.Generator().manual_seed(2)
     return torch.randint(0, tiny_cfg.d_vocab, (2, 7), generator=generator)
+
+
+class Shown(HTMLParser):
+    """What an object shows in a notebook, read as a browser would, and checked for its promises.
+
+    Every tag is closed, nothing is fetched, and neither styles nor scripts stand beside it.
+    """
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.rows: list[list[str]] = []
+        self.found: list[tuple[str, dict[str, Any]]] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == [], "tags that are not closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "style", "link", "object", "embed"), tag
+        values = dict(attrs)
+        for name, value in values.items():
+            assert not name.startswith("on"), name
+            if name in ("src", "href"):
+                assert (value or "").startswith("data:"), f"{tag} fetches {value}"
+        self.found.append((tag, values))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag != "img":
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if "tr" in self._open and self._open[-1] != "tr":
+            self.rows[-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        """All that is read, tags left out."""
+        return "".join(self.words)
+
+    def all(self, tag: str) -> list[dict[str, Any]]:
+        """The attributes of each tag of this kind."""
+        return [attributes for each, attributes in self.found if each == tag]
+
+
+@pytest.fixture(scope="session")
+def shown() -> Callable[[Any], Shown]:
+    """`shown(thing)`: what it shows in a notebook, read and checked."""
+    return lambda thing: Shown(thing._repr_html_())
 
 
 def random_model(cfg: HookedWhisperConfig, seed: int = 0) -> Any:

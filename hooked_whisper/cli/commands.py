@@ -8,6 +8,7 @@
 
 import importlib
 import os
+import re
 import sys
 from typing import Any
 
@@ -126,10 +127,27 @@ class Group(click.Group):
             sys.exit(1)
 
 
+IN_OTHER_WORDS = (
+    (r"List (?:names|them) with model\.hook_names\([^)]*\)", f"List names with: {PROGRAM} info"),
+    (r"Turn it on with (model\.set_\w+\(True\))", r"Only Python turns it on: \1"),
+    (r"Make one with harvest\(\.\.\.\)", f"Make one with: {PROGRAM} harvest"),
+    (r'or harvest\(\.\.\., text="transcript"\)', "or pass --text transcript"),
+    (r"pass the files in it as a list of paths", "name a file in it"),
+    (r"give from_pretrained a", "give --model a"),
+    (r"folder that save_pretrained wrote", "folder as save_pretrained writes it"),
+)
+"""Advice of the package's errors, and what it is on a command line."""
+
+
 def _told(error: Exception) -> str:
-    """An error as one sentence: the package's own as they are, others with their type."""
+    """An error as one sentence: the package's own in a command line's words, others with types."""
     if isinstance(error, HookedWhisperError):
-        return str(error)
+        text = str(error)
+        for pattern, words in IN_OTHER_WORDS:
+            text = re.sub(pattern, words, text)
+        return text
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be read or written: {error.strerror}."
     return f"{type(error).__name__}: {error} (unexpected: --debug shows where it happened)"
 
 

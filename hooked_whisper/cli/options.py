@@ -104,7 +104,8 @@ def listed(recordings: list[Any]) -> list[Any]:
     """Each recording by itself, of folders and manifests too."""
     from hooked_whisper.harvest.recordings import as_recordings
 
-    return list(as_recordings(recordings))
+    is_one_path = len(recordings) == 1 and isinstance(recordings[0], Path)
+    return list(as_recordings(recordings[0] if is_one_path else recordings))
 
 
 def file_names(recordings: list[Any], ending: str) -> list[str]:

@@ -19,7 +19,12 @@ from hooked_whisper.cli.options import (
     recordings_argument,
     short_name,
 )
-from hooked_whisper.cli.training import train_from_store, training_config, training_options
+from hooked_whisper.cli.training import (
+    train_from_store,
+    training_config,
+    training_logs,
+    training_options,
+)
 
 DEFAULT_HOOK = "encoder.blocks.*.hook_resid_post"
 
@@ -60,6 +65,8 @@ def suite(
     model_dtype: str,
     out: Path | None,
     resume: bool,
+    tensorboard: bool,
+    wandb: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -78,6 +85,7 @@ def suite(
         raise click.UsageError("give one of RECORDINGS and --store.")
     folder = out or Path(f"{short_name(source)}-saes")
     wanted = list(hooks) or [DEFAULT_HOOK]
+    on_log = training_logs(folder, tensorboard, wandb)
     if store is not None:
         found = ActivationStore(store)
     else:
@@ -88,10 +96,10 @@ def suite(
     for name in match_names(wanted, found.hook_names):
         for width in widths or (None,):
             for k in ks or (None,):
-                place = folder / _variant(width, k, widths, ks) / name
+                place = Path(_variant(width, k, widths, ks), name)
                 own = {"d_sae": width, "k": k, **options}
-                cfgs[str(place)] = training_config(found, name, place, **own)
-    train_from_store(found, cfgs, resume=resume, quiet=quiet, as_json=as_json)
+                cfgs[str(place)] = training_config(found, name, folder / place, **own)
+    train_from_store(found, cfgs, on_log=on_log, resume=resume, quiet=quiet, as_json=as_json)
     note(f"hooked-whisper sae eval --sae {next(iter(cfgs.values())).folder.parent}", quiet)
 
 

@@ -7,7 +7,12 @@ import click
 
 from hooked_whisper.cli.commands import Command
 from hooked_whisper.cli.options import FILE, json_option, quiet_option
-from hooked_whisper.cli.training import train_from_store, training_config, training_options
+from hooked_whisper.cli.training import (
+    train_from_store,
+    training_config,
+    training_logs,
+    training_options,
+)
 
 
 @click.command(
@@ -16,6 +21,7 @@ from hooked_whisper.cli.training import train_from_store, training_config, train
     hooked-whisper sae train digits-store --hook encoder.blocks.2.hook_resid_post --out sae
     hooked-whisper sae train store --hook '*.hook_resid_post' --latents 3072 --k 32 --out saes
     hooked-whisper sae train store --hook '*.hook_mlp_out' --architecture gated --sparsity 2 --out g
+    hooked-whisper sae train store --hook '*.hook_mlp_out' --tensorboard --wandb speech --out saes
     torchrun --nproc-per-node 8 -m hooked_whisper sae train store --hook '*.hook_z' --out saes
     """,
 )
@@ -34,6 +40,8 @@ def train(
     hooks: tuple[str, ...],
     folder: Path,
     resume: bool,
+    tensorboard: bool,
+    wandb: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -42,8 +50,8 @@ def train(
 
     One hook's goes into the folder itself; those of several become a suite, a
     folder for each, from one pass over the store, an epoch long unless told
-    otherwise. Under torchrun, the processes share each batch, and a restarted
-    one goes on from the checkpoint.
+    otherwise. The log of each, log.csv, is beside it. Under torchrun, the processes
+    share each batch, and a restarted one goes on from the checkpoint.
     """
     from hooked_whisper.harvest import ActivationStore
     from hooked_whisper.hooks.names import match_names
@@ -54,4 +62,5 @@ def train(
         name: training_config(found, name, folder if len(names) == 1 else folder / name, **options)
         for name in names
     }
-    train_from_store(found, cfgs, resume=resume, quiet=quiet, as_json=as_json)
+    on_log = training_logs(folder, tensorboard, wandb)
+    train_from_store(found, cfgs, on_log=on_log, resume=resume, quiet=quiet, as_json=as_json)

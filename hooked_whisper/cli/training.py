@@ -58,7 +58,11 @@ def training_options(function: _Function) -> _Function:
                 default=1000,
                 help="Steps between checkpoints.",
             ),
-            click.option("--log-every", type=click.IntRange(1), default=100),
+            click.option(
+                "--log-every", type=click.IntRange(1), default=100, help="Steps between log lines."
+            ),
+            click.option("--tensorboard", is_flag=True, help="Log into OUT/tensorboard too."),
+            click.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases too."),
             click.option("--resume", is_flag=True, help="Go on from the checkpoints."),
         ]
     ):
@@ -91,8 +95,22 @@ def training_config(
     return TrainingConfig(sae, folder=folder, device=train_device, **options)
 
 
+def training_logs(folder: Path, tensorboard: bool, wandb: str | None) -> list[Any]:
+    """What follows the training beside `log.csv`."""
+    from hooked_whisper.sae import TensorBoardLog, WandbLog
+
+    logs: list[Any] = [TensorBoardLog(folder / "tensorboard")] if tensorboard else []
+    return [*logs, WandbLog(wandb)] if wandb else logs
+
+
 def train_from_store(
-    store: Any, cfgs: Mapping[str, Any], *, resume: bool, quiet: bool, as_json: bool
+    store: Any,
+    cfgs: Mapping[str, Any],
+    *,
+    on_log: list[Any],
+    resume: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Train in one pass over a store, and report each autoencoder."""
     from hooked_whisper.ranks import is_first_rank
@@ -100,7 +118,9 @@ def train_from_store(
 
     seed = next(iter(cfgs.values())).seed
     with _answering_sigterm():
-        trained = train_saes(cfgs, _Epochs(store), seed=seed, resume=resume, progress=not quiet)
+        trained = train_saes(
+            cfgs, _Epochs(store), seed=seed, resume=resume, progress=not quiet, on_log=on_log
+        )
     if not is_first_rank():
         return
     rows = []
@@ -110,9 +130,10 @@ def train_from_store(
         row |= {key: last[key] for key in ("n_vectors", "fvu", "l0", "dead")}
         rows.append(row)
         if not as_json:
+            fvu = "unknown" if last["fvu"] is None else f"{last['fvu']:.3f}"
             click.echo(
                 f"{row['hook']}: {row['d_sae']} latents, {last['n_vectors']:,} vectors, "
-                f"FVU {last['fvu']:.3f}, L0 {last['l0']:.1f}, {last['dead']:.1%} dead, "
+                f"FVU {fvu}, L0 {last['l0']:.1f}, {last['dead']:.1%} dead, "
                 f"in {cfg.folder}"
             )
     if as_json:

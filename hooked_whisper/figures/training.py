@@ -87,8 +87,9 @@ def plot_training(
     """Loss, unexplained variance, L0 and dead latents over a training, a line each autoencoder.
 
     Args:
-        logs: Lines of a training's log, as `on_log` gets them and `log.jsonl` holds them;
-            several by name. Lines of several autoencoders in one log are told apart by `"sae"`.
+        logs: Lines of a training's log, as `on_log` gets them and `log.csv` holds them
+            (`pandas.read_csv(path).to_dict("records")`); several by name. Lines of several
+            autoencoders in one log are told apart by `"sae"`.
         title: Drawn above.
 
     Returns:
@@ -144,8 +145,8 @@ def _by_name(
             if missing or not any(key in line for key in PANELS):
                 raise InputError(
                     f"{str(line)[:80]!r} is no line of a training's log: it needs 'n_vectors' and "
-                    f"one of {sorted(PANELS)}. Pass the dicts that on_log gets, or the lines of "
-                    "log.jsonl read as JSON."
+                    f"one of {sorted(PANELS)}. Pass the dicts that on_log gets, or "
+                    'pandas.read_csv("log.csv").to_dict("records").'
                 )
             own = " ".join(part for part in (name, str(line.get("sae", ""))) if part)
             found.setdefault(own, []).append(line)

@@ -1,8 +1,9 @@
 """Hooked decoding with a KV cache, on openai-whisper's own loop and token rules."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +21,25 @@ _DEFAULTS = {"language": "en", "without_timestamps": True, "suppress_blank": Fal
 _MOST_TEXTS, _MOST_ROWS = 8, 50
 """Texts that are shown: in a line, and in a notebook's table."""
 _OF_SEARCH = ("beam_size", "best_of", "patience", "length_penalty")
+
+
+class TokenRules(TypedDict, total=False):
+    """Of openai-whisper's `DecodingOptions`: which tokens stand before the text and in it."""
+
+    task: str
+    language: str | None
+    prompt: str | list[int] | None
+    prefix: str | list[int] | None
+    suppress_tokens: str | Iterable[int] | None
+    suppress_blank: bool
+    without_timestamps: bool
+    max_initial_timestamp: float | int | None
+
+
+class GenerateOptions(TokenRules, total=False):
+    """What `generate` takes of openai-whisper's `DecodingOptions`: not those of a search."""
+
+    temperature: float | int
 
 
 @dataclass(frozen=True)

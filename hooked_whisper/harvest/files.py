@@ -3,16 +3,14 @@
 import errno
 import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from hooked_whisper.errors import StoreBusyError, StoreWriteError
+from hooked_whisper.io import PART, replacing
 
-PART = ".part"
-"""What the names of files end in while they are written."""
 LOCK_FILE = ".lock"
 
 _held: set[Path] = set()
@@ -29,40 +27,17 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         StoreWriteError: The disk is full, or forbids it. Nothing is left behind.
     """
-    aside = path.with_name(path.name + PART)
     try:
-        with aside.open("wb") as file:
+        with replacing(path) as aside, aside.open("wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(path.parent)
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
         raise _explain(error, path) from error
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink()
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, the same bytes for the same value, as `write_whole` does."""
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     write_whole(path, lambda file: file.write(text.encode()))
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:  # some network file systems cannot
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
 
 
 @contextmanager

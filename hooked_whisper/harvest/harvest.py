@@ -252,7 +252,8 @@ def _bar(plan: Plan, ranks: Ranks, progress: bool) -> Iterator[Any]:
             yield nothing
         return
     n = plan.recordings.n
-    with progress_bar(total=None if n is None else -(-n // ranks.n), unit="recording") as bar:
+    total = None if n is None else -(-n // ranks.n)
+    with progress_bar(total=total, desc="harvesting", unit="recording") as bar:
         yield bar
 
 

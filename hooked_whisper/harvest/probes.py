@@ -119,11 +119,19 @@ def probe(
         seed: Of the folds, of what is shuffled and resampled.
 
     Raises:
-        ProbeError: No labels, one class, or too few groups for the folds.
+        ProbeError: No labels, one class, or too few groups for the folds; scikit-learn,
+            which is in the extra `probes`, is not installed.
         HookNameError: A hook that the store does not have.
 
     Source: Alain & Bengio 2016; Hewitt & Liang 2019 for the shuffled labels.
     """
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ProbeError(
+            f"probes learn with scikit-learn, which cannot be imported ({error}). Install it: "
+            "pip install 'hooked-whisper[probes]'"
+        ) from error
     for name, value, allowed in (("kind", kind, ProbeKind), ("pooling", pooling, Pooling)):
         if value not in get_args(allowed):
             raise ProbeError(

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from hooked_whisper import digits
-from hooked_whisper.errors import RecordingsError
+from hooked_whisper.config import SAMPLE_RATE_HZ
+from hooked_whisper.display import box, facts, note, player
+from hooked_whisper.errors import AudioError, RecordingsError
 from hooked_whisper.harvest.checksums import checksum_of_json
+from hooked_whisper.speech.audio import encode_audio, load_audio
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au"})
 """What is taken from a folder; a file that is named itself may end in anything."""
 MANIFESTS = (".csv", ".tsv", ".jsonl")
 AUDIO_COLUMNS = ("path", "audio", "file", "filename", "file_name")
 """Where a manifest's or a data set's row may keep its audio, the first that is there."""
+_PLAYED_S = 60
+"""Seconds that a notebook's player has, at 5 kB each."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,22 @@ class Recording:
     """
 
     id: str
-    audio: Any
+    audio: Any = field(repr=False)
     labels: Mapping[str, Any] = field(default_factory=dict)
     text: str | None = None
     tokens: tuple[int, ...] | None = None
+
+    def _repr_html_(self) -> str:
+        """What is said and known of it, and a player of its beginning."""
+        about = facts({"text": self.text, "tokens": self.tokens, **self.labels})
+        try:
+            samples = load_audio(self.audio)
+        except AudioError as error:
+            return box(self.id, "", note(f"It cannot be played: {error}"), about)
+        seconds = len(samples) / SAMPLE_RATE_HZ
+        heard = player(encode_audio(samples[: _PLAYED_S * SAMPLE_RATE_HZ]))
+        cut = f", of which the first {_PLAYED_S} s can be played" if seconds > _PLAYED_S else ""
+        return box(self.id, f"{seconds:.2f} s{cut}", heard, about)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from hooked_whisper.config import Stack
+from hooked_whisper.config import FRAMES_PER_SECOND, Stack
 from hooked_whisper.device import as_device
+from hooked_whisper.display import Markup, box, count, fold, note, size, table
 from hooked_whisper.errors import CacheError, HookNameError
 from hooked_whisper.hooks.names import (
     NamesFilter,
@@ -23,8 +23,11 @@ from hooked_whisper.hooks.names import (
     match_names,
 )
 from hooked_whisper.hooks.residual import ResidualAnalysis
+from hooked_whisper.io import save_tensors
 
 _FORMAT = "hooked_whisper.cache/1"
+_MOST_OPEN = 12
+"""Activations up to which a notebook shows all of them at once."""
 
 
 class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
@@ -81,6 +84,46 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return f"WhisperCache({len(self)} activations, {self.nbytes / 2**20:.1f} MiB)"
+
+    def _repr_html_(self) -> str:
+        """All activations with their axes and sizes, as a tree by stack and block."""
+        tree: dict[str, dict[str, list[str]]] = {}
+        for name in self:
+            parts = name.split(".")
+            branch = ".".join(parts[: 3 if parts[1:2] == ["blocks"] else 1])
+            tree.setdefault(parts[0], {parts[0]: []}).setdefault(branch, []).append(name)
+        kinds = dict.fromkeys(f"{each.dtype}, {each.device}" for each in self.values())
+        about = f"{count(len(self), 'activation')}, {size(self.nbytes)} ({'; '.join(kinds)})"
+        shown = [self._branch(stack, branches) for stack, branches in tree.items()]
+        if self.n_frames is not None:
+            seconds = ", ".join(f"{n / FRAMES_PER_SECOND:.2f}" for n in self.n_frames.tolist())
+            shown.append(note(f"Sound in each window, before the padding: {seconds} s."))
+        return box(type(self).__name__, about, *shown)
+
+    def _branch(self, stack: str, branches: dict[str, list[str]]) -> Markup:
+        """A stack's activations: those outside of its blocks, and each block's in a fold."""
+        names = [name for each in branches.values() for name in each]
+        if len(self) <= _MOST_OPEN:
+            return fold(self._summary(stack, names), self._table(names), is_open=True)
+        own = branches.pop(stack)
+        folds = [
+            fold(self._summary(block, each), self._table(each)) for block, each in branches.items()
+        ]
+        return fold(
+            self._summary(stack, names), *([self._table(own)] if own else []), *folds, is_open=True
+        )
+
+    def _table(self, names: list[str]) -> Markup:
+        rows = []
+        for name in names:
+            value = self._tensors[name]
+            axes = zip(self._axes[name], value.shape, strict=True)
+            rows.append([name, ", ".join(f"{axis} {n}" for axis, n in axes), size(value.nbytes)])
+        return table(["hook", "axes", "size"], rows)
+
+    def _summary(self, branch: str, names: list[str]) -> str:
+        n_bytes = sum(self._tensors[name].nbytes for name in names)
+        return f"{branch}: {count(len(names), 'activation')}, {size(n_bytes)}"
 
     def full_name(self, key: str | tuple[Any, ...]) -> str:
         """The hook name that a name or shorthand stands for.
@@ -158,14 +201,9 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
             "n_frames": json.dumps(None if self.n_frames is None else self.n_frames.tolist()),
             "n_layers": json.dumps(self._n_layers),
         }
-        tensors = {name: value.contiguous().cpu() for name, value in self._tensors.items()}
-        path = Path(path)
-        aside = path.with_name(path.name + ".part")
         try:
-            save_file(tensors, aside, metadata=header)
-            os.replace(aside, path)
+            save_tensors(Path(path), self._tensors, header)
         except (OSError, SafetensorError) as error:
-            aside.unlink(missing_ok=True)
             raise CacheError(f"the cache cannot be written to {path}: {error}.") from error
 
     @classmethod

@@ -20,6 +20,20 @@ Hook = tuple[NamesFilter, Callable[..., Any]]
 
 Model = TypeVar("Model", bound="HookedEncoderDecoder")
 
+_INHERITED = {
+    "add_caching_hooks",
+    "cache_all",
+    "cache_some",
+    "check_and_add_hook",
+    "check_hooks_to_add",
+    "context_level",
+    "get_caching_hooks",
+    "is_caching",
+    "remove_all_hook_fns",
+    "setup",
+}
+"""What TransformerLens's root module has for itself, or from before `run_with_cache`."""
+
 
 class HookedEncoderDecoder(HookedRootModule):
     """A model of an encoder and a decoder whose activations can be read and edited by name.
@@ -29,6 +43,10 @@ class HookedEncoderDecoder(HookedRootModule):
     """
 
     hook_dict: dict[str, HookPoint]  # type: ignore[assignment]
+
+    def __dir__(self) -> list[str]:
+        """The names that editors offer: without what TransformerLens calls inside."""
+        return sorted({*super().__dir__()} - _INHERITED)
 
     @property
     def _disabled(self) -> dict[str, str]:
@@ -103,10 +121,30 @@ class HookedEncoderDecoder(HookedRootModule):
         clear_contexts: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Run the model once with functions attached; see `hooks` and the model's own call.
+        """Run the model once with functions attached, which read activations or replace them.
 
-        Backward hooks act on the backward pass of what this returns, also
-        when they have been taken from the model by then.
+        Args:
+            args, kwargs: What the model is called with: `mel`, `tokens`, `return_type`, ...
+            fwd_hooks: Pairs of a name, glob, list or function of names, and a
+                function of `(value, hook)` whose result replaces the value.
+            bwd_hooks: The same, on gradients; they act on the backward pass of what
+                this returns, also when they have been taken from the model by then.
+            reset_hooks_end: Take them away at the end.
+            clear_contexts: Empty the hooks' contexts at the end too.
+
+        Returns:
+            What the model returned.
+
+        Raises:
+            HookNameError: A name that matches nothing; nothing was run.
+
+        For instance, what is lost without one MLP:
+
+            def silence(value, hook):
+                return torch.zeros_like(value)
+
+            name = "encoder.blocks.0.hook_mlp_out"
+            logits = model.run_with_hooks(mel, tokens, fwd_hooks=[(name, silence)])
         """
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self(*args, **kwargs)
@@ -129,8 +167,13 @@ class HookedEncoderDecoder(HookedRootModule):
     ) -> tuple[Any, WhisperCache]:
         """Run the model once and keep its activations, as they are after all hooks.
 
+        For instance, where the decoder looks:
+
+            logits, cache = model.run_with_cache(mel, tokens, names_filter="*.hook_pattern")
+            pattern = cache["decoder", 2, "pattern", "cross_attn"]  # [batch head query key]
+
         Args:
-            args: What the model is called with.
+            args, kwargs: What the model is called with: `mel`, `tokens`, `return_type`, ...
             names_filter: Which activations; None keeps all. Attention scores,
                 patterns and LayerNorm scales cost time in the layers in which
                 they are asked for.
@@ -146,7 +189,6 @@ class HookedEncoderDecoder(HookedRootModule):
             frame_slice: Encoder positions (20 ms each) to keep.
             reset_hooks_end: Take the attached functions away at the end.
             clear_contexts: Empty the hooks' contexts at the end too.
-            kwargs: What the model is called with.
 
         Returns:
             What the model returned, and the cache.

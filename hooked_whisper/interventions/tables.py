@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hooked_whisper.display import box, facts, note, picture, table
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.interventions.progress import check_same
+from hooked_whisper.io import save_tensors
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -76,8 +76,9 @@ class EffectTable(ABC):
         except InterventionError:  # nothing to compare with
             best = []
         drawn = picture(self.plot(effect=bool(best)), f"heatmap: {about}")
-        rows = [list(each.values()) for each in best]
-        places = [table(list(best[0]), rows)] if best else []
+        columns = [name for name in (best[0] if best else []) if name not in ("stack", "site")]
+        rows = [[each[name] for name in columns] for each in best]
+        places = [table(columns, rows)] if best else []
         return box(type(self).__name__, about, drawn, *places, runs)
 
     @property
@@ -258,17 +259,9 @@ class EffectTable(ABC):
         tensors = {"values": self.values, "clean": self.clean, "corrupted": self.corrupted}
         # Gradients of neighbouring hooks may share their memory, which such a file cannot.
         tensors |= {_HELD + name: each.clone() for name, each in self.held.items()}
-        path = Path(path)
-        aside = path.with_name(path.name + ".part")
         try:
-            save_file(
-                {name: each.contiguous() for name, each in tensors.items()},
-                aside,
-                metadata={self._kind: json.dumps(header)},
-            )
-            os.replace(aside, path)
+            save_tensors(Path(path), tensors, {self._kind: json.dumps(header)})
         except (OSError, SafetensorError) as error:
-            aside.unlink(missing_ok=True)
             raise InterventionError(f"the result cannot be written to {path}: {error}.") from error
 
     @classmethod

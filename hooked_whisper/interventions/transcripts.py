@@ -29,7 +29,7 @@ _SILENCE = 1e-3
 
 @dataclass(frozen=True)
 class TranscriptComparison:
-    """Transcripts without and with edits; `print` shows them as a table.
+    """Transcripts without and with edits; `print` shows them as a table, a notebook marks words.
 
     Args:
         recordings: Names of the recordings.
@@ -89,13 +89,23 @@ class TranscriptComparison:
 
         return pandas.DataFrame(self.rows())
 
+    def _columns(self) -> dict[str, str]:
+        """What is shown of each row, and what it is called."""
+        columns = {"recording": "recording", "edits": "edits", "text": "text"}
+        if any(reference is not None for reference in self.references):
+            columns["word_error_rate"] = "WER"
+        columns["change"] = "change"
+        if any(self.is_silent):
+            columns["invented_words"] = "invented"
+        return columns
+
+    def __repr__(self) -> str:
+        n = count(len(self.recordings), "recording")
+        return f"TranscriptComparison({n}, edits: {', '.join(map(repr, self.after))})"
+
     def __str__(self) -> str:
-        shown = ["recording", "edits", "text", "word_error_rate", "change", "invented_words"]
-        titles = ["recording", "edits", "text", "WER", "change", "invented"]
-        if all(reference is None for reference in self.references):
-            del shown[3], titles[3]
-        if not any(self.is_silent):
-            del shown[-1], titles[-1]
+        shown = self._columns()
+        titles = list(shown.values())
         lines = [titles, *([_cell(row[name]) for name in shown] for row in self.rows())]
         widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
         return "\n".join(
@@ -105,21 +115,20 @@ class TranscriptComparison:
 
     def _repr_html_(self) -> str:
         """Transcripts, one below the other: words lost to edits struck out, new ones underlined."""
-        header = ["recording", "edits", "text", "word error rate", "change", "invented words"]
+        columns = self._columns()
         rows: list[list[Any]] = []
-        texts = dict(zip(self.recordings, self.before, strict=True))
+        before = ""
         for row in self.rows():
-            text, reference = row["text"], row["reference"]
             if row["edits"] != NO_EDITS:
-                text = mark_words(texts[row["recording"]], text, self.normalize)
-            elif reference is not None:
-                rows.append([row["recording"], "(what is said)", reference, "", "", ""])
-            numbers = [row[name] for name in ("word_error_rate", "change", "invented_words")]
-            rows.append([row["recording"], row["edits"], text, *numbers])
-        about = (
-            f"{count(len(self.recordings), 'recording')}, words marked against edits: {NO_EDITS}"
-        )
-        return box(type(self).__name__, about, table(header, rows, most=_MOST_ROWS))
+                row["text"] = mark_words(before, row["text"], self.normalize)
+            else:
+                before = row["text"]
+                if row["reference"] is not None:
+                    rows.append([row["recording"], "(what is said)", row["reference"]])
+            rows.append([row[name] for name in columns])
+        n = count(len(self.recordings), "recording")
+        about = f"{n}; words are marked where they differ from those without edits"
+        return box(type(self).__name__, about, table(list(columns.values()), rows, most=_MOST_ROWS))
 
     def _words(self, text: str) -> list[str]:
         return self.normalize(text).split()
@@ -207,9 +216,12 @@ def mark_words(before: str, after: str, normalize: Callable[[str], str] = str) -
     import jiwer
 
     old, new = before.split(), after.split()
-    keys = [" ".join("".join(normalize(w).split()) or w for w in words) for words in (old, new)]
+
+    def keys(words: list[str]) -> str:
+        return " ".join("".join(normalize(word).split()) or word for word in words)
+
     pieces: list[Markup] = []
-    for chunk in jiwer.process_words(*keys).alignments[0]:
+    for chunk in jiwer.process_words(keys(old), keys(new)).alignments[0]:
         lost = " ".join(old[chunk.ref_start_idx : chunk.ref_end_idx])
         found = " ".join(new[chunk.hyp_start_idx : chunk.hyp_end_idx])
         if chunk.type == "equal":

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from hooked_whisper.config import SAMPLE_RATE_HZ, HookedWhisperConfig
-from hooked_whisper.generation.generate import Generation, generate
+from hooked_whisper.generation.generate import GenerateOptions, Generation, TokenRules, generate
 from hooked_whisper.generation.kv_cache import KVCache
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.speech.audio import load_audio
@@ -24,6 +25,30 @@ from hooked_whisper.speech.tokens import get_tokenizer
 
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
+
+
+class TranscribeOptions(TokenRules, total=False):
+    """What `whisper.transcribe` takes besides the audio."""
+
+    verbose: bool | None
+    temperature: float | int | tuple[float | int, ...]
+    compression_ratio_threshold: float | int | None
+    logprob_threshold: float | int | None
+    no_speech_threshold: float | int | None
+    condition_on_previous_text: bool
+    initial_prompt: str | None
+    carry_initial_prompt: bool
+    word_timestamps: bool
+    prepend_punctuations: str
+    append_punctuations: str
+    clip_timestamps: str | list[float]
+    hallucination_silence_threshold: float | int | None
+    sample_len: int | None
+    best_of: int | None
+    beam_size: int | None
+    patience: float | int | None
+    length_penalty: float | int | None
+    fp16: bool
 
 
 class OpenAIInterface(nn.Module):
@@ -124,7 +149,11 @@ class OpenAIInterface(nn.Module):
         return decode(self, mel.values if isinstance(mel, Mel) else mel, options, **kwargs)
 
     def transcribe(
-        self, audio: Any, *, rate_hz: float | int | None = None, **kwargs: Any
+        self,
+        audio: Any,
+        *,
+        rate_hz: float | int | None = None,
+        **kwargs: Unpack[TranscribeOptions],
     ) -> dict[str, Any]:
         """Transcribe a recording of any length with openai-whisper.
 
@@ -140,12 +169,14 @@ class OpenAIInterface(nn.Module):
 
         Raises:
             AudioError: No usable audio; its subclasses say why.
+            TokenError: No such language.
 
         Source: `whisper.transcribe.transcribe`, which this calls.
         """
         from whisper.transcribe import transcribe
 
-        get_tokenizer(self.cfg)  # refuses a vocabulary that is not Whisper's
+        # Refuses a vocabulary that is not Whisper's. English-only models take every language.
+        get_tokenizer(self.cfg, kwargs.get("language") if self.is_multilingual else None)
         if rate_hz is None and hasattr(audio, "shape"):
             rate_hz = SAMPLE_RATE_HZ
         samples = load_audio(audio, rate_hz)
@@ -160,7 +191,7 @@ class OpenAIInterface(nn.Module):
         encoder_output: Float[Tensor, "batch pos d_model"] | None = None,
         return_cache: bool = False,
         names_filter: NamesFilter = None,
-        **options: Any,
+        **options: Unpack[GenerateOptions],
     ) -> Generation:
         """Decode greedily or by sampling, with hooks firing in every step.
 

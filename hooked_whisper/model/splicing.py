@@ -126,7 +126,20 @@ class Splicing(HookedEncoderDecoder):
         speech_only: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Run the model once with autoencoders spliced in; see `saes` and the model's own call."""
+        """Run the model once with autoencoders spliced in.
+
+        Args:
+            args, kwargs: What the model is called with: `mel`, `tokens`, `return_type`, ...
+            saes: Autoencoders by hook name, or those that name their hook; see `saes`.
+            use_error_term: As in `add_sae`, for all of them.
+            speech_only: As in `add_sae`, for those in the encoder.
+
+        Returns:
+            What the model returned.
+
+        Raises:
+            SpliceError: One does not fit; nothing was run.
+        """
         with self.saes(saes, use_error_term, speech_only=speech_only):
             return self(*args, **kwargs)
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from hooked_whisper.config import FLAGS, HookedWhisperConfig, Stack
 from hooked_whisper.device import as_device
+from hooked_whisper.display import box, facts
 from hooked_whisper.errors import ConfigError, InputError, TokenError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import Collector
 from hooked_whisper.hooks.passes import PassInfo
-from hooked_whisper.model.calls import Calls, Output, ReturnType, StopAt
+from hooked_whisper.model.calls import Calls, Output, ReturnType, StopAt, by_name
 from hooked_whisper.model.decoder import Decoder
 from hooked_whisper.model.encoder import Encoder, MelInput
 from hooked_whisper.model.pretrained import Pretrained
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _NO_TARGET = -100
 
 
+@by_name
 class HookedWhisper(Pretrained, Calls):
     """Whisper, computed as openai-whisper computes it, with hooks throughout.
 
@@ -63,6 +65,20 @@ class HookedWhisper(Pretrained, Calls):
 
     def __repr__(self) -> str:
         """Sizes, place, hooks and autoencoders; `print(model.encoder)` shows modules."""
+        lines = [f"  {name:<8} {value}" for name, value in self._facts().items()]
+        return "\n".join([f"{type(self).__name__} {self._headline()}", *lines])
+
+    def _repr_html_(self) -> str:
+        """The same as a table."""
+        return box(type(self).__name__, self._headline(), facts(self._facts()))
+
+    def _headline(self) -> str:
+        n_parameters = sum(each.numel() for each in self.parameters())
+        return (
+            f"{self.cfg.model_name!r}: {n_parameters:,} parameters, {self.dtype} on {self.device}"
+        )
+
+    def _facts(self) -> dict[str, str]:
         cfg = self.cfg
         hooked = [name for name, point in self.hook_dict.items() if point.has_any_hook]
         stacks = {
@@ -70,19 +86,14 @@ class HookedWhisper(Pretrained, Calls):
             f"{cfg.d_head(stack)}, d_model {cfg.d_model}, d_mlp {cfg.d_mlp}"
             for stack in get_args(Stack)
         }
-        n_parameters = sum(each.numel() for each in self.parameters())
-        return "\n".join(
-            [
-                f"{type(self).__name__} {cfg.model_name!r}: {n_parameters:,} parameters, "
-                f"{self.dtype} on {self.device}",
-                f"  encoder  {stacks['encoder']}; {cfg.n_mels} mel bands, {cfg.window_s:g} s",
-                f"  decoder  {stacks['decoder']}; {cfg.n_text_ctx} of {cfg.d_vocab:,} tokens",
-                f"  hooks    {len(self.hook_names())} points in model.hook_names(); "
-                f"hooked: {_some(hooked)}",
-                f"  SAEs     {_some(list(self.acts_to_saes))}",
-                "  modules  print(model.encoder), print(model.decoder)",
-            ]
-        )
+        return {
+            "encoder": f"{stacks['encoder']}; {cfg.n_mels} mel bands, {cfg.window_s:g} s",
+            "decoder": f"{stacks['decoder']}; {cfg.n_text_ctx} of {cfg.d_vocab:,} tokens",
+            "hooks": f"{len(self.hook_names())} points in model.hook_names(); "
+            f"hooked: {_some(hooked)}",
+            "SAEs": _some(list(self.acts_to_saes)),
+            "modules": "print(model.encoder), print(model.decoder)",
+        }
 
     def to(self, *args: Any, **kwargs: Any) -> "Self":
         """Move or convert the model in place; see `torch.nn.Module.to`.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hooked_whisper import digits
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, SAMPLE_RATE_HZ
+from hooked_whisper.display import box, framed
 from hooked_whisper.errors import AudioLengthError, InputError, RecordingsError
 from hooked_whisper.harvest.files import write_whole
 from hooked_whisper.harvest.recordings import Recording, as_recordings
@@ -35,8 +36,8 @@ from hooked_whisper.pages.attention_words import (
     words_of,
 )
 from hooked_whisper.pages.html import render
-from hooked_whisper.pages.media import encode_audio, encode_mel
-from hooked_whisper.speech.audio import load_audio
+from hooked_whisper.pages.media import encode_mel
+from hooked_whisper.speech.audio import encode_audio, load_audio
 from hooked_whisper.speech.mel import Mel
 
 MAX_MB = 12.0
@@ -59,6 +60,10 @@ class AttentionPage:
     n_bytes: int
     text: str
     bins: Mapping[Kind, tuple[int, int]]
+
+    def _repr_html_(self) -> str:
+        """The page itself."""
+        return box(str(self.path), repr(self.text), framed(self.path))
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hooked_whisper.display import box, count, fold, framed, table
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.pages.effects import Effect, effects, transcripts
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 N_EFFECTS = 24
 """Features whose effects on transcripts are computed, unless told otherwise."""
+_MOST_ROWS = 20
+"""Rows of its table that a notebook shows beside the page."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,18 @@ class FeaturePage:
     table: tuple[dict[str, Any], ...]
     n_clips: int
     n_without_sound: int
+
+    def __repr__(self) -> str:
+        return (
+            f"FeaturePage({str(self.path)!r}: {len(self.table)} features, {self.n_clips} moments)"
+        )
+
+    def _repr_html_(self) -> str:
+        """The page itself, and above it the first rows of its table."""
+        rows = [list(row.values()) for row in self.table]
+        first = fold("table", table(list(self.table[0]), rows, most=_MOST_ROWS))
+        about = f"{count(len(rows), 'feature')}, {count(self.n_clips, 'moment')}"
+        return box(str(self.path), about, first, framed(self.path))
 
     @property
     def n_bytes(self) -> int:

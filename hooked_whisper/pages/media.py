@@ -1,4 +1,4 @@
-"""Sound, spectrograms and curves as text that stands in a page."""
+"""Spectrograms and curves as text that stands in a page."""
 
 import base64
 import io
@@ -9,52 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.config import SAMPLE_RATE_HZ
+from hooked_whisper.display import data_uri
 from hooked_whisper.errors import InputError
 
 PALETTE = "cividis"
 """The colours of every spectrogram: readable in greyscale and by the colour-blind."""
-
-_KBPS = (8, 40, 160)
-"""Bit rates of MP3 at 16 kHz: the lowest, the one used here, the highest."""
-
-
-def encode_audio(samples: Float[Tensor, " sample"], rate_hz: int = SAMPLE_RATE_HZ) -> str:
-    """A recording as a data URI that every browser plays: MP3, 5 kB a second.
-
-    MP3 is what Chromium, Firefox and Safari all play; Ogg needs a Safari of
-    2025. The bit rate is constant, so that a browser finds a time in it, and
-    high enough for the frame in which the encoder writes down its own delay:
-    without that, all would sound 0.07 s late.
-
-    Args:
-        samples: Mono, full scale 1; louder ones are clipped.
-        rate_hz: Samples per second; 16,000.
-
-    Raises:
-        InputError: No samples, or another rate.
-    """
-    import soundfile
-
-    if not len(samples):
-        raise InputError("there are no samples to write down as sound.")
-    if rate_hz != SAMPLE_RATE_HZ:
-        raise InputError(
-            f"rate_hz is {rate_hz}; pages hold sound at {SAMPLE_RATE_HZ} Hz. Read it with "
-            "load_audio, which converts it."
-        )
-    low, kbps, high = _KBPS
-    file = io.BytesIO()
-    soundfile.write(
-        file,
-        samples.detach().float().cpu().clamp(-1, 1).numpy(),
-        rate_hz,
-        format="MP3",
-        subtype="MPEG_LAYER_III",
-        bitrate_mode="CONSTANT",
-        compression_level=(high - kbps) / (high - low),  # 0 is the highest rate, 1 the lowest
-    )
-    return data_uri("audio/mpeg", file.getvalue())
 
 
 def encode_mel(mel: Float[Tensor, "mel frame"], *, quality: int = 75) -> str:
@@ -123,12 +82,3 @@ def palette() -> list[list[int]]:
 
     colours = matplotlib.colormaps[PALETTE](np.arange(256), bytes=True)
     return colours[:, :3].tolist()
-
-
-def data_uri(kind: str, raw: bytes) -> str:
-    """Bytes as an address that holds them.
-
-    >>> data_uri("text/plain", b"hello")
-    'data:text/plain;base64,aGVsbG8='
-    """
-    return f"data:{kind};base64,{base64.b64encode(raw).decode()}"

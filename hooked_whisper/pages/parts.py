@@ -11,7 +11,8 @@ from hooked_whisper.config import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 from hooked_whisper.display import progress_bar
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.pages.heard import Heard, mel_of
-from hooked_whisper.pages.media import encode_audio, encode_mel
+from hooked_whisper.pages.media import encode_mel
+from hooked_whisper.speech.audio import encode_audio
 
 WHOLE_S = 10.0
 """Windows of at most this length are kept whole."""

@@ -235,7 +235,9 @@ class SAE(nn.Module, ABC):
         weights = [
             [name, list(each.shape), size(each.nbytes)] for name, each in self.named_parameters()
         ]
-        about = f"{self.cfg.d_in} to {self.cfg.d_sae:,} latents, {self.dtype} on {self.device}"
+        about = (
+            f"{self.cfg.d_sae:,} latents of width {self.cfg.d_in}, {self.dtype} on {self.device}"
+        )
         parts = [facts(cfg), fold("weights", table([], weights))]
         if metadata:
             parts.append(fold("metadata", facts(metadata)))

@@ -1,6 +1,5 @@
 """The autoencoder of a study: one that is given, or one that is trained on its recordings."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import Tensor
 
 from hooked_whisper.errors import SpliceError, TrainingError
@@ -20,10 +20,11 @@ from hooked_whisper.sae.evaluation.site import judged_site
 from hooked_whisper.sae.files.load import load_sae
 from hooked_whisper.sae.files.suite import SHIPPED, load_suite
 from hooked_whisper.sae.training.config import TrainingConfig
+from hooked_whisper.sae.training.logs import LOG_FILE
 from hooked_whisper.sae.training.train import train_sae
 
-STORE, SAE_FOLDER, LOG = "activations", "sae", "log.jsonl"
-"""What a study's folder calls the store, the autoencoder that it trains, and its log."""
+STORE, SAE_FOLDER = "activations", "sae"
+"""What a study's folder calls the store and the autoencoder that it trains."""
 LATENTS_PER_WIDTH = 8
 BATCH_SIZE, LEARNING_RATE = 1024, 1e-3
 
@@ -169,7 +170,7 @@ def trained(
     (folder / SAE_FOLDER).mkdir(exist_ok=True)
     cfg = plan.config(shape[0], folder / SAE_FOLDER)
     sae = train_sae(cfg, _Endless(store), resume=True, progress=progress)
-    log = [json.loads(line) for line in (folder / SAE_FOLDER / LOG).read_text().splitlines()]
+    log = pd.read_csv(folder / SAE_FOLDER / LOG_FILE).to_dict("records")
     n_rows = store.n_rows(plan.hook_name)
     source = f"trained here on {len(recordings)} recordings ({n_rows:,} positions)"
     return Autoencoder(sae.to(model.device), plan.hook_name, source, tuple(log), n_rows)

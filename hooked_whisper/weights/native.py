@@ -8,10 +8,7 @@ stored as `{name}.rows` with `{name}.row_ids`: the last of the rows stands for
 every id that is not listed.
 """
 
-import contextlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -30,6 +27,7 @@ from hooked_whisper.errors import (
     SourceError,
     WeightShapeError,
 )
+from hooked_whisper.io import replacing
 from hooked_whisper.weights.files import (
     FLOAT_DTYPES,
     RowsTensor,
@@ -83,17 +81,9 @@ def save_weights(
     }
     tensors = _separate(state_dict)
     target.mkdir(parents=True, exist_ok=True)
-    mark = f".{uuid.uuid4().hex}.part"
-    weights, config = target / (WEIGHTS_FILE + mark), target / (CONFIG_FILE + mark)
-    try:
-        save_file(tensors, weights, metadata={"format": "pt"})
+    with replacing(target / CONFIG_FILE) as config, replacing(target / WEIGHTS_FILE) as weights:
         config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(weights, target / WEIGHTS_FILE)
-        os.replace(config, target / CONFIG_FILE)
-    finally:
-        for part in (weights, config):
-            with contextlib.suppress(OSError):
-                part.unlink()
+        save_file(tensors, weights, metadata={"format": "pt"})
 
 
 def read_native_folder(folder: Path) -> LoadedWeights:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 from click.testing import CliRunner, Result
 
@@ -44,6 +45,7 @@ def _shared_model(digits_model: HookedWhisper, monkeypatch: pytest.MonkeyPatch) 
         return load(source, **options)
 
     monkeypatch.setattr(HookedWhisper, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run them
 
 
 @pytest.fixture(autouse=True)

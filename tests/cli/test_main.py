@@ -1,6 +1,7 @@
 """What all commands have in common: help, one line for an error, exit codes, pipes, signals."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,6 +108,54 @@ def test_an_error_that_nobody_expected_is_one_line_too(
     for arguments in (["--debug", "info"], ["info", "--debug"]):
         done = run(*arguments)
         assert done.exit_code == 1 and isinstance(done.exception, ZeroDivisionError)
+
+
+REFUSALS = {
+    "no such hook": ("cache {clip} --hook nonsense", "List names with: hooked-whisper info"),
+    "no such layer": (
+        "cache {clip} --hook encoder.blocks.9.hook_z",
+        "are encoder blocks 0 to 3. List names with: hooked-whisper info",
+    ),
+    "a hook that is off": (
+        "cache {clip} --hook encoder.blocks.0.attn.hook_result",
+        "Only Python turns it on: model.set_use_attn_result(True)",
+    ),
+    "no store": ("store info {empty}", "Make one with: hooked-whisper harvest"),
+    "no texts": ("harvest {clip} --hook decoder.hook_embed", "or pass --text transcript"),
+    "an empty folder": ("transcribe {empty}", "there are no recordings in {empty}."),
+    "a folder for a file": ("patch {empty} {empty}", "is a folder; name a file in it."),
+    "an empty file": ("transcribe {zero}", "zero.wav' is empty: it holds 0 bytes."),
+    "no such language": ("transcribe {clip} --language klingon", "this model has 99 languages"),
+    "no network": ("info --model openai/whisper-tiny", "without a network, give --model a local"),
+    "a folder of no model": ("info --model {empty}", "a folder as save_pretrained writes it"),
+    "a place that takes no files": (
+        "cache {clip} --out /proc/x",
+        "Error: /proc/x cannot be read or written: No such file or directory.",
+    ),
+}
+"""Command lines, and what they are told."""
+
+
+@pytest.mark.parametrize(("line", "told"), REFUSALS.values(), ids=REFUSALS)
+def test_advice_is_in_a_command_lines_words(
+    run: Run,
+    line: str,
+    told: str,
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = {"clip": clip, "empty": tmp_path / "empty", "zero": tmp_path / "zero.wav"}
+    places["empty"].mkdir()
+    places["zero"].touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between tries to reach the hub
+    done = run(*(part.format(**places) for part in line.split()))
+    assert done.exit_code == 1
+    message = done.stderr.splitlines()[-1]
+    assert told.format(**places) in message
+    assert "unexpected" not in message
+    assert not re.search(r"model\.hook_names|harvest\(|from_pretrained", message)
 
 
 def test_debug_keeps_the_traceback_of_what_is_refused(run: Run) -> None:

@@ -58,6 +58,8 @@ TRAINING = [
     ("--train-device meta", "cfg.device", "meta"),
     ("--checkpoint-every 3", "cfg.checkpoint_every", 3),
     ("--log-every 3", "cfg.log_every", 3),
+    ("--tensorboard --out s", "on_log[0].folder", Path("s/tensorboard")),
+    ("--wandb speech", "on_log[0].project", "speech"),
     ("--resume", "resume", True),
     ("--quiet", "progress", False),
 ]

@@ -15,6 +15,7 @@ from hooked_whisper.interventions import SweepResult, sweep
 
 Run = Callable[..., Result]
 HOOK = "encoder.blocks.2.hook_resid_post"
+ENCODED = "encoder.blocks.3.hook_resid_post"
 SPEC = ["--hook", HOOK, "--quiet"]
 CHEAP = [
     *("--hook", "decoder.blocks.1.hook_resid_post", "--per", "pos", "--quiet"),
@@ -69,32 +70,29 @@ def test_json_and_the_table_agree(run: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "metric", "corrupted"),
     [
-        (["--metric", "log-prob", "--token", "1"], "LogProb", CORRUPTED.name),
-        (["--metric", "probability"], "Probability", CORRUPTED.name),
-        (["--metric", "text-log-prob"], "SequenceLogProb", CORRUPTED.name),
-        (["--corrupt", "silence"], "LogitDifference", "silence"),
-        (["--corrupt", "noise", "--metric", "log-prob"], "LogProb", "noise"),
+        (["--metric", "log-prob", "--token", "1", "--language", "de"], "LogProb", CORRUPTED.name),
+        (["--metric", "text-log-prob", "--corrupt", "silence"], "SequenceLogProb", "silence"),
+        (["--metric", "probability", "--corrupt", "noise"], "Probability", "noise"),
         (
             ["--corrupt", "silence", "--corrupt-window", "0.2", "1.2"],
             "LogitDifference",
             "silence from 0.2 to 1.2 s",
         ),
-        (["--language", "de", "--metric", "log-prob"], "LogProb", CORRUPTED.name),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_metrics_and_corruptions(run: Run, options: list[str], metric: str, corrupted: str) -> None:
-    done = run("patch", "--hook", "encoder.hook_embed", "--per", "whole", "--json", *options)
+    done = run("patch", "--hook", ENCODED, "--per", "whole", "--json", *options)
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert (told["metric"], told["corrupted"]) == (metric, corrupted)
-    # All of the encoder's input: whatever was corrupted is right again.
+    # All that the encoder made: whatever was corrupted is right again.
     assert told["patches"][0]["value"] == pytest.approx(told["metric_clean"], abs=1e-3)
     assert told["metric_clean"] > told["metric_corrupted"]
 
 
 def test_transcripts_can_be_measured(run: Run) -> None:
-    short = ["--hook", "encoder.hook_embed", "--per", "whole", "--corrupt", "silence", "--quiet"]
+    short = ["--hook", ENCODED, "--per", "whole", "--corrupt", "silence", "--quiet"]
     for metric, wanted in (("transcript", 1.0), ("word-error-rate", 0.0)):
         done = run("patch", *short, "--metric", metric, "--json", "--out", metric)
         told = json.loads(done.stdout)

@@ -45,8 +45,9 @@ def test_it_trains_an_autoencoder_of_a_store(run: Run, store: Path, tmp_path: Pa
 
 
 def test_several_hooks_make_a_suite(run: Run, store: Path, tmp_path: Path) -> None:
-    options = ["--architecture", "jumprelu", "--sparsity", 0.5, "--steps", 2, "--quiet"]
-    made = run("sae", "train", store, "--hook", "encoder.*", "--out", tmp_path / "s", *options)
+    options = ["--architecture", "jumprelu", "--sparsity", 0.5, "--steps", 2, "--latents", 64]
+    command = ["sae", "train", store, "--hook", "encoder.*", "--out", tmp_path / "s", *options]
+    made = run(*command, "--batch-size", 50, "--quiet")
     assert made.exit_code == 0, made.output
     suite = load_suite(tmp_path / "s")
     assert list(suite) == ["encoder.blocks.0.attn.hook_z", HOOK]

@@ -1,13 +1,15 @@
 """The documentation is true: its Python runs, and its links lead somewhere.
 
 A block fenced as `python` is run, the blocks of a page one after the other in
-one session; one fenced as `python no-run` is only shown.
+one session; one fenced as `python no-run` is looked up by test_shown_code.py, and one
+with the name of another package (docs/coming_from) is run by test_coming_from.py.
 """
 
 import doctest
 import re
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +20,12 @@ PAGES = {
 pages = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES.keys())
 
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)[^)]*\)")
+LINK = re.compile(r"\]\((?P<target>[^)\s]+)[^)]*\)")
+REPOSITORY = "hooked-whisper/hooked_whisper"
+OURS = re.compile(
+    rf"https://(github\.com/{REPOSITORY}/(blob|tree)|raw\.githubusercontent\.com/{REPOSITORY})/main/"
+)
+"""How a page that is shown elsewhere, such as the README on a package index, names our files."""
 
 
 def python_blocks(text: str) -> list[tuple[int, str]]:
@@ -54,9 +61,11 @@ def dead_links(page: Path) -> list[str]:
     dead = []
     for found in LINK.finditer(FENCE.sub("", page.read_text())):
         target, _, anchor = found["target"].partition("#")
-        if "://" in target or target.startswith("mailto:"):
+        inside = OURS.sub("", target)
+        if "://" in inside or target.startswith("mailto:"):
             continue
-        path = (page.parent / target).resolve() if target else page
+        folder = page.parent if inside == target else ROOT
+        path = (folder / inside).resolve() if target else page
         if not path.exists() or (
             anchor and path.suffix == ".md" and anchor not in heading_anchors(path.read_text())
         ):
@@ -67,6 +76,7 @@ def dead_links(page: Path) -> list[str]:
 @pages
 def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as readers run it
     namespace: dict[str, object] = {"__name__": "__main__"}
     for line, code in python_blocks(page.read_text()):
         run_block(code, str(page), line, namespace)
@@ -81,6 +91,22 @@ def test_a_dead_link_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A b\n[x](gone.md) [y](#a-b) [z](page.md#c) [w](https://example.org)\n")
     assert dead_links(page) == ["gone.md", "page.md#c"]
+
+
+def test_a_dead_link_that_names_the_repository_is_seen(tmp_path: Path) -> None:
+    page, blob = tmp_path / "page.md", f"https://github.com/{REPOSITORY}/blob/main/"
+    raw = f"https://raw.githubusercontent.com/{REPOSITORY}/main/"
+    dead = [f"{blob}docs/gone.md", f"{blob}docs/index.md#gone", f"{raw}docs/pictures/gone.png"]
+    live = [f"{blob}docs/index.md#guides", f"{raw}docs/pictures/mel.png"]
+    page.write_text(" ".join(f"[![a](page.md)]({target})" for target in dead + live))
+    assert dead_links(page) == dead
+
+
+def test_the_readme_holds_on_a_package_index() -> None:
+    targets = [found["target"] for found in LINK.finditer(PAGES["README.md"].read_text())]
+    pictures = [each for each in targets if each.endswith(".png")]
+    assert pictures and all(each.startswith("https://raw.") for each in pictures)
+    assert [each for each in targets if not each.startswith("https://")] == []
 
 
 def test_a_wrong_output_is_seen() -> None:

@@ -20,7 +20,7 @@ LINES = [
     {"model"},
     {"generation"},  # below the model, whose methods call it: it takes any model by its shape
     {"weights", "hooks", "speech", "analysis", "digits", "figures", "ranks"},
-    {"config", "device", "display"},
+    {"config", "device", "display", "io"},
     {"errors"},
 ]
 """The rooms of the package, from the top line down."""

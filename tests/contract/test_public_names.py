@@ -112,7 +112,8 @@ ROOMS = {
         ARCHITECTURES ActivationSource BatchTopKConfig BatchTopKSAE Clip GatedConfig GatedSAE
         JumpReLUConfig JumpReLUSAE MatryoshkaConfig MatryoshkaSAE MemoryActivations
         ModelActivations ReLUConfig ReLUSAE SAE SAEConfig SAEEvaluation SkipTranscoder
-        SkipTranscoderConfig TopKConfig TopKSAE TrainingConfig Transcoder TranscoderConfig
+        SkipTranscoderConfig TensorBoardLog TopKConfig TopKSAE TrainingConfig TrainingLog
+        Transcoder TranscoderConfig WandbLog
         decoder_cosines decoder_stability evaluate_sae evaluate_saes frame_labels
         latents_by_speech load_sae load_suite make_sae recording_labels save_sae selectivity
         top_clips train_sae train_saes word_labels

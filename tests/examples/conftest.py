@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
@@ -52,6 +53,7 @@ def run_example(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
             redirect_stdout(printed),
         ):
             patch.setattr(sys, "argv", argv)
+            patch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
             patch.syspath_prepend(str(EXAMPLES))  # where a script finds its neighbours
             names = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         return Ran(printed.getvalue(), folder, names)

@@ -1,6 +1,6 @@
 """Decoding: what hooks see in a step, and that the joined cache is one pass's (trap 7)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -308,3 +308,43 @@ class TestCache:
         with model.hooks([("decoder.hook_logits", lambda value, hook: kept.append(value))]):
             model.generate(tiny_mel, 4)
         assert all(value.isfinite().all() for value in kept)
+
+
+class TestShown:
+    def test_texts_and_numbers_of_each_recording(
+        self, model: Any, tiny_mel: Tensor, shown: Callable[[Any], Any]
+    ) -> None:
+        generation = model.generate(tiny_mel, 5, return_cache=True, names_filter="*.hook_z")
+        generation = replace(generation, texts=["<b>one</b>", "two"])
+        found = shown(generation)
+        assert [row[:4] for row in found.rows[1:3]] == [
+            ["0", "<b>one</b>", "en", "5"],
+            ["1", "two", "en", "5"],
+        ]
+        for row, logprob, silence in zip(
+            found.rows[1:3], generation.avg_logprob, generation.no_speech_prob, strict=True
+        ):
+            assert float(row[4]) == pytest.approx(float(logprob), rel=1e-3)
+            assert float(row[5]) == pytest.approx(float(silence), rel=1e-3)
+        written = [" ".join(map(str, row[N_PROMPT:])) for row in generation.tokens.tolist()]
+        assert found.rows[3:5] == [["0", written[0]], ["1", written[1]]]
+        assert "behind the prompt 50258 50259 50359 50363" in found.text
+        assert sorted(row[0] for row in found.rows if ".hook_z" in row[0]) == sorted(
+            generation.cache
+        )
+
+    def test_many_recordings_are_cut_and_counted(
+        self, model: Any, tiny_mel: Tensor, shown: Callable[[Any], Any]
+    ) -> None:
+        one = model.generate(tiny_mel[:1], 2)
+        many = replace(
+            one,
+            tokens=one.tokens.repeat(60, 1),
+            texts=one.texts * 60,
+            languages=one.languages * 60,
+            avg_logprob=one.avg_logprob.repeat(60),
+            no_speech_prob=one.no_speech_prob.repeat(60),
+        )
+        found = shown(many)
+        assert "60 recordings" in found.text and found.text.count("… and 10 more") == 2
+        assert repr(many).count(repr(one.texts[0])) == 8 and "and 52 more, cache" in repr(many)

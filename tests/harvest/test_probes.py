@@ -1,5 +1,6 @@
 """Probes find what is there, not what is not, and never see what they are judged on."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ def store(
         is_high = number % 2
         tone = np.sin(2 * np.pi * (3000 if is_high else 300) * time_s)
         tone[3200:] *= 0.05
+        change_s = 0.215 if is_high else 0.205  # before and behind the middle of 20 ms
         sound = (0.2 * tone + 0.01 * rng.standard_normal(6400)).astype(np.float32)
         labels = {
             "pitch": "high" if is_high else "low",
             "hertz": 3000 if is_high else 300,
             "coin": str(rng.integers(2)),
             "speaker": f"s{number // 2 % 4}",
-            "part": [[0.0, 0.2, "loud"], [0.2, 0.4, "soft"]],
+            "part": [[0.0, change_s, "loud"], [change_s, 0.4, "soft"]],
             "same": "x",
         }
         recordings.append(Recording(f"r{number}", (sound, 16_000), labels))
@@ -119,6 +121,26 @@ def test_features_are_means_of_rows(store: ActivationStore) -> None:
         torch.testing.assert_close(torch.from_numpy(found[number]), mel)
 
 
+@pytest.mark.parametrize(
+    ("recording", "n_loud"), [(0, 10), (1, 11)], ids=["changes early", "changes late"]
+)
+def test_rows_are_labelled_by_the_middle_of_their_20_ms(
+    store: ActivationStore, recording: int, n_loud: int
+) -> None:
+    from hooked_whisper.harvest.samples import gather_samples
+
+    options: Any = dict(split_by=None, most=10**6, seed=0)
+    rows = gather_samples(store, [HOOK], "part", pooled=False, **options)
+    own = [value for value, of in zip(rows.values, rows.recordings, strict=True) if of == recording]
+    assert own == ["loud"] * n_loud + ["soft"] * (20 - n_loud)
+
+    intervals = gather_samples(store, [HOOK], "part", pooled=True, **options)
+    first, second = 20 * recording + np.array([0, n_loud]), 20 * recording + np.array([n_loud, 20])
+    for number, span in enumerate((first, second), start=2 * recording):
+        assert intervals.spans[number] == tuple(span)
+        assert intervals.mel_spans[number] == tuple(2 * span)
+
+
 def test_table_and_plot(store: ActivationStore, tmp_path: Path) -> None:
     result = probe(store, "encoder.*", "pitch")
     table = result.table()
@@ -146,3 +168,11 @@ def test_labels_that_cannot_be_learnt(
 ) -> None:
     with pytest.raises(ProbeError, match=match):
         probe(store, HOOK, label, **options)
+
+
+def test_without_scikit_learn_it_says_what_to_install(
+    store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ProbeError, match=r"pip install 'hooked-whisper\[probes\]'"):
+        probe(store, HOOK, "pitch")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,27 @@ def test_arrays_are_told_apart_by_their_samples(small_harvest: Any, tmp_path: Pa
     small_harvest([(sound, 16_000)], tmp_path / "store")
     with pytest.raises(StoreMismatchError, match="is another file than"):
         small_harvest([(sound / 2, 16_000)], tmp_path / "store")
+
+
+def test_it_is_played_with_what_is_known_of_it(shown: Callable[[Any], Any]) -> None:
+    (recording,) = as_recordings(digits()[:1])
+    found = shown(recording)
+    (sound,) = found.all("audio")
+    assert sound["src"].startswith("data:audio/mpeg;base64,")
+    assert "jackson-3-1-4.flac 3.20 s" in found.text and "can be played" not in found.text
+    assert ["text", "three one four"] in found.rows and ["speaker", "jackson"] in found.rows
+
+
+def test_only_the_beginning_of_what_is_long_is_played(shown: Callable[[Any], Any]) -> None:
+    long = Recording("<b>", (np.zeros(90 * 16_000, np.float32), 16_000), {"<i>": "</td>"})
+    found = shown(long)
+    assert "<b> 90.00 s, of which the first 60 s can be played" in found.text
+    assert len(found.all("audio")[0]["src"]) < 450_000
+    assert found.rows == [["<i>", "</td>"]]
+    assert repr(long) == "Recording(id='<b>', labels={'<i>': '</td>'}, text=None, tokens=None)"
+
+
+def test_what_cannot_be_played_says_why(tmp_path: Path, shown: Callable[[Any], Any]) -> None:
+    found = shown(Recording("gone", str(tmp_path / "gone.wav"), text="hello"))
+    assert "It cannot be played: there is no file" in found.text and not found.all("audio")
+    assert found.rows == [["text", "hello"]]

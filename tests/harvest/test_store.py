@@ -238,3 +238,39 @@ def test_the_manifest_says_what_made_the_store(store: ActivationStore) -> None:
     assert identity["recordings"]["n"] == 24
     assert manifest["rows"] == {"encoder": store.n_rows(NAMES), "decoder": 72}
     assert len(manifest["shards"]) == 5
+
+
+def test_it_shows_hooks_recordings_and_what_it_was_made_with(
+    store: ActivationStore, shown: Callable[[Any], Any]
+) -> None:
+    found = shown(store)
+    n_encoder, n_tokens = store.n_rows(NAMES), store.n_rows(TOKENS)
+    assert found.rows[1:4] == [
+        *(
+            [name, "encoder", str(n_encoder), "[24]", f"{96 * n_encoder / 1024:.1f} KiB"]
+            for name in NAMES
+        ),
+        [TOKENS, "decoder", str(n_tokens), "[24]", f"{96 * n_tokens / 1024:.1f} KiB"],
+    ]
+    on_disk = sum(each.stat().st_size for each in store.folder.glob("*.safetensors"))
+    assert f"3 hooks, {on_disk / 1024:.1f} KiB of float32 on disk" in found.text
+    heard = list(store.recordings())
+    assert [row[0] for row in found.rows[5:25]] == [each.id for each in heard[:20]]
+    assert found.rows[25] == ["… and 4 more"]
+    assert f"24 recordings, {sum(each.seconds for each in heard):,.1f} s" in found.text
+    assert ["folder", str(store.folder)] in found.rows
+    assert ["format", "hooked_whisper.activations/1"] in found.rows
+    assert "skipped" not in found.text
+
+
+def test_it_shows_what_was_skipped_and_hostile_names(
+    tiny_model: Any, clips: Path, tmp_path: Path, shown: Callable[[Any], Any]
+) -> None:
+    from hooked_whisper.harvest import harvest
+
+    good = Recording("<i>&", str(clips / "clip00.wav"), {"<b>": "</td>"})
+    bad = Recording("<script>", str(tmp_path / "none.wav"))
+    found = shown(harvest(tiny_model, [good, bad], NAMES, tmp_path / "store", n_workers=0))
+    assert "1 recording skipped" in found.text
+    assert next(row for row in found.rows if row[0] == "<i>&")[3] == '{"<b>": "</td>"}'
+    assert "none.wav" in next(row for row in found.rows if row[0] == "<script>")[1]

@@ -249,3 +249,45 @@ class TestFile:
             header = file.metadata()
         assert json.loads(header["axes"])["encoder.hook_mel"] == ["batch", "mel", "frame"]
         assert json.loads(header["n_frames"]) == [60, 31]
+
+
+class TestShown:
+    def test_the_tree_holds_every_name_once_with_axes_and_size(
+        self, cache: WhisperCache, shown: Callable[[Any], Any]
+    ) -> None:
+        found = shown(cache)
+        rows = {row[0]: row[1:] for row in found.rows if row != ["hook", "axes", "size"]}
+        assert len(found.rows) == len(cache) + 7, "one table outside of the blocks, one for each"
+        assert sorted(rows) == sorted(cache)
+        assert rows["decoder.blocks.1.cross_attn.hook_pattern"] == [
+            "batch 2, head 3, query 7, key 30",
+            "4.9 KiB",
+        ]
+
+    def test_blocks_are_closed_and_say_how_much_they_hold(
+        self, cache: WhisperCache, shown: Callable[[Any], Any]
+    ) -> None:
+        found = shown(cache)
+        folds = [("open" in each) for each in found.all("details")]
+        assert folds == [True, False, False, True, False, False, False]
+        block = cache.subset("decoder.blocks.0.*")
+        n_kib = block.nbytes / 1024
+        assert f"decoder.blocks.0: {len(block)} activations, {n_kib:.1f} KiB" in found.text
+        assert f"{len(cache)} activations, {cache.nbytes / 1024:.1f} KiB" in found.text
+        assert "torch.float32, cpu" in found.text
+        assert "before the padding: 0.60, 0.31 s" in found.text
+
+    def test_a_few_are_seen_at_once(self, cache: WhisperCache, shown: Callable[[Any], Any]) -> None:
+        found = shown(cache.subset("*.cross_attn.hook_z").to(dtype=torch.float16))
+        assert len(found.all("table")) == len(found.all("details")) == 1
+        assert "open" in found.all("details")[0]
+        assert "torch.float16, cpu" in found.text
+
+    @pytest.mark.parametrize(
+        "names", [[], ["x"], ["<b>&", "encoder", "encoder.blocks"]], ids=["none", "one", "odd"]
+    )
+    def test_any_names(self, names: list[str], shown: Callable[[Any], Any]) -> None:
+        tensors = {name: torch.zeros(3) for name in names}
+        found = shown(WhisperCache(tensors, dict.fromkeys(names, ("<i>",))))
+        assert sorted(row[0] for row in found.rows if row[0] != "hook") == sorted(names)
+        assert found.text.count("<i> 3") == len(names)

@@ -1,9 +1,8 @@
 """What the tests of edits share: decoding by hand, step by step, and the digits model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -18,14 +17,6 @@ from hooked_whisper.interventions.examples import Example
 def digits() -> HookedWhisper:
     """The shipped model; shared, so leave it as it was."""
     return HookedWhisper.from_pretrained("digits", device="cpu")
-
-
-@pytest.fixture
-def without_shape_checks() -> Iterator[None]:
-    """What users run: jaxtyping's checks would answer bad input before the package does."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What path patching found is drawn, saved, kept when it is stopped, and gone on with."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,13 @@ def test_it_is_drawn_and_saved(
     assert written == {f"{value:.2f}" for value in found.mean(effect=True).tolist()}
     with pytest.raises(InterventionError, match=r"is no SweepResult\. Write one with"):
         SweepResult.load(tmp_path / "paths")
+
+
+def test_it_shows_the_heatmap_and_the_best_senders(
+    tiny_model: Any, clean: Example, corrupted: Example, shown: Callable[[Any], Any]
+) -> None:
+    result = path_patch(tiny_model, clean, corrupted, SENDERS[2:], "logits", DIFFERENCE)
+    found = shown(result)
+    assert len(found.all("img")) == 1
+    assert [row[0] for row in found.rows[1:4]] == [each["sender"] for each in result.best()]
+    assert found.rows[0] == ["sender", "layer", "kind", "head", "effect"]

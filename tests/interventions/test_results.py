@@ -1,6 +1,7 @@
 """What a sweep's result says, keeps, and refuses."""
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,55 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         SweepResult.load(tmp_path / "none")
     with pytest.raises(InterventionError, match="cannot be written"):
         make_result().save(tmp_path / "no folder" / "sweep")
+
+
+class TestShown:
+    def test_the_heatmap_and_the_best_places(self, shown: Callable[[Any], Any]) -> None:
+        result = make_result()
+        found = shown(result)
+        assert "LogProb, denoising, 27 of 27 done" in found.text
+        (picture,) = found.all("img")
+        assert picture["src"].startswith("data:image/png;base64,iVBOR")
+        assert picture["alt"] == "heatmap: LogProb, denoising, 27 of 27 done"
+        header = ["name", "layer", "head", "effect"]
+        best = [[str(each[name]) for name in header] for each in result.best()]
+        assert found.rows[0] == header
+        assert [row[:3] for row in found.rows[1:6]] == [each[:3] for each in best]
+        assert [float(row[3]) for row in found.rows[1:6]] == pytest.approx(
+            [each["effect"] for each in result.best()], rel=1e-3
+        )
+        assert found.rows[6:] == [
+            ["pairs", "3"],
+            ["LogProb, clean run", "2.5"],
+            ["LogProb, corrupted run", "-0.25"],
+        ]
+
+    def test_without_a_run_to_compare_with_it_shows_the_metric(
+        self, shown: Callable[[Any], Any]
+    ) -> None:
+        found = shown(make_result(corrupted=torch.full((3,), torch.nan)))
+        assert len(found.all("img")) == 1
+        assert found.rows == [
+            ["pairs", "3"],
+            ["LogProb, clean run", "2.5"],
+            ["LogProb, corrupted run", "–"],
+        ]
+
+    def test_what_is_not_begun_or_not_finished_says_so(self, shown: Callable[[Any], Any]) -> None:
+        result = make_result()
+        result.values[1:] = torch.nan
+        result.clean[1:] = result.corrupted[1:] = torch.nan
+        found = shown(result)
+        assert "9 of 27 done" in found.text and len(found.rows) == 9
+        result.values[:] = torch.nan
+        found = shown(result)
+        assert "0 of 27 done" in found.text and "Nothing is done yet" in found.text
+        assert not found.all("img")
+
+    def test_a_name_is_no_html(self, shown: Callable[[Any], Any]) -> None:
+        metric, name = "<script>1</script>", "</td><b>&"
+        result = make_result(metric=metric)
+        result.names[0] = [name, name]
+        found = shown(result)
+        assert f"{metric}, clean run" in found.text
+        assert any(row[0] == name for row in found.rows)

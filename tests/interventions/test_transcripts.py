@@ -1,12 +1,15 @@
 """Transcripts before and after edits, and what is counted in them."""
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jiwer
 import numpy as np
 import pytest
 import torch
+from whisper.normalizers.basic import BasicTextNormalizer
 
 from hooked_whisper.digits import recordings
 from hooked_whisper.errors import AudioError, HookNameError, InterventionError, SiteError
@@ -14,7 +17,11 @@ from hooked_whisper.interventions.ablation import SkipLayer, ZeroAblation
 from hooked_whisper.interventions.attention_edits import CutAttention
 from hooked_whisper.interventions.edits import Interventions
 from hooked_whisper.interventions.sites import Site
-from hooked_whisper.interventions.transcripts import TranscriptComparison, compare_transcripts
+from hooked_whisper.interventions.transcripts import (
+    TranscriptComparison,
+    compare_transcripts,
+    mark_words,
+)
 
 # openai-whisper leaves the file of its vocabulary to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning")
@@ -242,3 +249,84 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(
     with pytest.raises(error, match=message):
         compare_transcripts(tiny_model, audio, edits, references, progress=False)
     assert scribe.heard == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "marked"),
+    {
+        "same": ("three one four", "three one four", "three one four"),
+        "replaced": (
+            "three one four",
+            "three nine four",
+            "three <del>one</del> <ins>nine</ins> four",
+        ),
+        "left out": ("three one four", "three four", "three <del>one</del> four"),
+        "put in": ("three four", "three one four", "three <ins>one</ins> four"),
+        "at both ends": ("a b c", "b c d", "<del>a</del> b c <ins>d</ins>"),
+        "all": ("so it goes", "no", "<del>so</del> <ins>no</ins> <del>it goes</del>"),
+        "from nothing": ("", "thank you", "<ins>thank you</ins>"),
+        "to nothing": ("thank you", "", "<del>thank you</del>"),
+        "nothing": ("", "", ""),
+        "html": ("<b> &", "<i> &", "<del>&lt;b&gt;</del> <ins>&lt;i&gt;</ins> &amp;"),
+    }.values(),
+)
+def test_words_lost_are_struck_out_and_new_ones_underlined(before: str, after: str, marked: str):
+    assert mark_words(before, after) == marked
+    n_changed = round(jiwer.wer(before, after) * len(before.split())) if before else None
+    lost, found = (
+        len(" ".join(re.findall(f"<{tag}>(.*?)</", marked)).split()) for tag in ("del", "ins")
+    )
+    assert n_changed is None or max(lost, found) <= n_changed <= lost + found
+
+
+def test_words_are_compared_as_the_error_rate_does():
+    assert mark_words("Three, one!", "three one", str) == (
+        "<del>Three, one!</del> <ins>three one</ins>"
+    )
+    normalize = BasicTextNormalizer()
+    assert (
+        mark_words("Three, one! Don't", "three one don’t -", normalize)
+        == "three one don’t <ins>-</ins>"
+    )
+
+
+def test_it_shows_transcripts_side_by_side(shown: Callable[[Any], Any]):
+    found = shown(comparison(recordings=("<a>", "b")))
+    assert [row[:3] for row in found.rows[1:]] == [
+        ["<a>", "(what is said)", "one two three four"],
+        ["<a>", "none", "one two three four"],
+        ["<a>", "mild", "one two three four"],
+        ["<a>", "harsh", "so one two three four so so so so"],
+        ["b", "(what is said)", ""],
+        ["b", "none", ""],
+        ["b", "mild", ""],
+        ["b", "harsh", "thanks for watching"],
+    ]
+    assert [row[3:] for row in found.rows[2:5]] == [
+        ["0", "0", "0"],
+        ["0.25", "0.25", "0"],
+        ["1.25", "1.25", "0"],
+    ]
+    assert found.rows[-1][3:] == ["–", "–", "3"]
+    assert len(found.all("del")) == 2 and len(found.all("ins")) == 3
+
+
+def test_recordings_of_one_name_are_not_mixed_up(shown: Callable[[Any], Any]):
+    found = shown(
+        comparison(
+            recordings=("a", "a"),
+            before=("one", "two"),
+            after={"edit": ("one", "two")},
+            references=(None, None),
+        )
+    )
+    assert not found.all("del") and not found.all("ins")
+    assert found.rows[0] == ["recording", "edits", "text", "change", "invented"]
+
+
+def test_its_repr_is_a_line():
+    texts = tuple("one two three" for _ in range(2))
+    assert (
+        repr(comparison(before=texts))
+        == "TranscriptComparison(2 recordings, edits: 'mild', 'harsh')"
+    )

@@ -479,3 +479,14 @@ class TestRepr:
         assert "hooked: decoder.hook_logits\n" in shown
         assert f"SAEs     {site}\n" in shown
         assert "SAEs     none" in repr(fresh_model)
+
+
+def test_it_shows_in_a_notebook_what_its_repr_says(
+    fresh_model: Any, shown: Callable[[Any], Any]
+) -> None:
+    fresh_model.add_hook("encoder.hook_mel", lambda value, hook: None)
+    found = shown(fresh_model)
+    lines = repr(fresh_model).splitlines()
+    assert found.text.startswith(lines[0])
+    assert found.rows == [line.split(maxsplit=1) for line in lines[1:]]
+    assert any("hooked: encoder.hook_mel" in row[1] for row in found.rows)

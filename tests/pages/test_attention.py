@@ -387,3 +387,10 @@ def test_what_is_no_page_is_refused(model: HookedWhisper, tmp_path: Path) -> Non
     with pytest.raises(AudioLengthError, match=r"31.00 s long.*cut=True"):
         attention_page(model, long, out)
     assert not out.exists()
+
+
+def test_it_stands_in_a_notebook(page: AttentionPage, shown: Callable[[Any], Any]) -> None:
+    found = shown(page)
+    (frame,) = found.all("iframe")
+    assert frame["srcdoc"] == page.path.read_text(encoding="utf-8")
+    assert str(page.path) in found.text and page.text in found.text

@@ -229,3 +229,14 @@ def test_times_of_tokens_by_attention_where_no_words_are_known(digits_model: Any
     assert len(starts) == len(recording.words) and starts == sorted(starts)
     middle = sum(times[5] or ()) / 2
     assert recording.words[1].start_s - 0.2 < middle < recording.words[1].end_s + 0.2
+
+
+def test_it_stands_in_a_notebook_with_the_first_rows_of_its_table(
+    feature_page_of_digits: Any, shown: Callable[[Any], Any]
+) -> None:
+    found = shown(feature_page_of_digits)
+    (frame,) = found.all("iframe")
+    assert frame["srcdoc"] == feature_page_of_digits.path.read_text(encoding="utf-8")
+    assert found.rows[0] == list(feature_page_of_digits.table[0])
+    assert found.rows[21] == ["… and 748 more"] and found.rows[1][1] == "0"
+    assert len(repr(feature_page_of_digits)) < 300

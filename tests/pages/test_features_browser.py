@@ -221,3 +221,19 @@ def test_tokens_of_the_decoder(
     page.locator("button.play").first.click()
     wait_until(page, "hw.audio.currentTime > 0.05")
     assert fits(page) == []
+
+
+def test_it_works_inside_of_a_notebook(
+    open_page: Callable[..., Any], feature_page_of_digits: Any, tmp_path: Path
+) -> None:
+    notebook = tmp_path / "notebook.html"
+    shown = feature_page_of_digits._repr_html_()
+    notebook.write_text(f"<!doctype html><meta charset=utf-8>{shown}", encoding="utf-8")
+    page = open_page(notebook, width=1200).frame_locator("iframe")
+    page.locator("#rows tr button").nth(1).click()
+    play = page.locator(".clips button[aria-pressed]").first
+    play.click()
+    page.locator(".clips button[aria-pressed=true]").first.wait_for()
+    place = "document.getElementById('audio').currentTime > 0"
+    assert page.locator("#audio").evaluate(f"async () => {{ for (let i = 0; i < 100 && !({place});"
+        " i++) await new Promise((go) => setTimeout(go, 50)); return " + place + "; }")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Sound, spectrograms and curves come back out of a page as they went in."""
+"""Spectrograms and curves come back out of a page as they went in."""
 
 import base64
 import io
@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hooked_whisper.digits import recordings
 from hooked_whisper.errors import InputError
-from hooked_whisper.pages.media import encode_audio, encode_image, encode_mel, encode_values
-from hooked_whisper.speech.audio import load_audio
+from hooked_whisper.pages.media import encode_image, encode_mel, encode_values
 
 
 def raw(uri: str, kind: str) -> io.BytesIO:
@@ -19,35 +17,6 @@ def raw(uri: str, kind: str) -> io.BytesIO:
     head, body = uri.split(",", 1)
     assert head == f"data:{kind};base64"
     return io.BytesIO(base64.b64decode(body))
-
-
-def decoded(samples: torch.Tensor) -> Any:
-    """What a player makes of a recording in a page."""
-    import soundfile
-
-    found, rate_hz = soundfile.read(raw(encode_audio(samples), "audio/mpeg"), dtype="float32")
-    assert rate_hz == 16000
-    return found
-
-
-def test_sound_is_small_and_keeps_its_time() -> None:
-    samples = load_audio(recordings()[1].path)
-    found = decoded(samples)
-    assert len(found) == len(samples), "the encoder's delay is written in the file, and taken away"
-    assert np.corrcoef(found, samples.numpy())[0, 1] > 0.99
-    assert len(encode_audio(samples)) < 8000 * len(samples) / 16000 + 1000
-
-
-@pytest.mark.parametrize("n", [1, 400, 16000], ids=["one sample", "25 ms", "1 s"])
-def test_any_length_can_be_played(n: int) -> None:
-    assert len(decoded(torch.full((n,), 3.0))) == n
-
-
-def test_no_sound_is_refused() -> None:
-    with pytest.raises(InputError, match="there are no samples"):
-        encode_audio(torch.zeros(0))
-    with pytest.raises(InputError, match="rate_hz is 8000; pages hold sound at 16000 Hz"):
-        encode_audio(torch.zeros(10), 8000)
 
 
 def picture(uri: str) -> Any:

@@ -1,15 +1,16 @@
 """One set of weights in three implementations: this one, openai-whisper's and transformers'.
 
-`family` runs a test for every size in `SIZES`, `tiny` and `short` are single ones of
-them, `digits` has trained weights. Models are shared by the whole run and must stay as
-they are. Weights are random, at scales at which attention has peaks and logits are of
-order 10; transformers' names are written out here, so that a slip in the package's own
-renaming shows.
+`family` runs a test for every size in `SIZES` and `digits`, which has trained weights;
+`tiny`, `short`, `narrow` and `digits` are single ones. Models are shared by the whole run
+and must stay as they are. Weights are random, at
+scales at which attention has peaks and logits are of order 10; transformers' names are
+written out here, so that a slip in the package's own renaming shows.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ from hooked_whisper import HookedWhisper, HookedWhisperConfig
 TOLERANCE = 1e-5
 """For float32 values of order 10: about ten roundings of the last bit."""
 
+TRAINED = 4
+"""Times that tolerance for the logits of digits: up to 5e-5 is what float32 keeps of them.
+
+That is their distance from float64, in any of the three implementations.
+"""
+
 DIGITS = Path(hooked_whisper.__file__).parent / "weights" / "digits" / "model.safetensors"
 RECORDINGS = DIGITS.parent / "recordings"
 SPOKEN = ["george-7.flac", "jackson-3-1-4.flac", "yweweler-6-0-3-7-2.flac"]
@@ -34,6 +41,12 @@ SIZES: dict[str, HookedWhisperConfig] = {
     "tiny": _for("tiny"),
     # Small relatives of the other releases: their vocabulary and mel bands, fewer layers.
     "short": _for("tiny", n_audio_ctx=50, d_model=48, n_audio_heads=4, n_text_heads=6),
+    # Tiny with fewer words: its logits of three rows of 448 tokens take 5 MB, not 280.
+    "few words": _for("tiny", d_vocab=1000),
+    # All of Tiny's text positions and layers, small, for tests at every length.
+    "narrow": _for(
+        "tiny", n_audio_ctx=50, d_model=48, n_audio_heads=4, n_text_heads=6, d_vocab=500
+    ),
     "tiny.en": _for("tiny.en", n_audio_ctx=60, d_model=48, n_audio_heads=6, n_text_heads=4),
     "large-v3": _for(
         "large-v3",
@@ -57,16 +70,30 @@ class Family:
     Args:
         hooked: This package's model.
         openai: openai-whisper's.
-        hf: transformers'; `with hf_attention("eager")` chooses how it attends.
         mel: Three recordings.
         tokens: As many tokens for each as the decoder has positions.
     """
 
     hooked: HookedWhisper
     openai: Any
-    hf: Any
     mel: Tensor
     tokens: Tensor
+
+    @property
+    def times(self) -> float:
+        """What `assert_close` is to allow for logits."""
+        return TRAINED if self.hooked.cfg.model_name == "digits" else 1
+
+    @cached_property
+    def encoded(self) -> Tensor:
+        """Our encoder's output for the recordings."""
+        with torch.no_grad():
+            return self.hooked(self.mel)
+
+    @cached_property
+    def hf(self) -> Any:
+        """transformers' model; `with hf_attention("eager")` chooses how it attends."""
+        return hf_twin(self.hooked)
 
     @contextmanager
     def hf_attention(self, implementation: str) -> Iterator[Any]:
@@ -96,15 +123,17 @@ def make_family(make_reference: Callable[..., Any]) -> Callable[[str], Family]:
                 mel = hooked.to_mel([RECORDINGS / each for each in SPOKEN]).values
             openai = make_reference(hooked)
             openai.register_buffer("alignment_heads", hooked.alignment_heads, persistent=False)
-            made[name] = Family(hooked, openai, hf_twin(hooked), mel, tokens)
+            made[name] = Family(hooked, openai, mel, tokens)
         return made[name]
 
     return make
 
 
-@pytest.fixture(scope="session", params=[*SIZES, "digits"])
+@pytest.fixture(
+    scope="session", params=[*[size for size in SIZES if SIZES[size].d_vocab > 1000], "digits"]
+)
 def family(request: pytest.FixtureRequest, make_family: Callable[[str], Family]) -> Family:
-    """Every size, one after the other."""
+    """Every size with a vocabulary of Whisper's, one after the other."""
     return make_family(request.param)
 
 
@@ -121,14 +150,20 @@ def short(make_family: Callable[[str], Family]) -> Family:
 
 
 @pytest.fixture(scope="session")
+def narrow(make_family: Callable[[str], Family]) -> Family:
+    """The short model with a vocabulary of 500."""
+    return make_family("narrow")
+
+
+@pytest.fixture(scope="session")
 def digits(make_family: Callable[[str], Family]) -> Family:
     """The trained weights that come with the package."""
     return make_family("digits")
 
 
 @pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    """Forward passes only, as in use."""
+def _as_in_use(without_shape_checks: None) -> Iterator[None]:
+    """Forward passes only, and without checks of shapes, which take more than they do."""
     with torch.no_grad():
         yield
 
@@ -212,7 +247,7 @@ def hf_twin(model: HookedWhisper) -> Any:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     cfg = model.cfg
-    eot = 50257 if cfg.is_multilingual else 50256
+    eot = min(50257 if cfg.is_multilingual else 50256, cfg.d_vocab - 2)
     config = WhisperConfig(
         num_mel_bins=cfg.n_mels,
         max_source_positions=cfg.n_audio_ctx,
@@ -233,7 +268,8 @@ def hf_twin(model: HookedWhisper) -> Any:
     twin = WhisperForConditionalGeneration(config).eval()
     weights = {_hf_name(name): value for name, value in model.state_dict().items()}
     weights["proj_out.weight"] = weights["model.decoder.embed_tokens.weight"]
-    twin.load_state_dict(weights)  # strict: every name of either side has to fit
+    # Strict: every name of either side has to fit. Assigned, they take no memory of their own.
+    twin.load_state_dict(weights, assign=True)
     settings = {
         "is_multilingual": cfg.is_multilingual,
         "lang_to_id": {"<|en|>": eot + 2},

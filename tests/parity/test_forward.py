@@ -1,36 +1,16 @@
-"""The encoder's output and the logits, against both references, at every length."""
+"""The encoder's output and the logits, against both references, at every length.
+
+All sizes at some lengths, Tiny's too at its full length; a narrow model at each.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-LENGTHS = [*range(1, 17), 33, 100, 224, 448]
-SOME_LENGTHS = [1, 2, 3, 8, 16, 100, 448]
-"""For batches of one in the reduced models and of three at full size, to save time."""
-
+EVERY_LENGTH = [*range(1, 34), 63, 64, 65, 100, 224, 448]
 ATTENTION = ["eager", "sdpa"]
-
-
-@pytest.fixture(scope="module")
-def encoded(family: Any) -> Tensor:
-    """Our encoder's output for three recordings."""
-    with torch.no_grad():
-        return family.hooked(family.mel)
-
-
-@pytest.fixture(scope="module")
-def hf_logits(family: Any, encoded: Tensor) -> dict[str, Tensor]:
-    """transformers' logits at the full length, in either attention; causal, so good for all."""
-    logits = {}
-    for attention in ATTENTION:
-        with torch.no_grad(), family.hf_attention(attention) as hf:
-            logits[attention] = hf(
-                encoder_outputs=(encoded,), decoder_input_ids=family.tokens, use_cache=False
-            ).logits
-    return logits
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -40,35 +20,80 @@ def test_encoder_output(
     mel = family.mel[:batch]
     ours = family.hooked(mel)
     assert_same(ours, family.openai.encoder(mel), "openai-whisper")
-    for attention in ATTENTION:
+    # At the full window transformers' two ways are tried on one recording and on three.
+    is_full = family.hooked.cfg.n_audio_ctx == 1500
+    for attention in ATTENTION[batch > 1 : 1 + (batch > 1)] if is_full else ATTENTION:
         with family.hf_attention(attention) as hf:
             assert_close(ours, hf.model.encoder(mel).last_hidden_state, f"transformers {attention}")
 
 
 @pytest.mark.parametrize("batch", [1, 3])
+def test_logits(
+    family: Any, batch: int, assert_same: Callable[..., None], assert_close: Callable[..., None]
+) -> None:
+    check_lengths(family, batch, [1, 2, 3, 33], ATTENTION, assert_same, assert_close)
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("batch", [1, 3])
 def test_logits_at_every_length(
-    family: Any,
-    encoded: Tensor,
-    hf_logits: dict[str, Tensor],
+    narrow: Any,
     batch: int,
+    attention: str,
     assert_same: Callable[..., None],
     assert_close: Callable[..., None],
 ) -> None:
-    """Each length is a run of its own: a mask may be wrong at one length only."""
-    is_reduced = family.hooked.cfg.n_audio_ctx < 1500
-    for length in SOME_LENGTHS if is_reduced == (batch == 1) else LENGTHS:
-        tokens = family.tokens[:batch, :length]
-        ours = family.hooked.decoder(tokens, encoded[:batch])
-        theirs = family.openai.decoder(tokens, encoded[:batch])
-        assert_same(ours, theirs, f"{length} tokens, openai-whisper")
-        for attention, logits in hf_logits.items():
+    check_lengths(narrow, batch, EVERY_LENGTH, [attention], assert_same, assert_close)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "attention"), [("tiny", 1, "sdpa"), ("few words", 3, "eager")]
+)
+def test_logits_of_all_positions_at_full_size(
+    make_family: Any,
+    size: str,
+    batch: int,
+    attention: str,
+    assert_same: Callable[..., None],
+    assert_close: Callable[..., None],
+) -> None:
+    check_lengths(make_family(size), batch, [448], [attention], assert_same, assert_close)
+
+
+def check_lengths(
+    family: Any,
+    batch: int,
+    lengths: list[int],
+    attentions: list[str],
+    assert_same: Callable[..., None],
+    assert_close: Callable[..., None],
+) -> None:
+    """Each length is a run of its own: a mask may be wrong at one length only.
+
+    transformers runs the longest, which is causal and hence good for all.
+    """
+    encoded, tokens = family.encoded[:batch], family.tokens[:batch]
+    longest = {}
+    for attention in attentions:
+        with family.hf_attention(attention) as hf:
+            longest[attention] = hf(
+                encoder_outputs=(encoded,),
+                decoder_input_ids=tokens[:, : max(lengths)],
+                use_cache=False,
+            ).logits
+    for length in lengths:
+        ours = family.hooked.decoder(tokens[:, :length], encoded)
+        for attention, theirs in longest.items():
             what = f"{length} tokens, transformers {attention}"
-            assert_close(ours, logits[:batch, :length], what)
+            assert_close(ours, theirs[:, :length], what, times=family.times)
+        theirs = family.openai.decoder(tokens[:, :length], encoded)
+        assert_same(ours, theirs, f"{length} tokens, openai-whisper")
 
 
-def test_logits_are_of_order_10(family: Any, hf_logits: dict[str, Tensor]) -> None:
+def test_logits_are_of_order_10(family: Any) -> None:
     """Else the tolerances of this folder would mean something else."""
-    assert 5 < hf_logits["eager"][:, :16].abs().max() < 60
+    logits = family.hooked.decoder(family.tokens[:, :16], family.encoded)
+    assert 5 < logits.abs().max() < 60
 
 
 def test_mel_to_logits_in_one_call(
@@ -78,7 +103,7 @@ def test_mel_to_logits_in_one_call(
     ours = family.hooked(mel, tokens)
     assert_same(ours, family.openai(mel, tokens), "logits, openai-whisper")
     theirs = family.hf(input_features=mel, decoder_input_ids=tokens, use_cache=False).logits
-    assert_close(ours, theirs, "logits, transformers")
+    assert_close(ours, theirs, "logits, transformers", times=family.times)
 
 
 @pytest.mark.parametrize("length", [1, 7])

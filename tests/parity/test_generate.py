@@ -28,47 +28,45 @@ def flagged(short: Any) -> Iterator[Any]:
 
 
 class TestCache:
-    @pytest.mark.parametrize(
-        ("size", "batch"), [("short", 1), ("short", 3), ("tiny.en", 1), ("turbo", 3)]
-    )
+    @pytest.mark.parametrize(("size", "batch"), [("short", 3), ("tiny.en", 1), ("turbo", 3)])
     def test_equals_one_pass_for_every_name(self, make_family: Any, size: str, batch: int) -> None:
         family = make_family(size)
         check_cache(family.hooked, family.mel[:batch], max_new_tokens=5, **ENDLESS)
 
-    @pytest.mark.parametrize("batch", [1, 3])
-    def test_equals_one_pass_for_names_behind_flags(
-        self, short: Any, flagged: Any, batch: int
-    ) -> None:
-        check_cache(flagged, short.mel[:batch], max_new_tokens=4, **ENDLESS)
+    def test_equals_one_pass_for_names_behind_flags(self, short: Any, flagged: Any) -> None:
+        check_cache(flagged, short.mel, max_new_tokens=3, **ENDLESS)
 
     def test_equals_one_pass_when_sampled(self, short: Any) -> None:
-        check_cache(short.hooked, short.mel, max_new_tokens=6, temperature=1.0, **ENDLESS)
+        options = {"max_new_tokens": 6, "temperature": 1.0, "names_filter": "decoder.*", **ENDLESS}
+        check_cache(short.hooked, short.mel, **options)
 
     def test_equals_one_pass_over_more_than_the_caches_first_room(self, short: Any) -> None:
-        options = {"max_new_tokens": 66, "names_filter": "decoder.*", **ENDLESS}
+        names = ["decoder.hook_pos_embed", "decoder.blocks.3.*"]
+        options = {"max_new_tokens": 66, "names_filter": names, **ENDLESS}
         tokens = check_cache(short.hooked, short.mel, **options)
         assert tokens.shape[1] == 4 + 66
 
-    @pytest.mark.parametrize(("size", "batch"), [("tiny", 1), ("digits", 3)])
-    def test_equals_one_pass_at_full_size(self, make_family: Any, size: str, batch: int) -> None:
+    def test_equals_one_pass_with_the_full_window(self, digits: Any) -> None:
         """Without the encoder's patterns, which are 54 MB for each layer and recording."""
-        family = make_family(size)
         names = [
             name
-            for name in family.hooked.hook_names()
+            for name in digits.hooked.hook_names()
             if name.startswith("decoder") or not name.endswith(("_scores", "_pattern", "hook_post"))
         ]
-        check_cache(
-            family.hooked, family.mel[:batch], max_new_tokens=3, names_filter=names, **ENDLESS
-        )
+        check_cache(digits.hooked, digits.mel[:2], max_new_tokens=3, names_filter=names, **ENDLESS)
 
 
 class TestTokens:
     @pytest.mark.parametrize(
-        ("size", "batch"),
-        [("short", 1), ("short", 3), ("tiny.en", 3), ("turbo", 3), ("tiny", 1), ("digits", 3)],
+        ("size", "batch", "temperature"),
+        [
+            pytest.param("short", 1, 0.0, id="short-1-greedy"),
+            pytest.param("short", 3, 0.8, id="short-3-sampled"),
+            pytest.param("tiny.en", 3, 0.0, id="tiny.en-3-greedy"),
+            pytest.param("turbo", 3, 0.8, id="turbo-3-sampled"),
+            pytest.param("digits", 3, 0.0, id="digits-3-greedy"),
+        ],
     )
-    @pytest.mark.parametrize("temperature", [0.0, 0.8], ids=["greedy", "sampled"])
     def test_are_those_of_whisper_decode(
         self, make_family: Any, size: str, batch: int, temperature: float
     ) -> None:
@@ -83,7 +81,7 @@ class TestTokens:
         theirs = whisper.decode(
             family.openai, mel, whisper.DecodingOptions(**options, fp16=False, sample_len=7)
         )
-        rows = written(ours, family.hf.config.eos_token_id)
+        rows = written(ours, 50257 if family.hooked.is_multilingual else 50256)
         assert rows == [their.tokens for their in theirs]
         assert ours.texts == [text.strip() for text in family.hooked.to_string(rows)]
         assert ours.avg_logprob.tolist() == pytest.approx([their.avg_logprob for their in theirs])
@@ -93,19 +91,16 @@ class TestTokens:
     @pytest.mark.parametrize(
         ("size", "batch", "attention"),
         [
-            ("short", 1, "sdpa"),
+            ("short", 1, "eager"),
             ("short", 3, "sdpa"),
-            ("short", 3, "eager"),
-            ("tiny", 1, "sdpa"),
             ("digits", 3, "sdpa"),
-            ("digits", 3, "eager"),
         ],
     )
     def test_are_those_of_transformers(
         self, make_family: Any, size: str, batch: int, attention: str
     ) -> None:
         family = make_family(size)
-        n_new = 20 if size == "short" else 6
+        n_new = 12 if size == "short" else 6
         ours = family.hooked.generate(family.mel[:batch], n_new, **UNSUPPRESSED)
         with family.hf_attention(attention) as hf:
             theirs = hf_greedy(hf, family.mel[:batch], n_new)

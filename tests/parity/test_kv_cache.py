@@ -14,10 +14,10 @@ STEPS = [4, *[1] * 8]
 MANY_STEPS = [4, *[1] * 62]
 """To behind the growth of the cache's first room, 64 positions."""
 
-CHUNKS = [1, 2, 30, 31, 50, 110]
+CHUNKS = [1, 2, 12, 5]
 """Runs shorter and longer than what the cache holds."""
 
-ALL_CHUNKS = [*CHUNKS, 224]
+ALL_CHUNKS = [1, 2, 30, 31, 50, 110, 224]
 """The same, to the last of 448 positions."""
 
 
@@ -30,9 +30,9 @@ def test_token_by_token(
 
 
 def test_many_tokens(
-    short: Any, assert_same: Callable[..., None], assert_close: Callable[..., None]
+    narrow: Any, assert_same: Callable[..., None], assert_close: Callable[..., None]
 ) -> None:
-    check_steps(short, 3, MANY_STEPS, assert_same, assert_close)
+    check_steps(narrow, 3, MANY_STEPS, assert_same, assert_close)
 
 
 def check_steps(
@@ -42,8 +42,7 @@ def check_steps(
     assert_same: Callable[..., None],
     assert_close: Callable[..., None],
 ) -> None:
-    encoded = family.hooked(family.mel[:batch])
-    tokens = family.tokens[:batch, : sum(sizes)]
+    encoded, tokens = family.encoded[:batch], family.tokens[:batch, : sum(sizes)]
     one_pass = family.openai.decoder(tokens, encoded)
     our_cache, no_hooks = family.hooked.install_kv_cache_hooks()
     assert no_hooks == []
@@ -54,7 +53,8 @@ def check_steps(
             theirs = family.openai.decoder(chunk, encoded, kv_cache=their_cache)
             end = start + chunk.shape[1]
             assert_same(ours, theirs, f"logits of positions {start} to {end}, with caches")
-            assert_close(ours, one_pass[:, start:end], f"logits of positions {start} to {end}")
+            what = f"logits of positions {start} to {end}"
+            assert_close(ours, one_pass[:, start:end], what, times=family.times)
             start = end
 
 
@@ -72,23 +72,33 @@ def openai_cache(model: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_chunks(family: Any, batch: int, assert_close: Callable[..., None]) -> None:
     """openai-whisper's one pass is the reference: its own cache takes one new token only."""
-    sizes = ALL_CHUNKS if family.hooked.cfg.model_name == "tiny" else CHUNKS
-    encoded = family.hooked(family.mel[:batch])
-    tokens = family.tokens[:batch, : sum(sizes)]
+    check_chunks(family, batch, CHUNKS, assert_close)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_chunks_to_the_last_position(
+    narrow: Any, batch: int, assert_close: Callable[..., None]
+) -> None:
+    check_chunks(narrow, batch, ALL_CHUNKS, assert_close)
+
+
+def check_chunks(
+    family: Any, batch: int, sizes: list[int], assert_close: Callable[..., None]
+) -> None:
+    encoded, tokens = family.encoded[:batch], family.tokens[:batch, : sum(sizes)]
     theirs = family.openai.decoder(tokens, encoded)
     ours = torch.cat(in_chunks(family.hooked, tokens, encoded, sizes), dim=1)
-    assert_close(ours, theirs, "logits")
+    assert_close(ours, theirs, "logits", times=family.times)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("sizes", [STEPS, ALL_CHUNKS], ids=["by-token", "in-chunks"])
 def test_as_transformers_with_its_cache(
-    short: Any, sizes: list[int], attention: str, assert_close: Callable[..., None]
+    narrow: Any, sizes: list[int], attention: str, assert_close: Callable[..., None]
 ) -> None:
-    encoded = short.hooked(short.mel)
-    tokens = short.tokens[:, : sum(sizes)]
+    encoded, tokens = narrow.encoded, narrow.tokens[:, : sum(sizes)]
     kept, theirs = None, []
-    with short.hf_attention(attention) as hf:
+    with narrow.hf_attention(attention) as hf:
         for chunk in tokens.split(sizes, dim=1):
             output = hf(
                 encoder_outputs=(encoded,),
@@ -98,16 +108,16 @@ def test_as_transformers_with_its_cache(
             )
             kept = output.past_key_values
             theirs.append(output.logits)
-    ours = in_chunks(short.hooked, tokens, encoded, sizes)
+    ours = in_chunks(narrow.hooked, tokens, encoded, sizes)
     assert_close(torch.cat(ours, dim=1), torch.cat(theirs, dim=1), "logits")
 
 
-def test_a_hooked_pattern_in_chunks(short: Any, assert_close: Callable[..., None]) -> None:
+def test_a_hooked_pattern_in_chunks(narrow: Any, assert_close: Callable[..., None]) -> None:
     """The explicit path has a mask of its own where queries are fewer than keys."""
-    encoded = short.hooked(short.mel)
-    with short.hooked.hooks([("*hook_pattern", lambda value, hook: None)]):
-        ours = torch.cat(in_chunks(short.hooked, short.tokens, encoded, ALL_CHUNKS), dim=1)
-    assert_close(ours, short.openai.decoder(short.tokens, encoded), "logits")
+    hooked, tokens, encoded = narrow.hooked, narrow.tokens, narrow.encoded
+    with hooked.hooks([("*hook_pattern", lambda value, hook: None)]):
+        ours = torch.cat(in_chunks(hooked, tokens, encoded, ALL_CHUNKS), dim=1)
+    assert_close(ours, narrow.openai.decoder(tokens, encoded), "logits")
 
 
 def in_chunks(model: Any, tokens: Tensor, encoded: Tensor, sizes: list[int]) -> list[Tensor]:

@@ -16,12 +16,12 @@ def test_sizes(family: Any) -> None:
         assert getattr(family.hooked, name) == getattr(family.openai, name), name
 
 
-def test_embed_audio_and_logits(family: Any, assert_same: Callable[..., None]) -> None:
-    ours = family.hooked.embed_audio(family.mel[:1])
-    theirs = family.openai.embed_audio(family.mel[:1])
+def test_embed_audio_and_logits(short: Any, assert_same: Callable[..., None]) -> None:
+    ours = short.hooked.embed_audio(short.mel[:1])
+    theirs = short.openai.embed_audio(short.mel[:1])
     assert_same(ours, theirs, "embed_audio")
-    tokens = family.tokens[:1, :6]
-    ours, theirs = family.hooked.logits(tokens, ours), family.openai.logits(tokens, theirs)
+    tokens = short.tokens[:1, :6]
+    ours, theirs = short.hooked.logits(tokens, ours), short.openai.logits(tokens, theirs)
     assert_same(ours, theirs, "logits")
 
 
@@ -70,12 +70,14 @@ def test_alignment_heads_from_openais_table(make_family: Any, make_reference: An
 
 
 @pytest.mark.parametrize("reference", ["openai", "hf"])
+@pytest.mark.parametrize("size", ["tiny.en", "large-v3", "turbo"])
 def test_models_in_memory_come_over(
-    family: Any, reference: str, assert_same: Callable[..., None]
+    make_family: Any, size: str, reference: str, assert_same: Callable[..., None]
 ) -> None:
     """Through the package's own renaming, to the same logits."""
     from hooked_whisper import HookedWhisper
 
+    family = make_family(size)
     copied = getattr(HookedWhisper, f"from_{reference}")(getattr(family, reference))
     mel, tokens = family.mel[:1], family.tokens[:1, :4]
     assert_same(copied(mel, tokens), family.openai(mel, tokens), "logits")

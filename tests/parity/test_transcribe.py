@@ -24,7 +24,6 @@ RECORDING = Path(__file__).parent.parent / "data" / "jfk.flac"
 OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "no-timestamps": {"without_timestamps": True, "initial_prompt": "Ask not"},
-    "beam": {"beam_size": 5},
     "words": {"word_timestamps": True},
     "beam-words": {"beam_size": 5, "word_timestamps": True},
     "beam-words-no-timestamps": {
@@ -37,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fallback": {"temperature": (0.0, 0.4, 0.8), "best_of": 2, "logprob_threshold": 0.0},
 }
 CASES = [
-    *[("tiny", name) for name in ("greedy", "beam-words-no-timestamps")],
+    ("tiny", "words"),
     *[("digits", name) for name in OPTIONS],
 ]
 

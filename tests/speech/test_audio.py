@@ -1,5 +1,7 @@
 """Any recording becomes mono float32 at 16 kHz, or an error that says what was wrong."""
 
+import base64
+import io
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,17 @@ import soundfile
 import soxr
 import torch
 
+from hooked_whisper.digits import recordings
 from hooked_whisper.errors import (
     AudioError,
     AudioFileError,
     AudioLengthError,
     AudioRateError,
     HookedWhisperError,
+    InputError,
 )
 from hooked_whisper.speech import load_audio
+from hooked_whisper.speech.audio import encode_audio
 
 DATA = Path(__file__).parents[1] / "data"
 JFK = DATA / "jfk.flac"
@@ -182,7 +187,7 @@ class TestBadFiles:
         [
             ("missing", r"there is no file '.*missing\.wav' \(from"),
             ("folder", r"is a folder; pass the files in it as a list"),
-            ("nothing in it", r"cannot be read as audio .*Format not recognised.*ffmpeg"),
+            ("nothing in it", r"nothing-in-it\.wav' is empty: it holds 0 bytes"),
             ("text", r"cannot be read as audio .*Format not recognised.*ffmpeg"),
             ("headerless", r"cannot be read as audio"),
             ("cut wav 0.5", r"cut off or damaged: 2\.00 s can be read"),
@@ -305,3 +310,32 @@ class TestBadArrays:
     def test_impossible_rate(self, rate_hz: Any, match: str) -> None:
         with pytest.raises(AudioRateError, match=match):
             load_audio(SOUND, rate_hz)
+
+
+def decoded(samples: torch.Tensor) -> Any:
+    """What a player makes of a recording in a page."""
+    kind, _, body = encode_audio(samples).partition(",")
+    assert kind == "data:audio/mpeg;base64"
+    found, rate_hz = soundfile.read(io.BytesIO(base64.b64decode(body)), dtype="float32")
+    assert rate_hz == 16000
+    return found
+
+
+def test_sound_is_small_and_keeps_its_time() -> None:
+    samples = load_audio(recordings()[1].path)
+    found = decoded(samples)
+    assert len(found) == len(samples), "the encoder's delay is written in the file, and taken away"
+    assert np.corrcoef(found, samples.numpy())[0, 1] > 0.99
+    assert len(encode_audio(samples)) < 8000 * len(samples) / 16000 + 1000
+
+
+@pytest.mark.parametrize("n", [1, 400, 16000], ids=["one sample", "25 ms", "1 s"])
+def test_any_length_can_be_played(n: int) -> None:
+    assert len(decoded(torch.full((n,), 3.0))) == n
+
+
+def test_no_sound_is_refused() -> None:
+    with pytest.raises(InputError, match="there are no samples"):
+        encode_audio(torch.zeros(0))
+    with pytest.raises(InputError, match="rate_hz is 8000; pages hold sound at 16000 Hz"):
+        encode_audio(torch.zeros(10), 8000)

@@ -12,6 +12,7 @@ import torch
 
 from hooked_whisper.errors import AudioError, AudioFileError, AudioLengthError, MelError
 from hooked_whisper.speech import Mel, check_mel, load_audio, to_mel
+from hooked_whisper.speech.mel import positions_before_padding
 
 DATA = Path(__file__).parents[1] / "data"
 JFK = DATA / "jfk.flac"
@@ -65,6 +66,13 @@ class TestEqualsTheReferences:
         mel = to_mel(samples, rate_hz=16000, cut=True, **TINY)
         assert torch.equal(mel.values[0], log_mel_spectrogram(pad_or_trim(samples)))
         assert mel.n_frames.tolist() == [3000]
+
+    def test_a_shorter_window_is_openai_whispers_padded_to_it(self) -> None:
+        from whisper.audio import log_mel_spectrogram, pad_or_trim
+
+        samples = noise(8000)
+        mel = to_mel(samples, rate_hz=16000, **SMALL)
+        assert torch.equal(mel.values[0], log_mel_spectrogram(pad_or_trim(samples, 16000)))
 
 
 class TestToMel:
@@ -275,6 +283,13 @@ def with_value(value: float) -> torch.Tensor:
     mel = torch.zeros(2, 80, 100)
     mel[1, 7, 42] = value
     return mel
+
+
+@pytest.mark.parametrize(("n_frames", "n_positions"), [(0, 0), (1, 1), (2, 1), (99, 50), (100, 50)])
+def test_positions_before_the_padding_are_rounded_up(n_frames: int, n_positions: int) -> None:
+    values = torch.full((2, 80, 200), -1.0)
+    values[0, 7, :n_frames] = 0.5  # sound in a single band
+    assert positions_before_padding(values).tolist() == [n_positions, 0]
 
 
 class TestCheckMel:

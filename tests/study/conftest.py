@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
@@ -27,15 +28,17 @@ def digits_study(digits_model: Any, tmp_path_factory: pytest.TempPathFactory) ->
     broken = folder / "broken.wav"
     broken.write_bytes(b"this is no audio")
     heard = [recordings()[0], broken, recordings()[2]]
-    return study(
-        digits_model,
-        heard,
-        folder / "out",
-        n_latents=64,
-        k=8,
-        n_vectors=4096,
-        progress=False,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+        return study(
+            digits_model,
+            heard,
+            folder / "out",
+            n_latents=64,
+            k=8,
+            n_vectors=4096,
+            progress=False,
+        )
 
 
 @pytest.fixture(scope="session")

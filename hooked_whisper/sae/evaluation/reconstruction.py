@@ -154,6 +154,17 @@ class ReconstructionMeter:
 
 
 @torch.no_grad()
+def fraction_unexplained(
+    target: Float[Tensor, "vector d_out"], recons: Float[Tensor, "vector d_out"]
+) -> float:
+    """`Reconstruction.fvu` alone, of one batch; NaN for errors in vectors that are all alike."""
+    target = target.double()
+    spread = _Moments()
+    spread.add(target)
+    return _ratio(float((target - recons).square().sum()), spread.spread)
+
+
+@torch.no_grad()
 def judge_reconstruction(sae: Any, activations: Iterable[Any]) -> Reconstruction:
     """How well an autoencoder gives vectors back, from batches of them, without a model.
 

@@ -96,7 +96,7 @@ class SAEEvaluation:
         names = dict.fromkeys(name for each in numbers.values() for name in each)
         rows = [[name, *(each.get(name) for each in numbers.values())] for name in names]
         densities = {name: each.reconstruction.density for name, each in self.extents.items()}
-        about = f"{self.architecture}, {self.d_in} to {self.d_sae:,} latents at {self.hook_name}, "
+        about = f"{self.architecture}, {self.d_sae:,} latents at {self.hook_name}, "
         about += f"judged on {count(self.n_recordings, 'recording')}"
         drawn = picture(plot_density(densities), "how many latents have which density")
         return box(type(self).__name__, about, table(["", *numbers], rows), drawn)

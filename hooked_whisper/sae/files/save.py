@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from hooked_whisper.errors import SAEFileError
+from hooked_whisper.io import replacing
 from hooked_whisper.sae.files.saelens_cfg import CFG_NAME, WEIGHTS_NAME, write_values
 from hooked_whisper.sae.files.tensors import check_tensors
 
@@ -44,16 +43,10 @@ def save_sae(sae: Any, folder: str | os.PathLike[str], *, inference: bool = True
     cfg, tensors = write_values(sae.inference() if inference else sae)
     check_tensors(tensors, "the autoencoder to save")
     text = _json(cfg)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        save_file(tensors, aside / WEIGHTS_NAME)
-        (aside / CFG_NAME).write_text(text, encoding="utf-8")
-        target.mkdir(exist_ok=True)
-        for name in (WEIGHTS_NAME, CFG_NAME):
-            os.replace(aside / name, target / name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    target.mkdir(parents=True, exist_ok=True)
+    with replacing(target / CFG_NAME) as config, replacing(target / WEIGHTS_NAME) as weights:
+        config.write_text(text, encoding="utf-8")
+        save_file(tensors, weights)
     return target
 
 

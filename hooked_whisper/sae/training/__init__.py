@@ -2,6 +2,7 @@
 
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.initialise import geometric_median
+from hooked_whisper.sae.training.logs import TensorBoardLog, TrainingLog, WandbLog
 from hooked_whisper.sae.training.model_source import ModelActivations
 from hooked_whisper.sae.training.sources import ActivationSource, MemoryActivations
 from hooked_whisper.sae.training.train import train_sae, train_saes
@@ -10,7 +11,10 @@ __all__ = [
     "ActivationSource",
     "MemoryActivations",
     "ModelActivations",
+    "TensorBoardLog",
     "TrainingConfig",
+    "TrainingLog",
+    "WandbLog",
     "geometric_median",
     "train_sae",
     "train_saes",

@@ -4,22 +4,18 @@ It is written beside its place and then moved there, so that a kill leaves the o
 or the new one. Everything but tensors is JSON in the file's header; nothing is pickled.
 """
 
-import contextlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hooked_whisper.errors import SAEFileError
+from hooked_whisper.io import save_tensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-LOG_FILE = "log.jsonl"
 FORMAT = "hooked_whisper.training"
 VERSION = 1
 
@@ -34,9 +30,7 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], values: dict[s
     """
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "training": json.dumps({"version": VERSION, **values})}
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with _replacing(folder / CHECKPOINT_FILE) as part:
-        save_file(plain, part, metadata=header)
+    save_tensors(folder / CHECKPOINT_FILE, tensors, header)
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -60,21 +54,3 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
     if values.pop("version") != VERSION:
         raise SAEFileError(f"{path} was written by a later version. Upgrade hooked_whisper.")
     return tensors, values
-
-
-def write_log(folder: Path, log: list[dict[str, Any]]) -> None:
-    """Write the log as JSON lines."""
-    with _replacing(folder / LOG_FILE) as part:
-        part.write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Any:
-    """A path beside another one; what is written there takes the other's place at the end."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()

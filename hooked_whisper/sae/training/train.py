@@ -18,12 +18,10 @@ from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.training.batches import check_batch, has_target
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.interrupts import uninterrupted
+from hooked_whisper.sae.training.logs import LoggedTraining, Logs, OnLog
 from hooked_whisper.sae.training.shares import agreed_ranks, alike, in_parts, in_turns
 from hooked_whisper.sae.training.sources import ActivationSource
 from hooked_whisper.sae.training.trainer import Trainer
-
-OnLog = Callable[[dict[str, Any]], object] | None
-"""What gets each line of the log: losses, FVU, L0 and dead share of a step."""
 
 
 def train_sae(
@@ -37,7 +35,7 @@ def train_sae(
     """Train a sparse autoencoder.
 
     With `cfg.folder`, that folder gets the autoencoder (SAELens's format), the log
-    (`log.jsonl`) and a checkpoint, which is also written on Ctrl-C and on errors. The
+    (`log.csv`) and a checkpoint, which is also written on Ctrl-C and on errors. The
     same config and data with `resume=True` then go on, and come to the same weights,
     bit for bit, as if nothing had been in between.
 
@@ -58,7 +56,8 @@ def train_sae(
             yet. A plain iterable has to give the same batches again; those that were used
             are passed over.
         progress: Whether to show a bar on stderr.
-        on_log: Called with each line of the log.
+        on_log: Gets each line of the log, a dict: a function, whose errors end training,
+            `TensorBoardLog(folder)`, `WandbLog(project)`, whose errors do not, or a list.
 
     Returns:
         The autoencoder, in eval mode, of activations as they are. Its metadata say how it
@@ -102,7 +101,7 @@ def train_saes(
         seed: Of the order of the data.
         resume: Go on from the checkpoints in the folders of the configs.
         progress: Whether to show a bar on stderr.
-        on_log: Called with each line of the log; `"sae"` in it is the name.
+        on_log: As in `train_sae`; `"sae"` in a line is the name.
 
     Returns:
         The autoencoders by the names in `cfgs`.
@@ -147,7 +146,8 @@ class _Run:
         self, trainers: Mapping[str, Trainer], progress: bool, on_log: OnLog, ranks: Ranks
     ) -> None:
         self.trainers, self.ranks = trainers, ranks
-        self.on_log = on_log if ranks.is_first else None
+        self.logs = Logs(on_log)
+        self._n_told = {name: len(each.log) for name, each in trainers.items()}
         self.unfinished = [each for each in trainers.values() if not each.is_done]
         self.results: dict[str, SAE] = {
             name: each.result() for name, each in trainers.items() if each.is_done
@@ -177,7 +177,10 @@ class _Run:
     def __call__(
         self, items: Iterator[tuple[int, Any]], pick: Callable[[Any, Trainer], Any]
     ) -> dict[str, SAE]:
+        error: BaseException | None = None
         try:
+            if self.unfinished:
+                self.ranks.once(self._begin_logs)
             while self.unfinished:
                 number, item = next(items, (-1, None))
                 if number < 0:
@@ -185,14 +188,18 @@ class _Run:
                     break
                 for trainer in list(self.unfinished):
                     self._feed(trainer, number, pick(item, trainer))
-        except BaseException:
+        except BaseException as stopped:
+            error = stopped
             with uninterrupted():
                 for trainer in self.unfinished:
                     trainer.save()
+                    self._tell(trainer)
             raise
         finally:
             if self.bar is not None:
                 self.bar.close()
+            if self.ranks.is_first:
+                self.logs.end(error)
         return {name: self.results[name] for name in self.trainers}
 
     def _feed(self, trainer: Trainer, number: int, item: Any) -> None:
@@ -211,10 +218,10 @@ class _Run:
     def _step(self, trainer: Trainer) -> None:
         now_s = time.monotonic()
         watch = self.bar is not None and now_s - self._watched_s > 1
-        n_before, n_lines = trainer.n_vectors, len(trainer.log)
+        n_before = trainer.n_vectors
         trainer.do_step(watch=watch)
-        if self.on_log is not None and len(trainer.log) > n_lines:
-            self.on_log(trainer.log[-1])
+        self._tell(trainer)
+        trainer.save_when_due()
         if self.bar is None:
             return
         self.bar.update(trainer.n_vectors - n_before)
@@ -224,6 +231,21 @@ class _Run:
             numbers = {name: trainer.latest[name] for name in shown}
             self.bar.set_description(trainer.name)
             self.bar.set_postfix({name: f"{n:.3g}" for name, n in numbers.items() if n is not None})
+
+    def _begin_logs(self) -> None:
+        """Tell the logs what is trained."""
+        self.logs.begin([LoggedTraining(t.name, t.cfg, t.step, t.log) for t in self.unfinished])
+
+    def _tell(self, trainer: Trainer) -> None:
+        """Tell the logs each line once, also where Ctrl-C came in between."""
+        if not self.ranks.is_first:
+            return
+        for line in trainer.log[self._n_told[trainer.name] :]:
+            with uninterrupted():
+                self._n_told[trainer.name] += 1
+                self.logs.tell(line)
+            for function in self.logs.functions:
+                function(line)
 
     def _finish(self, trainer: Trainer) -> None:
         """Keep what a trainer came to, and write it where it has a folder."""

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.ranks import Ranks, has_restarted
 from hooked_whisper.sae.base import SAE, Losses
+from hooked_whisper.sae.evaluation.reconstruction import fraction_unexplained
 from hooked_whisper.sae.registry import make_sae
 from hooked_whisper.sae.training.batches import Batches, Position, has_target
-from hooked_whisper.sae.training.checkpoint import read_checkpoint, write_checkpoint, write_log
+from hooked_whisper.sae.training.checkpoint import read_checkpoint, write_checkpoint
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.dead import DeadLatents
 from hooked_whisper.sae.training.fold import fold_scale_
@@ -127,9 +129,6 @@ class Trainer:
                 self._measure(losses, x if target is None else target, lr)
             if is_logged:
                 self.log.append(self.latest)
-            every = self.cfg.checkpoint_every
-            if every is not None and self.step % every == 0:
-                self.save()
 
     def gradients(
         self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"] | None
@@ -230,16 +229,15 @@ class Trainer:
     @torch.no_grad()
     def _measure(self, losses: Losses, target: Tensor, lr: float) -> None:
         """What the log says of a step, whose losses are those before its update."""
-        error = (losses.recons - target).square().sum(dtype=torch.float64)
-        spread = (target - target.mean(dim=0)).square().sum(dtype=torch.float64)
+        fvu = fraction_unexplained(target, losses.recons)
         self.latest = {
             **({"sae": self.name} if self.name else {}),
             "step": self.step,
             "n_vectors": self.n_vectors,
             "lr": lr,
             "loss": float(losses.total),
-            **{name: float(value) for name, value in losses.parts.items()},
-            "fvu": float(error / spread) if spread > 0 else None,
+            **{f"loss_{name}": float(value) for name, value in losses.parts.items()},
+            "fvu": fvu if isfinite(fvu) else None,
             "l0": float(losses.l0),
             "dead": self.dead.share,
         }
@@ -251,7 +249,7 @@ class Trainer:
     # Files
 
     def save(self) -> None:
-        """Write a checkpoint and the log, where there is a folder and something to keep.
+        """Write a checkpoint, where there is a folder and something to keep.
 
         Of several ranks, the first one does it.
         """
@@ -273,7 +271,12 @@ class Trainer:
         }
         with uninterrupted():
             write_checkpoint(self.folder, tensors, values)
-            write_log(self.folder, self.log)
+
+    def save_when_due(self) -> None:
+        """Write a checkpoint where `cfg.checkpoint_every` asks for one after this step."""
+        every = self.cfg.checkpoint_every
+        if every is not None and self.step % every == 0:
+            self.save()
 
     def prepare_folder(self, *, resume: bool) -> None:
         """Make the folder, and go on from its checkpoint if asked to, or restarted by torchrun.
@@ -350,7 +353,8 @@ class Trainer:
         if (self.scale_in, self.scale_out) != (1.0, 1.0):
             fold_scale_(sae, self.scale_in, self.scale_out)
         training = {name: v for name, v in self.cfg.to_dict().items() if name != "sae"}
-        last = {name: self.latest.get(name) for name in ("fvu", "l0", "dead")}
+        line = self.log[-1] if self.log else {}
+        last = {name: line.get(name) for name in ("fvu", "l0", "dead")}
         training |= {"n_vectors": self.n_vectors, "n_steps": self.step, **last}
         sae.cfg = replace(sae.cfg, metadata={**sae.cfg.metadata, "training": training})
         return sae

@@ -1,4 +1,8 @@
-"""What a type checker says to a user of the package; only ever checked by mypy, and not run."""
+"""What a type checker says to a user of the package; checked by `make types`, and not run.
+
+Each `assert_type` says what mypy has to find, and each `type: ignore` a mistake
+that it has to see: one that is not needed is an error too.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +145,11 @@ def harvesting(model: HookedWhisper) -> None:
 def mistakes(model: HookedWhisper, mel: Mel, cache: WhisperCache) -> None:
     """Each line is an error; were one not found, mypy would complain of an unused ignore."""
     model.run_with_cach(mel)  # type: ignore[operator]
-    model.generate(mel, return_cash=True, max_new_tokens="6")  # type: ignore[arg-type]
+    model.generate(mel, max_new_tokens="6")  # type: ignore[arg-type]
+    model.generate(mel, return_cash=True)  # type: ignore[call-arg]
+    model.generate(mel, beam_size=5)  # type: ignore[call-arg]
+    model.transcribe("speech.flac", word_timestamp=True)  # type: ignore[call-arg]
+    model.run_with_hooks_with_saes(mel, saes={}, hooks=[])  # type: ignore[call-overload]
     model.run_with_cache(mel, name_filter="encoder.*")  # type: ignore[call-overload]
     model(mel, return_type="logit")  # type: ignore[call-overload]
     cache[3]  # type: ignore[index]

@@ -21,6 +21,7 @@ from hooked_whisper.sae.architectures.batch_topk import BatchTopKConfig
 from hooked_whisper.sae.architectures.relu import ReLUConfig, ReLUSAE
 from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.training.config import TrainingConfig
+from hooked_whisper.sae.training.logs import TrainingLog
 from hooked_whisper.sae.training.sources import MemoryActivations
 from hooked_whisper.sae.training.train import train_sae, train_saes
 
@@ -49,8 +50,8 @@ def stopping(batches: Iterator[Tensor], at: int, error: type[BaseException]) -> 
         yield batch
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+def log(folder: Path) -> str:
+    return (folder / "log.csv").read_text()
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_stopped_at_any_batch_it_goes_on_bit_for_bit(
             quick(replace(cfg, folder=folder), stopping(sparse_batches(8, 50), at, error))
         resumed = quick(replace(cfg, folder=folder), sparse_batches(8, 50), resume=True)
         assert same(resumed, whole)
-        assert lines(folder) == lines(tmp_path / "whole")
+        assert log(folder) == log(tmp_path / "whole")
         assert resumed.cfg == whole.cfg
 
 
@@ -88,8 +89,8 @@ def test_ctrl_c_at_any_call_waits_for_the_step_and_nothing_is_lost(
     sparse_batches: Make, tmp_path: Path, without_shape_checks: None
 ) -> None:
     """A real signal at many points of the loop, in the middle of steps and of saving too."""
-    cfg = replace(CFG, n_vectors=130, checkpoint_every=2)
-    whole = quick(cfg, sparse_batches(8, 50))
+    cfg = replace(CFG, n_vectors=130, checkpoint_every=2, log_every=1)
+    whole = quick(replace(cfg, folder=tmp_path / "whole"), sparse_batches(8, 50))
     n_calls = run_until_call(
         None, lambda: quick(replace(cfg, folder=tmp_path), sparse_batches(8, 50))
     )
@@ -99,13 +100,26 @@ def test_ctrl_c_at_any_call_waits_for_the_step_and_nothing_is_lost(
         folder = tmp_path / str(at)
         folder.mkdir()
         now = replace(cfg, folder=folder)
+        told = Steps()
         try:
-            run_until_call(at, lambda now=now: quick(now, sparse_batches(8, 50)))
+            run_until_call(at, lambda now=now, t=told: quick(now, sparse_batches(8, 50), on_log=t))
         except KeyboardInterrupt:
             n_stopped += 1
         assert not list(folder.rglob("*.part"))
-        assert same(quick(now, sparse_batches(8, 50), resume=True), whole)
+        assert same(quick(now, sparse_batches(8, 50), resume=True, on_log=told), whole)
+        assert told.steps == [1, 2, 3]
+        assert log(folder) == log(tmp_path / "whole")
     assert n_stopped >= 20
+
+
+class Steps(TrainingLog):
+    """Writes down of which steps it is told."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        self.steps.append(line["step"])
 
 
 def run_until_call(at: int | None, run: Callable[[], object]) -> int:

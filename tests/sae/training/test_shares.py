@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxtyping
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ from hooked_whisper.sae.architectures.topk import TopKConfig
 from hooked_whisper.sae.architectures.transcoder import SkipTranscoderConfig
 from hooked_whisper.sae.base import SAEConfig
 from hooked_whisper.sae.training.config import TrainingConfig
+from hooked_whisper.sae.training.logs import TensorBoardLog
 from hooked_whisper.sae.training.sources import MemoryActivations
 from hooked_whisper.sae.training.train import train_sae, train_saes
 
@@ -237,7 +239,7 @@ def test_several_ranks_train_what_one_process_trains(
 def test_what_was_trained_has_everything_in_it(by_one: dict[str, Any]) -> None:
     """Dead latents with their losses, gradients that are cut, and a scale."""
     for kind, part in {"topk": "aux", "batchtopk": "aux", "jumprelu": "pre_act"}.items():
-        assert any(line.get(part, 0) > 0 for line in by_one[kind]["log"]), kind
+        assert any(line.get(f"loss_{part}", 0) > 0 for line in by_one[kind]["log"]), kind
         assert any(0 < line["dead"] < 1 for line in by_one[kind]["log"]), kind
     assert [len(by_one[kind]["log"]) for kind in ("topk", "batchtopk")] == [6, 7]
 
@@ -319,6 +321,26 @@ def broken(x: Tensor, rank: int) -> Iterator[Tensor]:
     yield x
 
 
+def test_the_first_rank_alone_logs_and_all_hear_that_it_cannot(
+    data: dict[str, Tensor], in_ranks: InRanks, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+
+    def run(rank: int) -> str:
+        logs = [TensorBoardLog(tmp_path / str(rank))]
+        quick = replace(CFG, n_vectors=160)
+        trained_with(logs, replace(quick, folder=tmp_path / "sae" / str(rank)))
+        return refused(lambda: trained_with([TensorBoardLog(tmp_path / "file" / "tb")], quick))
+
+    def trained_with(logs: list[TensorBoardLog], cfg: TrainingConfig) -> None:
+        train_sae(cfg, Source(data, 40), progress=False, on_log=logs)
+
+    found = in_ranks(run, 2)
+    assert all("TensorBoardLog cannot begin: " in text for text in found)
+    assert len(list((tmp_path / "0").iterdir())) == 1 and not (tmp_path / "1").exists()
+    assert [path.parent.name for path in (tmp_path / "sae").glob("*/log.csv")] == ["0"]
+
+
 # Ranks that are lost
 
 
@@ -356,8 +378,8 @@ def test_a_lost_rank_ends_all_and_other_numbers_of_ranks_go_on(
         first = in_ranks(go_on, n_now)[0] if n_now > 1 else go_on(0)
         check_weights(first, whole)
         assert first["n_read"] <= 5 / n_now + 1
-        lines = (now / "log.jsonl").read_text().splitlines()
-        check_same({**first, "log": [json.loads(line) for line in lines]}, whole)
+        log = pd.read_csv(now / "log.csv").to_dict("records")
+        check_same({**first, "log": log}, whole)
     assert not (tmp_path / "nowhere").exists()
 
 

@@ -103,6 +103,30 @@ def test_it_finds_the_directions_that_the_data_are_made_of(
     assert fvu(trained, fresh) == pytest.approx(numbers[-1], rel=0.2)
 
 
+def test_the_fvu_of_the_log_is_its_formula(
+    sparse_batches: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each batch, the small last one too, where means are large and differ by dimension."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    losses = TopKSAE.losses
+
+    def watch(self: TopKSAE, x: Tensor, target: Any = None, **options: Any) -> Any:
+        found = losses(self, x, target, **options)
+        seen.append((x.double(), found.recons.double()))
+        return found
+
+    monkeypatch.setattr(TopKSAE, "losses", watch)
+    far = torch.linspace(-1000, 3000, 16)
+    log: list[dict[str, Any]] = []
+    cfg = TrainingConfig(TOPK, n_vectors=150, log_every=1, **PLAIN)
+    trained = quick(cfg, (x + far for x in sparse_batches(3)), on_log=log.append)
+    assert [len(x) for x, _ in seen] == [64, 64, 22]
+    for line, (x, recons) in zip(log, seen, strict=True):
+        wanted = float((recons - x).square().sum() / (x - x.mean(dim=0)).square().sum())
+        assert line["fvu"] == pytest.approx(wanted, rel=1e-9)
+    assert trained.cfg.metadata["training"]["fvu"] == log[-1]["fvu"]
+
+
 def test_the_scale_of_the_data_does_not_matter(sparse_batches: Make) -> None:
     cfg = TrainingConfig(RELU, n_steps=10, **PLAIN)
     once = quick(cfg, sparse_batches(10))

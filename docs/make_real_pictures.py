@@ -1,37 +1,47 @@
-"""Make the README's picture: real Whisper (tiny.en), read and edited, on one sentence.
+"""Make the pictures of real Whisper (tiny.en) on one sentence, the README's among them.
 
-    python docs/make_real_picture.py [--weights tiny.en.pt] [--recording jfk.flac]
+    python docs/make_real_pictures.py [--weights tiny.en.pt] [--recording jfk.flac]
 
-Above, the sound. Below it, where the eight heads that OpenAI calls alignment heads look while
-each word is written. At the bottom, what becomes of the transcript when the model is edited.
-The weights are looked for in $HOOKED_WHISPER_DATA, or in ../shared/data beside the checkout, as
-whisper/tiny.en.pt; the recording is one of tests/data. A minute on one core.
+real_whisper.png: the sound; where the eight heads that OpenAI calls alignment heads look while
+each word is written; what becomes of the transcript when the model is edited. real_sweep.png: what
+each half second of each encoder layer is worth to the text. real_attention_page.png: the page of
+attention, photographed by Chromium. The weights are looked for in $HOOKED_WHISPER_DATA, or in
+../shared/data beside the checkout, as whisper/tiny.en.pt. Two minutes on one core.
 """
 
 import argparse
 import difflib
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import whisper
+from make_pictures import photograph
 
 from hooked_whisper import HookedWhisper, load_audio
 from hooked_whisper.interventions import (
     Edit,
+    Example,
     Interventions,
     Patch,
     RestrictAttention,
+    SequenceLogProb,
     Site,
     ZeroAblation,
+    patch_sweep,
 )
+from hooked_whisper.pages import attention_page
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 DATA = Path(os.environ.get("HOOKED_WHISPER_DATA", ROOT.parent / "shared" / "data"))
-PICTURE = HERE / "pictures" / "real_whisper.png"
+TEXT = (
+    " And so my fellow Americans ask not what your country can do for you, "
+    "ask what you can do for your country."
+)
 RATE_HZ = 16_000
 POSITIONS_PER_SECOND = 50
 INK, GREY, GONE, NEW = "#1f2328", "#6e7781", "#b35900", "#0a5fb4"
@@ -55,10 +65,8 @@ def edits(model: HookedWhisper, n_samples: int) -> dict[str, Edit | None]:
 
 
 @torch.no_grad()
-def measure(weights: Path, recording: Path) -> dict[str, Any]:
-    """All that is drawn."""
-    model = HookedWhisper.from_pretrained(weights, device="cpu")
-    model.set_alignment_heads(whisper._ALIGNMENT_HEADS["tiny.en"])
+def measure(model: HookedWhisper, recording: Path) -> dict[str, Any]:
+    """All that the first picture shows."""
     samples = load_audio(recording)
     transcripts = {}
     for label, edit in edits(model, len(samples)).items():
@@ -106,17 +114,16 @@ def pieces(before: str, after: str) -> list[tuple[str, str]]:
 def draw(found: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     n_words, end_s = len(found["words"]), found["seconds"]
-    figure = Figure(figsize=(9.2, 7.3), dpi=120, facecolor="white")
+    figure = Figure(figsize=(9.2, 6.6), dpi=120, facecolor="white")
     FigureCanvasAgg(figure)
     left, width = 0.115, 0.865
-    mel = figure.add_axes((left, 0.84, width, 0.1))
-    attention = figure.add_axes((left, 0.375, width, 0.455), sharex=mel)
-    text = figure.add_axes((0.02, 0.0, 0.96, 0.315))
+    mel = figure.add_axes((left, 0.855, width, 0.083))
+    attention = figure.add_axes((left, 0.4, width, 0.445), sharex=mel)
+    text = figure.add_axes((0.02, 0.0, 0.96, 0.34))
     figure.text(
-        0.02, 0.958, "Whisper tiny.en hears this, looks here, and writes that", size=12.5,
+        0.02, 0.957, "Whisper tiny.en hears this, looks here, and writes that", size=12.5,
         weight="bold", color=INK,
     )  # fmt: skip
     mel.imshow(
@@ -130,7 +137,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         found["pattern"][:, :n_keys].sqrt(), aspect="auto", cmap="magma",
         extent=(0, end_s, n_words - 0.5, -0.5),
     )  # fmt: skip
-    attention.set_yticks(range(n_words), found["words"], size=9)
+    attention.set_yticks(range(n_words), found["words"], size=8.5)
     attention.set_xlabel("seconds of the recording", size=9, color=INK, labelpad=1)
     for axes in (mel, attention):
         axes.tick_params(length=2, colors=INK, labelsize=9)
@@ -143,8 +150,15 @@ def draw(found: dict[str, Any], path: Path) -> None:
     )  # fmt: skip
     write(text, found["transcripts"])
     figure.savefig(path)
-    with Image.open(path) as picture:  # a palette: a third of the size, and the same to the eye
+
+
+def shrink(path: Path) -> None:
+    """A palette in place of true colours: a third of the size, and the same to the eye."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
         picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(path)
 
 
 def write(axes: Any, transcripts: dict[str, str]) -> None:
@@ -153,7 +167,7 @@ def write(axes: Any, transcripts: dict[str, str]) -> None:
     axes.axis("off")
     renderer = axes.figure.canvas.get_renderer()
     before = next(iter(transcripts.values()))
-    line, start, top = 0.092, 0.262, 0.97
+    line, start, top = 0.094, 0.262, 0.97
     for label, after in transcripts.items():
         axes.text(0, top, label, size=9, color=GREY, va="top", linespacing=1.25)
         x, y = start, top
@@ -173,14 +187,33 @@ def write(axes: Any, transcripts: dict[str, str]) -> None:
         top = min(y - line, top - 2 * line) - 0.06
 
 
+def draw_sweep(model: HookedWhisper, recording: Path, path: Path) -> None:
+    """What the text loses when half a second of one layer is as in silence."""
+    clean = Example.from_audio(model, recording, TEXT)
+    result = patch_sweep(
+        model, clean, clean.with_silence(), "encoder.blocks.*.hook_resid_post",
+        metric=SequenceLogProb(clean.tokens, start=2), per="window", window_s=0.5,
+        direction="noising", progress=False,
+    )  # fmt: skip
+    result.plot().savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--weights", type=Path, default=DATA / "whisper" / "tiny.en.pt")
     parser.add_argument("--recording", type=Path, default=ROOT / "tests" / "data" / "jfk.flac")
-    parser.add_argument("--out", type=Path, default=PICTURE)
+    parser.add_argument("--out", type=Path, default=HERE / "pictures")
     args = parser.parse_args()
-    draw(measure(args.weights, args.recording), args.out)
-    print(args.out)
+    model = HookedWhisper.from_pretrained(args.weights, device="cpu")
+    model.set_alignment_heads(whisper._ALIGNMENT_HEADS["tiny.en"])
+    draw(measure(model, args.recording), args.out / "real_whisper.png")
+    draw_sweep(model, args.recording, args.out / "real_sweep.png")
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "attention.html"
+        attention_page(model, args.recording, page, text=TEXT)
+        photograph(page, args.out / "real_attention_page.png")
+    for name in ("real_whisper", "real_sweep", "real_attention_page"):
+        shrink(args.out / f"{name}.png")
 
 
 if __name__ == "__main__":
