@@ -124,8 +124,8 @@ MUTANTS = [
         "m03-first-position",
         "edits are told a position that is off by one while decoding",
         "model/decoder.py",
-        "self.first_pos, self.n_recordings = start, len(encoder_output)",
-        "self.first_pos, self.n_recordings = start + (start > 0), len(encoder_output)",
+        "running(PassInfo(first_pos=start, n_recordings=len(encoder_output)))",
+        "running(PassInfo(first_pos=start + (start > 0), n_recordings=len(encoder_output)))",
         ("interventions/test_edits.py::test_a_patch_is_the_hand_written_hook",),
     ),
     Mutant(
