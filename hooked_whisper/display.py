@@ -191,8 +191,8 @@ def framed(path: Path, height_px: int = 720) -> Markup:
     page = path.read_text(encoding="utf-8").replace("&", "&amp;").replace('"', "&quot;")
     return Markup(
         '<iframe title="{}" sandbox="allow-scripts" width="100%" height="{}" '
-        'style="border:1px solid #8888;background:white" srcdoc="{}"></iframe>'
-    ).format(path.name, height_px, Markup(page))
+        'style="border:1px solid #8888;background:white" srcdoc="{}">The page is in {}.</iframe>'
+    ).format(path.name, height_px, Markup(page), path)
 
 
 def data_uri(kind: str, raw: bytes) -> str:
