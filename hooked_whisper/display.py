@@ -12,25 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup, escape
-
-__all__ = [
-    "Markup",
-    "box",
-    "count",
-    "data_uri",
-    "escape",
-    "facts",
-    "fold",
-    "framed",
-    "note",
-    "number",
-    "picture",
-    "player",
-    "progress_bar",
-    "size",
-    "table",
-]
+from markupsafe import Markup
 
 MOST_FRAME_MB = 16.0
 """Pages above this are named instead of shown: a notebook holds each of its outputs twice."""
