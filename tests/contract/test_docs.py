@@ -110,8 +110,9 @@ def test_the_readme_holds_on_a_package_index() -> None:
 
 
 def test_the_first_example_of_the_readme_prints_what_it_says(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     line, code = python_blocks(PAGES["README.md"].read_text())[0]
     run_block(code, "README.md", line, {})
     said = re.findall(r"print\(.*# (.+)$", code, re.MULTILINE)
