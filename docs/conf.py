@@ -75,8 +75,9 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"[^.]*"),  # names without a module: Tensor inside of a shape
     ("py:.*", r"(torch|jaxtyping|numpy|pandas|matplotlib|transformer_lens|collections|os|abc)\..*"),
-    ("py:.*", r"(pathlib|contextlib|typing)\..*"),
-    ("py:.*", r"hooked_whisper\.([a-z_]+\.)*(_\w+|Part|Labels|Model|Recordings|Ranks|KVCache)"),
+    ("py:.*", r"(pathlib|contextlib|typing|typing_extensions|markupsafe)\..*"),
+    ("py:.*", r"hooked_whisper\.([a-z_]+\.)*(Generate|Transcribe)Options"),
+    ("py:.*", r"hooked_whisper\.([a-z_]+\.)*(_\w+|Part|Labels|Model|Recordings|Ranks|KVCache|LoggedTraining)"),
     ("py:.*", r"hooked_whisper\.weights\.files\.StoredTensor"),
 ]
 
@@ -211,7 +212,15 @@ def drop_inner_bases(app: Sphinx, name: str, thing: Any, options: Any, bases: li
     ] or [object]
 
 
+def keep_signatures() -> None:
+    """Leave the runs' signatures as they tell them: their defaults are not those of one source."""
+    for each in vars(hooked_whisper.HookedWhisper).values():
+        if "__signature__" in getattr(each, "__dict__", {}):
+            del each.__wrapped__
+
+
 def setup(app: Sphinx) -> None:
+    keep_signatures()
     app.connect("source-read", adapt_source)
     app.connect("autodoc-process-docstring", adapt_docstring, priority=100)
     app.connect("autodoc-process-bases", drop_inner_bases)

@@ -108,6 +108,8 @@ def photograph(page: str) -> str:
     """What Chromium shows of a page, as a PNG in base64."""
     import make_pictures
 
+    if shutil.which("chromium") is None:
+        sys.exit("Pages are photographed by Chromium, which is not here: apt install chromium")
     with tempfile.TemporaryDirectory() as folder:
         file, picture = Path(folder, "page.html"), Path(folder, "page.png")
         file.write_text(page, encoding="utf-8")
@@ -128,14 +130,17 @@ def smaller(png: str) -> str:
 def main() -> None:
     import nbformat
 
-    for path in paths():
-        if len(sys.argv) == 1 or path.stem in sys.argv[1:]:
-            notebook = run(path)
-            make_still(notebook)
-            nbformat.write(notebook, path)
-            front = pictures(notebook)[FRONT[path.stem]]
-            (PICTURES / f"notebook_{path.stem}.png").write_bytes(base64.b64decode(front))
-            print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
+    known = {path.stem: path for path in paths()}
+    for name in sys.argv[1:] or known:
+        if name not in known:
+            sys.exit(f"There is no notebook {name!r}; there are {', '.join(known)}.")
+        path = known[name]
+        notebook = run(path)
+        make_still(notebook)
+        nbformat.write(notebook, path)
+        front = pictures(notebook)[FRONT[name]]
+        (PICTURES / f"notebook_{name}.png").write_bytes(base64.b64decode(front))
+        print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -12,25 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup, escape
-
-__all__ = [
-    "Markup",
-    "box",
-    "count",
-    "data_uri",
-    "escape",
-    "facts",
-    "fold",
-    "framed",
-    "note",
-    "number",
-    "picture",
-    "player",
-    "progress_bar",
-    "size",
-    "table",
-]
+from markupsafe import Markup
 
 MOST_FRAME_MB = 16.0
 """Pages above this are named instead of shown: a notebook holds each of its outputs twice."""
@@ -191,8 +173,8 @@ def framed(path: Path, height_px: int = 720) -> Markup:
     page = path.read_text(encoding="utf-8").replace("&", "&amp;").replace('"', "&quot;")
     return Markup(
         '<iframe title="{}" sandbox="allow-scripts" width="100%" height="{}" '
-        'style="border:1px solid #8888;background:white" srcdoc="{}"></iframe>'
-    ).format(path.name, height_px, Markup(page))
+        'style="border:1px solid #8888;background:white" srcdoc="{}">The page is in {}.</iframe>'
+    ).format(path.name, height_px, Markup(page), path)
 
 
 def data_uri(kind: str, raw: bytes) -> str:

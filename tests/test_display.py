@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from hooked_whisper.display import (
     MOST_FRAME_MB,
-    Markup,
     box,
     facts,
     fold,

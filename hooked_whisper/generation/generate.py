@@ -7,9 +7,10 @@ from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float, Int
+from markupsafe import Markup
 from torch import Tensor
 
-from hooked_whisper.display import Markup, box, count, fold, table
+from hooked_whisper.display import box, count, fold, table
 from hooked_whisper.errors import HookNameError, InputError
 from hooked_whisper.generation.collector import StepCollector
 from hooked_whisper.hooks.cache import WhisperCache

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from markupsafe import Markup
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_SECOND, Stack
 from hooked_whisper.device import as_device
-from hooked_whisper.display import Markup, box, count, fold, note, size, table
+from hooked_whisper.display import box, count, fold, note, size, table
 from hooked_whisper.errors import CacheError, HookNameError
 from hooked_whisper.hooks.names import (
     NamesFilter,

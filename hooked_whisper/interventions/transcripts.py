@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup, escape
+
 from hooked_whisper.config import SAMPLE_RATE_HZ
-from hooked_whisper.display import Markup, box, count, escape, progress_bar, table
+from hooked_whisper.display import box, count, progress_bar, table
 from hooked_whisper.errors import AudioError, InterventionError
 from hooked_whisper.interventions.edits import Edit, Interventions
 from hooked_whisper.interventions.transcript_metrics import Repetition, WordErrorRate

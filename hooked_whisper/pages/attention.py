@@ -46,7 +46,7 @@ MAX_MB = 12.0
 
 @dataclass(frozen=True)
 class AttentionPage:
-    """A page that was written.
+    """A page that was written; a notebook shows it whole.
 
     Args:
         path: The file.

@@ -31,7 +31,7 @@ _MOST_ROWS = 20
 
 @dataclass(frozen=True, eq=False)
 class FeaturePage:
-    """A page that was written.
+    """A page that was written; a notebook shows it whole.
 
     Args:
         path: The file.

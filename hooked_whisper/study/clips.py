@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
+from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import RecordingsError
 from hooked_whisper.harvest.loading import Job, Loaded, ReadingRules, load_all
 from hooked_whisper.harvest.recordings import Recording, Recordings
@@ -128,17 +129,15 @@ def hear(
     Raises:
         RecordingsError: None of them can be used.
     """
-    from tqdm import tqdm
-
     hearing, n_windows = Hearing(), 0
     rules = ReadingRules(model.cfg, "split", None, language, "transcribe")
     jobs = (Job(i, 0, each) for i, each in enumerate(recordings))
-    bar = tqdm(
+    bar = progress_bar(
         load_all(jobs, rules, n_workers=0),
         total=recordings.n,
         desc="listening",
         unit="recording",
-        disable=not progress,
+        show=progress,
     )
     for loaded in bar:
         recording = loaded.job.recording

@@ -56,7 +56,7 @@ def test_every_block_is_of_a_package_that_is_run() -> None:
         for page in PAGES.glob("*.md")
         for kind in re.findall(r"^```(python.*)$", page.read_text(), re.MULTILINE)
     }
-    packages = ("openai-whisper", "transformer-lens", "sae-lens", "nnsight")
+    packages = ("openai-whisper", "transformer-lens", "sae-lens", "nnsight", "pyvene")
     assert kinds == {"python", *(f"python {package}" for package in packages)}
 
 
@@ -225,6 +225,28 @@ def test_nnsight(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (session["logits"] - output.logits).abs().max() > 0.01  # of the last block with an edit
     assert session["gradient"].shape == session["stream"].shape
     assert session["gradient"].abs().max() > 0
+
+
+@needs("pyvene")
+def test_pyvene(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import WhisperForConditionalGeneration
+
+    monkeypatch.setattr(WhisperForConditionalGeneration, "from_pretrained", small_whisper)
+    mel, other_mel = torch.randn(2, 1, 8, 240)
+    names = {"mel": mel, "other_mel": other_mel, "tokens": torch.tensor([[3, 7, 20, 11]])}
+    session = run_side("pyvene.md", "python pyvene", **names)
+    whisper, inputs, patched = session["whisper"], session["inputs"], {}
+    layer = whisper.model.encoder.layers[2]
+
+    def patch(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        source = patched.setdefault("source", output.clone())
+        return torch.cat([output[:, :60], source[:, 60:105], output[:, 105:]], dim=1)
+
+    layer.register_forward_hook(patch)
+    whisper(**session["other_inputs"])  # keeps its own
+    torch.testing.assert_close(session["patched"], whisper(**inputs).logits)
+    torch.testing.assert_close(session["stream"].shape, torch.Size([1, 50, 16]))
+    assert (session["logits"] - session["patched"]).abs().max() > 0.01
 
 
 @needs("sae-lens")

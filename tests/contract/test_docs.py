@@ -109,6 +109,17 @@ def test_the_readme_holds_on_a_package_index() -> None:
     assert [each for each in targets if not each.startswith("https://")] == []
 
 
+def test_the_first_example_of_the_readme_prints_what_it_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    line, code = python_blocks(PAGES["README.md"].read_text())[0]
+    run_block(code, "README.md", line, {})
+    said = re.findall(r"print\(.*# (.+)$", code, re.MULTILINE)
+    assert [each.strip() for each in capsys.readouterr().out.splitlines()] == said
+    assert len(said) == 2
+
+
 def test_a_wrong_output_is_seen() -> None:
     (block,) = python_blocks("a\n```python\n>>> 1 + 1\n3\n```\n```python no-run\n1/0\n```\n")
     assert block == (3, ">>> 1 + 1\n3\n")

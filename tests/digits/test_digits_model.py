@@ -10,7 +10,11 @@ import hooked_whisper
 from hooked_whisper import HookedWhisper
 
 # openai-whisper leaves the file of its vocabulary to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"),
+    # As users run it: a window of 30 s, each of its steps checked, takes three times as long.
+    pytest.mark.usefixtures("without_shape_checks"),
+]
 
 FOLDER = Path(hooked_whisper.__file__).parent / "weights" / "digits"
 RECORDINGS = json.loads((FOLDER / "recordings" / "index.json").read_text())["recordings"]
@@ -46,9 +50,17 @@ def test_decoding_with_timestamps_ends_with_the_speech(model, recording):
     assert float(stamps[-1].strip("<|>")) == pytest.approx(end_s, abs=0.61)
 
 
-@pytest.mark.parametrize("seconds", [0.5, 30.0], ids=lambda s: f"{s} s")
-@pytest.mark.parametrize("loudness", [0.0, 0.001, 0.05], ids=["silence", "faint noise", "noise"])
-@pytest.mark.parametrize("without_timestamps", [True, False], ids=["text", "timestamps"])
+@pytest.mark.parametrize(
+    ("seconds", "loudness", "without_timestamps"),
+    [
+        pytest.param(0.5, 0.0, True, id="silence, 0.5 s, text"),
+        pytest.param(30.0, 0.0, False, id="silence, 30 s, timestamps"),
+        pytest.param(0.5, 0.001, False, id="faint noise, 0.5 s, timestamps"),
+        pytest.param(30.0, 0.001, True, id="faint noise, 30 s, text"),
+        pytest.param(0.5, 0.05, False, id="noise, 0.5 s, timestamps"),
+        pytest.param(30.0, 0.05, True, id="noise, 30 s, text"),
+    ],
+)
 def test_nothing_is_heard_where_nobody_speaks(model, seconds, loudness, without_timestamps):
     generator = torch.Generator().manual_seed(0)
     audio = loudness * torch.randn(int(seconds * 16_000), generator=generator)
@@ -61,7 +73,7 @@ def test_nothing_is_heard_where_nobody_speaks(model, seconds, loudness, without_
     assert model.transcribe(audio)["text"] == ""
 
 
-@pytest.mark.parametrize("start_s", [0, 6, 13, 20, 26], ids=lambda s: f"at {s} s")
+@pytest.mark.parametrize("start_s", [0, 13, 26], ids=lambda s: f"at {s} s")
 def test_the_place_in_the_window_does_not_matter(model, start_s):
     entry = next(e for e in RECORDINGS if len(e["digits"]) == 3)
     quiet = torch.zeros(int(start_s * 16_000))

@@ -1,4 +1,4 @@
-"""Golden images: what each figure looked like when somebody last looked at it.
+"""Golden images and descriptions: what each figure showed when somebody last looked at it.
 
 `pytest tests/figures --golden` draws them anew into `tests/figures/golden/`. Look at each one
 that git says has changed before it is committed.

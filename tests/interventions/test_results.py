@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from hooked_whisper import display
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.interventions.results import SweepResult
 
@@ -148,6 +149,7 @@ class TestShown:
         assert "LogProb, denoising, 27 of 27 done" in found.text
         (picture,) = found.all("img")
         assert picture["src"].startswith("data:image/png;base64,iVBOR")
+        assert f'src="{picture["src"]}"' in display.picture(result.plot(effect=True), "")
         assert picture["alt"] == "heatmap: LogProb, denoising, 27 of 27 done"
         header = ["name", "layer", "head", "effect"]
         best = [[str(each[name]) for name in header] for each in result.best()]

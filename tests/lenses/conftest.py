@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -58,11 +57,3 @@ def never_runs() -> Callable[[Any], AbstractContextManager[None]]:
             yield
 
     return watch
-
-
-@pytest.fixture
-def without_shape_checks() -> Iterator[None]:
-    """What users run: jaxtyping's checks would answer bad input before the package does."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)

@@ -12,6 +12,9 @@ from hooked_whisper.lenses.encoder_lens import encoder_lens
 from hooked_whisper.lenses.logit_lens import logit_lens
 from hooked_whisper.lenses.source_attribution import source_attribution
 
+# As users run it: a window of 30 s, each of its steps checked, takes three times as long.
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 CHOSEN = [0, 1, 3]
 """Recordings of three, three and two digits."""
 

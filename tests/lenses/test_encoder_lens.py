@@ -196,6 +196,17 @@ def test_the_tokens_that_count(text: Any, options: Any, counted: Any, speaking_m
     assert torch.equal(counted_tokens(speaking_model, tokens), wanted)
 
 
+def test_the_mean_is_over_the_tokens_that_count(speaking_model: Any, tiny_mel: Any) -> None:
+    tokens = speaking_model.to_tokens([" three one", " two"], append_eot=True)
+    lens = encoder_lens(speaking_model, tiny_mel, tokens, transcribe=False)
+    counted = counted_tokens(speaking_model, tokens)
+    by_hand = [
+        [float(row[counts].mean()) for row, counts in zip(layer, counted, strict=True)]
+        for layer in lens.logprobs
+    ]
+    torch.testing.assert_close(lens.mean_logprobs, torch.tensor(by_hand))
+
+
 def test_the_table_has_the_numbers(speaking_model: Any, tiny_mel: Any, reference: Any) -> None:
     lens = encoder_lens(speaking_model, tiny_mel, reference, max_new_tokens=2)
     frame = lens.to_dataframe()

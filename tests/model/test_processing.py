@@ -41,7 +41,8 @@ def test_leaves_logits_and_encoder_output(
 
 @torch.no_grad()
 def test_leaves_the_logits_at_tinys_width(make_model: Any) -> None:
-    cfg = HookedWhisperConfig.for_release("tiny", n_audio_ctx=50, n_text_ctx=16, d_vocab=999)
+    sizes = {"n_audio_layers": 2, "n_text_layers": 2, "n_audio_ctx": 50, "n_text_ctx": 16}
+    cfg = HookedWhisperConfig.for_release("tiny", **sizes, d_vocab=999)
     model = make_model(cfg)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "embedding" not in name:

@@ -10,6 +10,9 @@ from torch import Tensor
 from hooked_whisper import HookedWhisper
 from hooked_whisper.digits import recordings
 
+# As users run it: a window of 30 s, each of its steps checked, takes three times as long.
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 AUDIO, TEXT = "encoder.blocks.2.hook_resid_post", "decoder.blocks.2.hook_resid_post"
 
 
@@ -24,7 +27,9 @@ def saes(plain_autoencoder: Callable[..., Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"beam_size": 3}, {"word_timestamps": True}], ids=["greedy", "beam", "words"]
+    "options",
+    [{"word_timestamps": True}, {"beam_size": 3}],
+    ids=["greedy, words", "beam"],
 )
 def test_with_the_error_term_transcribing_is_unchanged(
     digits: HookedWhisper, saes: dict[str, Any], options: dict[str, Any]

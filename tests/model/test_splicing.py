@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,10 +39,14 @@ def run(model: Any, mel: Tensor, tokens: Tensor, **options: Any) -> Tensor:
 
 @pytest.mark.usefixtures("without_shape_checks")
 def test_every_hook_takes_an_autoencoder(
-    fresh_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor, plain_autoencoder: Make
+    tiny_cfg: Any, make_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor, plain_autoencoder: Make
 ) -> None:
-    """At each site: the plain loop's logits without error term, the clean ones with it."""
-    model, mel, tokens = fresh_model, tiny_mel[:1], tiny_tokens[:1]
+    """At each site: the plain loop's logits without error term, the clean ones with it.
+
+    Of one layer in either stack: every layer has the same points.
+    """
+    model = make_model(replace(tiny_cfg, n_audio_layers=1, n_text_layers=1))
+    mel, tokens = tiny_mel[:1], tiny_tokens[:1]
     for flag in FLAGS:
         getattr(model, f"set_{flag}")(True)
     clean = run(model, mel, tokens)
@@ -52,11 +57,11 @@ def test_every_hook_takes_an_autoencoder(
             continue  # self-attention over a text has no fixed width
         sae = plain_autoencoder(width)
 
-        def replace(value: Tensor, hook: Any, sae: Any = sae) -> Tensor:
+        def substitute(value: Tensor, hook: Any, sae: Any = sae) -> Tensor:
             return sae.decode(sae.encode(value))
 
         with torch.no_grad():
-            looped = model.run_with_hooks(mel, tokens, fwd_hooks=[(name, replace)])
+            looped = model.run_with_hooks(mel, tokens, fwd_hooks=[(name, substitute)])
             spliced = run(model, mel, tokens, saes={name: sae})
             with_error = model.run_with_hooks_with_saes(
                 mel,
@@ -69,7 +74,7 @@ def test_every_hook_takes_an_autoencoder(
         torch.testing.assert_close(with_error, clean, rtol=1e-5, atol=1e-5, msg=name)
         n_sites += 1
         n_acting += not torch.allclose(spliced, clean, atol=1e-4)
-    assert n_acting > 0.9 * n_sites > 130
+    assert n_acting > 0.9 * n_sites > 45
 
 
 @pytest.mark.parametrize("edit_at", ["input", "acts_post", "recons", "error", "output"])

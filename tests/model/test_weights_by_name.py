@@ -105,6 +105,7 @@ VIEWS: dict[str, tuple[Callable[[Any], Tensor], str]] = {
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("without_shape_checks")
 def test_an_edit_in_place_edits_the_model(
     fresh_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
 ) -> None:

@@ -37,7 +37,7 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
         context = chromium.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # machines are busy
         page.on("console", lambda message: _keep(problems, message.type, message.text))
         page.on("pageerror", lambda error: problems.append(f"error: {error}"))
         page.on("request", lambda request: _local(problems, request.url))
@@ -114,7 +114,7 @@ def wait_until() -> Callable[..., None]:
     """`wait_until(page, expression)`: playwright's own way needs eval, which pages forbid."""
     import time
 
-    def wait(page: Any, expression: str, seconds: float = 20.0) -> None:
+    def wait(page: Any, expression: str, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not page.evaluate(expression):
             assert time.monotonic() < deadline, f"{expression} has not come true"

@@ -69,11 +69,11 @@ class Reader:
 
     def until(self, condition: str) -> None:
         """Wait, without what the page's content security policy forbids."""
-        for _ in range(200):
+        for _ in range(1200):
             if self.page.evaluate(condition):
                 return
             self.page.wait_for_timeout(50)
-        raise AssertionError(f"10 s have passed without {condition}")
+        raise AssertionError(f"a minute has passed without {condition}")
 
     def choose(self, kind: str, layer: int, head: int) -> None:
         self.page.get_by_role("button", name=re.compile(f"^{kind}.*heads")).click()

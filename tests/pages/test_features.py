@@ -119,7 +119,7 @@ def test_the_label_that_is_told_is_scored_as_scikit_learn_does(
 
 
 def test_transcripts_are_those_of_a_run_by_hand(
-    data: Any, digits_model: Any, digits_saes: Any
+    data: Any, digits_model: Any, digits_saes: Any, without_shape_checks: None
 ) -> None:
     assert len(data["effects"]) == 2
     latents_site = f"{SITE}.hook_sae_acts_post"
@@ -148,7 +148,9 @@ def test_sound_stands_there_once_for_each_recording(data: Any) -> None:
             assert found["start"] <= start < end <= found["end"] + 1e-3
 
 
-def test_neurons_of_a_hook(digits_model: Any, read_data: ReadData, tmp_path: Path) -> None:
+def test_neurons_of_a_hook(
+    digits_model: Any, read_data: ReadData, tmp_path: Path, without_shape_checks: None
+) -> None:
     name, heard = "encoder.blocks.2.mlp.hook_post", recordings()[:2]
     page = feature_page(
         digits_model,

@@ -28,15 +28,15 @@ def hf_model(tiny_cfg: HookedWhisperConfig) -> nn.Module:
     return random_hf_model(tiny_cfg)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def random_tiny_openai() -> nn.Module:
-    """openai-whisper's own Tiny at its full size; shared."""
+    """openai-whisper's own Tiny at its full size."""
     return random_openai_model(HookedWhisperConfig.for_release("tiny"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def random_tiny_hf() -> nn.Module:
-    """transformers' own Tiny at its full size; shared."""
+    """transformers' own Tiny at its full size."""
     return random_hf_model(HookedWhisperConfig.for_release("tiny"))
 
 

@@ -1,8 +1,7 @@
 """Run as a program: how much memory loading takes, as a multiple of the weights it leaves.
 
-Usage: python memory_probe.py WARM_UP SOURCE:DTYPE ...
-WARM_UP is loaded first, so that what loading imports is not counted; `-` is nothing.
-Prints a line of JSON: SOURCE:DTYPE to peak over the size of the weights.
+Usage: python memory_probe.py SOURCE:DTYPE ...
+Prints a line of JSON: pairs of SOURCE:DTYPE and peak over the size of the weights.
 """
 
 import ctypes
@@ -36,11 +35,8 @@ def peak_ratio(source: str, dtype: torch.dtype) -> float:
 
 
 if __name__ == "__main__":
-    warm_up, *cases = sys.argv[1:]
-    if warm_up != "-":
-        HookedWhisper.from_pretrained(warm_up, device="cpu")
-    ratios = {}
-    for case in cases:
+    ratios = []
+    for case in sys.argv[1:]:
         source, _, dtype = case.rpartition(":")
-        ratios[case] = peak_ratio(source, getattr(torch, dtype))
+        ratios.append((case, peak_ratio(source, getattr(torch, dtype))))
     print(json.dumps(ratios))

@@ -1,5 +1,7 @@
 """HookedWhisper from every source gives the original's logits, and goes round through a file."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,26 +44,40 @@ def assert_transformers(model, theirs):
     assert model.alignment_heads.to_dense().nonzero().tolist() == pairs
 
 
+def assert_equal(model, other):
+    assert replace(model.cfg, model_name=other.cfg.model_name) == other.cfg
+    assert not model.training
+    state, expected = model.state_dict(), other.state_dict()
+    assert state.keys() == expected.keys()
+    for name, value in state.items():
+        assert torch.equal(value, expected[name]), name
+    assert torch.equal(model.alignment_heads.to_dense(), other.alignment_heads.to_dense())
+
+
 class TestTinyAtFullSize:
-    """fp32 files here: OpenAI's are fp16, which test_openai.py shows to be widened exactly."""
+    """Loaded from memory it gives the original's logits; every file holds that same model.
+
+    fp32 files here: OpenAI's are fp16, which test_openai.py shows to be widened exactly.
+    """
 
     def test_openai(self, random_tiny_openai, save_openai, tmp_path):
         theirs = random_tiny_openai
-        assert_openais(HookedWhisper.from_openai(theirs), theirs)
-        save_openai(theirs, tmp_path / "tiny.pt", torch.float32)
-        model = HookedWhisper.from_pretrained(tmp_path / "tiny.pt", device="cpu")
-        model.set_alignment_heads(dump(theirs.alignment_heads))
+        model = HookedWhisper.from_openai(theirs)
         assert_openais(model, theirs)
-        model.save_pretrained(tmp_path / "own")
-        assert_openais(HookedWhisper.from_pretrained(tmp_path / "own", device="cpu"), theirs)
+        save_openai(theirs, tmp_path / "tiny.pt", torch.float32)
+        loaded = HookedWhisper.from_pretrained(tmp_path / "tiny.pt", device="cpu")
+        loaded.set_alignment_heads(dump(theirs.alignment_heads))
+        assert_equal(loaded, model)
+        loaded.save_pretrained(tmp_path / "own")
+        assert_equal(HookedWhisper.from_pretrained(tmp_path / "own", device="cpu"), model)
 
-    @pytest.mark.parametrize("shards", [None, "50MB"], ids=["one-file", "sharded"])
-    def test_transformers(self, random_tiny_hf, tmp_path, shards):
-        if shards is None:
-            assert_transformers(HookedWhisper.from_hf(random_tiny_hf), random_tiny_hf)
-        random_tiny_hf.save_pretrained(tmp_path, **({"max_shard_size": shards} if shards else {}))
-        model = HookedWhisper.from_pretrained(str(tmp_path), device="cpu")
+    def test_transformers(self, random_tiny_hf, tmp_path):
+        model = HookedWhisper.from_hf(random_tiny_hf)
         assert_transformers(model, random_tiny_hf)
+        random_tiny_hf.save_pretrained(tmp_path / "one file")
+        random_tiny_hf.save_pretrained(tmp_path / "sharded", max_shard_size="50MB")
+        for folder in ("one file", "sharded"):
+            assert_equal(HookedWhisper.from_pretrained(tmp_path / folder, device="cpu"), model)
 
 
 @pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)

@@ -41,7 +41,7 @@ def noise(seed: int, seconds: float) -> tuple[Tensor, int]:
 @pytest.fixture
 def said() -> list[Said]:
     one = (SpokenWord("one", 0.02, 0.1), SpokenWord("two", 0.1, 0.21))
-    two = (SpokenWord("two", 0.0, 0.05), SpokenWord("one", 0.2, 0.26))
+    two = (SpokenWord("two", 0.0, 0.05), SpokenWord("one", 0.205, 0.26))
     return [
         Said(noise(0, 0.28), one),
         Said(noise(1, 0.3), two, "lucas"),
@@ -198,6 +198,18 @@ def test_clips_of_silent_latents_of_padding_and_apart(
     found = top_clips(sae, tiny_model, short_mel, 5, SITE, least_apart_s=0.1, **options)[5]
     starts = [(each.recording, round(each.start_s / 0.02)) for each in found]
     assert sorted(starts) == [(0, 0), (0, 5), (0, 10), (1, 0), (1, 5), (1, 10), (1, 15)]
+    few = top_clips(
+        sae,
+        tiny_model,
+        short_mel,
+        5,
+        SITE,
+        least_apart_s=0.1,
+        batch_size=1,
+        **options | {"n_top": 3},
+    )[5]
+    of_equals = [(each.recording, round(each.start_s / 0.02)) for each in few]
+    assert of_equals == [(0, 0), (0, 5), (0, 10)], "of equals, the first ones"
     everywhere = top_clips(
         sae, tiny_model, short_mel, 5, SITE, least_apart_s=0, all_frames=True, **options
     )[5]

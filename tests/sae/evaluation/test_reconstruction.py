@@ -54,7 +54,9 @@ def test_batches_give_what_one_batch_gives(sizes: list[int], plain_sae: Any) -> 
         if isinstance(value, Tensor):
             torch.testing.assert_close(other, value)
         else:
-            assert other == pytest.approx(value, rel=1e-9), name
+            # The size of the batch decides how float32 is rounded: at 1000 by 6e-5, and the
+            # variance, 1, is of 240 numbers.
+            assert other == pytest.approx(value, rel=1e-5), name
 
 
 def test_memory_holds_sums_and_no_vectors(plain_sae: Any) -> None:

@@ -163,6 +163,15 @@ def test_older_folders(tmp_path: Path) -> None:
     sae = load_sae(old_folder(tmp_path / "b", topk))
     assert (sae.cfg.architecture, sae.cfg.k, sae.cfg.hook_name) == ("topk", 4, "h")
 
+    jumprelu = {"architecture": "jumprelu", "normalize_activations": True}
+    thresholds = torch.rand(D_SAE) + 0.5
+    folder = old_folder(tmp_path / "c", jumprelu, log_threshold=thresholds.log())
+    sae = load_sae(folder)
+    assert sae.cfg.normalize_activations == "expected_average_only_in"
+    w = load_file(folder / "sae_weights.safetensors")
+    pre = (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    torch.testing.assert_close(sae.encode(x), torch.where(pre > thresholds, pre, 0.0))
+
 
 def test_saving_over_another_leaves_other_files(tmp_path: Path) -> None:
     folder = save_sae(random_sae("standard"), tmp_path / "sae")
