@@ -1,0 +1,80 @@
+"""Files appear whole or not at all, and are on the disk before they have their names."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from hooked_whisper.io import replacing, save_tensors
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from hooked_whisper.io import replacing
+with replacing(Path(sys.argv[1])) as aside:
+    aside.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_is_written_takes_the_others_place(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_text("old")
+    with replacing(path) as aside:
+        aside.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["rows"]
+
+
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()], ids=str)
+def test_an_error_leaves_the_old_file_alone(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "rows"
+    path.write_text("old")
+    with pytest.raises(type(error)), replacing(path) as aside:
+        aside.write_text("half")
+        raise error
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["rows"]
+
+
+def test_a_kill_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_text("old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def note(what: str) -> Any:
+        real = getattr(os, what)
+
+        def function(*args: Any) -> Any:
+            place = os.readlink(f"/proc/self/fd/{args[0]}") if what == "fsync" else args[1]
+            done.append(f"{what} {'folder' if Path(place) == tmp_path else 'file'}")
+            return real(*args)
+
+        return function
+
+    for what in ("fsync", "replace"):
+        monkeypatch.setattr(os, what, note(what))
+    with replacing(tmp_path / "rows") as aside:
+        aside.write_text("new")
+    assert done == ["fsync file", "replace file", "fsync folder"]
+
+
+def test_tensors_and_texts_are_read_back(tmp_path: Path) -> None:
+    x = torch.arange(6.0).view(2, 3)
+    save_tensors(tmp_path / "x", {"x": x.T, "y": x.requires_grad_()}, {"says": "hello"})
+    with safe_open(tmp_path / "x", "pt") as file:
+        assert file.metadata() == {"says": "hello"}
+        assert torch.equal(file.get_tensor("x"), x.T) and torch.equal(file.get_tensor("y"), x)
