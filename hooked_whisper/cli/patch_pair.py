@@ -92,7 +92,7 @@ def _metric(
     if metric == "transcript":
         return tools.ExactTranscript(text), f"measured is whether the transcript is {text!r}"
     if metric == "word-error-rate":
-        wer = tools.WordErrorRate(text, normalize=False)
+        wer = tools.WordErrorRate(text)
         return wer, f"measured is the word error rate to {text!r}"
     if metric == "text-log-prob":
         return (

@@ -51,7 +51,7 @@ class _CutEdges(Edit):
     def _hooks(self, model: HookedWhisper, names: list[str], heads: Heads) -> list[HookPair]:
         def function(scores: Tensor, hook: HookPoint) -> Tensor | None:
             name, (_, n_head, n_query, n_key) = hook.name or "", scores.shape
-            start = first_pos(model, name)
+            start = first_pos(name)
             cut = self._cut(name, start, n_query, n_key) & head_mask(heads, n_head, name)
             if not bool(cut.any()):
                 return None
@@ -215,7 +215,7 @@ class ReplacePattern(Edit):
         def function(scores: Tensor, hook: HookPoint) -> Tensor:
             name = hook.name or ""
             heads = head_mask(self.head, scores.shape[1], name).to(scores.device)
-            new = _rows_of_pass(logarithm, scores, name, first_pos(model, name))
+            new = _rows_of_pass(logarithm, scores, name, first_pos(name))
             return torch.where(heads, new.to(scores), scores)
 
         return [(name, function) for name in names]

@@ -4,19 +4,15 @@ Metrics of logits are in `metrics`. These are told apart by `reads_transcript`.
 """
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, ClassVar
 
 from hooked_whisper.errors import MetricError
 from hooked_whisper.interventions.metrics import describe, metric_name
 from hooked_whisper.speech.tokens import get_tokenizer
-
-Normalize = bool | Callable[[str], str]
-"""Whether to use OpenAI's English normalizer before comparing, or another one."""
+from hooked_whisper.speech.wer import Normalize, normalizer, word_error_rate
 
 
 class TranscriptMetric(ABC):
@@ -37,39 +33,30 @@ class WordErrorRate(TranscriptMetric):
 
     Args:
         reference: What is said.
-        normalize: True: OpenAI's English normalizer, which lowers the case,
-            takes punctuation and fillers away, and joins spelled-out numbers:
-            "three one four" becomes the one word "314", so that a wrong digit
-            counts as a wrong whole. False compares the words as they are, and
-            a function is another normalizer.
+        normalize: What is done to both before; see `speech.wer.Normalize`.
 
     Raises:
         MetricError: A reference without words.
 
-    Source: `jiwer.wer`; Radford et al. 2022, appendix C.
+    Source: `speech.wer.word_error_rate`.
 
     >>> WordErrorRate("Put that one down.")("put this one down")
     0.25
     """
 
     reference: str
-    normalize: Normalize = True
-    _wanted: str = field(init=False, repr=False, compare=False)
+    normalize: Normalize = "basic"
 
     def __post_init__(self) -> None:
         check_reference(self.reference)
-        wanted = _normalized(self.reference, self.normalize)
-        if not wanted.split():
+        if not normalizer(self.normalize)(self.reference):
             raise MetricError(
                 f"the reference {self.reference!r} has no words left when it is normalized. "
                 "Give what is said, or normalize=False."
             )
-        object.__setattr__(self, "_wanted", wanted)
 
     def __call__(self, text: str) -> float:
-        import jiwer
-
-        return float(jiwer.wer(self._wanted, _normalized(text, self.normalize)))
+        return word_error_rate(self.reference, text, self.normalize)
 
 
 @dataclass(frozen=True)
@@ -118,7 +105,7 @@ class TokenErrorRate(TranscriptMetric):
 
 @dataclass(frozen=True)
 class ExactTranscript(TranscriptMetric):
-    """1 where the transcript is the reference, else 0; the space at either end does not count.
+    """1 where the transcript is the reference, else 0; how wide a space is does not count.
 
     Args:
         reference: What is said.
@@ -138,8 +125,8 @@ class ExactTranscript(TranscriptMetric):
         check_reference(self.reference)
 
     def __call__(self, text: str) -> float:
-        wanted, written = (_normalized(each, self.normalize) for each in (self.reference, text))
-        return float(written.strip() == wanted.strip())
+        words = normalizer(self.normalize)
+        return float(words(text) == words(self.reference))
 
 
 @dataclass(frozen=True)
@@ -254,19 +241,3 @@ def check_reference(reference: Any) -> None:
             "rate. To judge a transcript of silence, count its words: "
             "as_transcript_metric(lambda text: len(text.split()))."
         )
-
-
-def _normalized(text: str, normalize: Normalize) -> str:
-    if callable(normalize):
-        return normalize(text)
-    return str(_english_normalizer()(text)) if normalize else text
-
-
-@cache
-def _english_normalizer() -> Any:
-    from whisper.normalizers import EnglishTextNormalizer
-
-    with warnings.catch_warnings():
-        # openai-whisper leaves closing its table of spellings to the garbage collector.
-        warnings.simplefilter("ignore", ResourceWarning)
-        return EnglishTextNormalizer()

@@ -12,10 +12,11 @@ from hooked_whisper.config import SAMPLE_RATE_HZ
 from hooked_whisper.display import box, count, progress_bar, table
 from hooked_whisper.errors import AudioError, InterventionError
 from hooked_whisper.interventions.edits import Edit, Interventions
-from hooked_whisper.interventions.transcript_metrics import Repetition, WordErrorRate
+from hooked_whisper.interventions.transcript_metrics import Repetition
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.audio import load_audio
 from hooked_whisper.speech.mel import Mel
+from hooked_whisper.speech.wer import Normalize, normalizer, word_error_rate
 
 if TYPE_CHECKING:
     import pandas
@@ -138,9 +139,7 @@ class TranscriptComparison:
     def _error_rate(self, reference: str | None, text: str) -> float:
         if reference is None:
             return math.nan
-        if not self._words(reference):
-            return math.nan if self._words(text) else 0.0
-        return WordErrorRate(reference, self.normalize)(text)
+        return word_error_rate(reference, text, self.normalize)
 
 
 def compare_transcripts(
@@ -150,7 +149,7 @@ def compare_transcripts(
     references: str | Sequence[str | None] | None = None,
     *,
     rate_hz: float | int | None = None,
-    normalize: Callable[[str], str] | None = None,
+    normalize: Normalize = "basic",
     progress: bool = True,
     **decode_options: Any,
 ) -> TranscriptComparison:
@@ -165,10 +164,8 @@ def compare_transcripts(
             each with its name.
         references: What is said in each recording; "" where nothing is.
         rate_hz: Sampling rate of arrays, 16 kHz by default.
-        normalize: What to do to texts before their words are compared. By
-            default openai-whisper's basic normalizer, which takes case and
-            punctuation away. Published error rates use its
-            `EnglishTextNormalizer()`, which also makes "three one" "31".
+        normalize: What is done to texts before their words are compared; see
+            `speech.wer.Normalize`.
         progress: Show a progress bar.
         decode_options: For `transcribe` or `generate`. The temperature is 0,
             without openai-whisper's random retries, unless given.
@@ -198,7 +195,7 @@ def compare_transcripts(
         quiet or (reference is not None and not reference.strip())
         for quiet, reference in zip(is_silent, references, strict=True)
     )
-    words_of = normalize or _basic_normalizer()
+    words_of = normalizer(normalize)
     return TranscriptComparison(names, before, after, references, silent, words_of)
 
 
@@ -288,12 +285,6 @@ def _transcribe(model: HookedWhisper, recording: Any, options: dict[str, Any]) -
     if isinstance(recording, Mel):
         return model.generate(recording, **options).texts
     return [str(model.transcribe(recording, **options)["text"]).strip()]
-
-
-def _basic_normalizer() -> Callable[[str], str]:
-    from whisper.normalizers.basic import BasicTextNormalizer
-
-    return BasicTextNormalizer()
 
 
 def _cell(value: Any) -> str:

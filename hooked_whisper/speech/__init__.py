@@ -12,6 +12,7 @@ from hooked_whisper.speech.tokens import (
     to_string,
     to_tokens,
 )
+from hooked_whisper.speech.wer import word_error_rate
 
 __all__ = [
     "Mel",
@@ -23,4 +24,5 @@ __all__ = [
     "to_str_tokens",
     "to_string",
     "to_tokens",
+    "word_error_rate",
 ]

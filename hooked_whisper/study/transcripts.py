@@ -1,9 +1,9 @@
 """What the model writes beside what is said, with the word error rate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from hooked_whisper.sae.evaluation.spliced import basic_normalizer, word_error_rate
+from hooked_whisper.speech.wer import Normalize, normalizer, word_error_rate
 from hooked_whisper.study.clips import Hearing
 from hooked_whisper.study.exhibits import Exhibit, Section, Table, number, percent
 
@@ -11,31 +11,30 @@ MOST_ROWS = 200
 """Recordings in the report's table; report.json has all."""
 
 
-def transcripts_section(hearing: Hearing, normalize: Callable[[str], str] | None = None) -> Section:
+def transcripts_section(hearing: Hearing, normalize: Normalize = "basic") -> Section:
     """Transcripts beside reference texts.
 
     Args:
         hearing: The recordings and what the model wrote.
-        normalize: What to do to texts before words are compared; None is
-            openai-whisper's basic normalizer, which takes case and punctuation away.
+        normalize: What is done to texts before; see `speech.wer.Normalize`.
     """
     about = (
         "Each recording is transcribed greedily. Words are compared without case and punctuation; "
         "the word error rate (WER) counts words put in, left out or replaced, as a share of the "
         "words that are said."
     )
-    words = normalize or basic_normalizer()
-    rows = [_row(each, words) for each in hearing.recordings]
+    words = normalizer(normalize)
+    rows = [_row(each, normalize) for each in hearing.recordings]
     judged = [row for row in rows if row["wer"] is not None]
     said = [row for row in rows if row["reference"] is not None and row["transcript"] is not None]
     pairs = [(row["reference"], row["transcript"]) for row in said]
-    plain = [(_plain(words, a), _plain(words, b)) for a, b in pairs]
+    plain = [(words(a), words(b)) for a, b in pairs]
     numbers: dict[str, Any] = {
         "n_recordings": len(rows),
         "n_with_reference": len(said),
         "seconds": sum(each.seconds for each in hearing.recordings),
         "n_skipped": len(hearing.skipped),
-        "wer": word_error_rate([a for a, _ in plain], [b for _, b in plain]) if plain else None,
+        "wer": word_error_rate(*zip(*pairs, strict=True), normalize) if pairs else None,
         "exact_share": sum(a == b for a, b in plain) / len(plain) if plain else None,
     }
     shown = sorted(rows, key=lambda row: -(row["wer"] or 0))[:MOST_ROWS]
@@ -57,16 +56,12 @@ def transcripts_section(hearing: Hearing, normalize: Callable[[str], str] | None
     return Section("transcripts", "What it writes", about, numbers, [exhibit])
 
 
-def _row(heard: Any, words: Callable[[str], str]) -> dict[str, Any]:
+def _row(heard: Any, normalize: Normalize) -> dict[str, Any]:
     wer = None
     if heard.reference is not None and heard.transcript is not None:
-        found = word_error_rate([_plain(words, heard.reference)], [_plain(words, heard.transcript)])
+        found = word_error_rate(heard.reference, heard.transcript, normalize)
         wer = found if found == found else None
     return vars(heard) | {"wer": wer}
-
-
-def _plain(words: Callable[[str], str], text: str) -> str:
-    return " ".join(words(text).split())
 
 
 def _caption(rows: Sequence[Any], shown: Sequence[Any], judged: Sequence[Any]) -> str:

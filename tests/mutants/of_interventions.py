@@ -142,9 +142,9 @@ MUTANTS = [
     Mutant(
         "wer-normalizes-one",
         "the error rate normalizes the reference but not the transcript",
-        "interventions/transcript_metrics.py",
-        "jiwer.wer(self._wanted, _normalized(text, self.normalize))",
-        "jiwer.wer(self._wanted, text)",
+        "speech/wer.py",
+        "        for each in (references, transcripts)\n    )\n",
+        "        for each in (references, transcripts)\n    )\n    written = [transcripts]\n",
         ("interventions/test_transcript_metrics.py",),
     ),
     Mutant(

@@ -30,10 +30,10 @@ from hooked_whisper.sae.evaluation.spliced import (
     Recovered,
     TranscriptScores,
     transcript_scores,
-    word_error_rate,
 )
 from hooked_whisper.sae.evaluation.stability import Stability, decoder_stability
 from hooked_whisper.sae.evaluation.top_clips import Clip, clips_table, top_clips
+from hooked_whisper.speech.wer import word_error_rate
 
 __all__ = [
     "evaluate_sae",

@@ -24,10 +24,10 @@ from hooked_whisper.sae.evaluation.site import (
 )
 from hooked_whisper.sae.evaluation.spliced import (
     KINDS,
-    Normalize,
     RecoveredMeter,
     transcript_scores,
 )
+from hooked_whisper.speech.wer import Normalize
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def evaluate_sae(
     transcripts: bool = True,
     max_new_tokens: int | None = None,
     language: str = "en",
-    normalize: Normalize | None = None,
+    normalize: Normalize = "basic",
     batch_size: int = 8,
     progress: bool = True,
 ) -> SAEEvaluation:
@@ -71,8 +71,8 @@ def evaluate_sae(
         transcripts: Whether to transcribe freely too, which takes the most time.
         max_new_tokens: Of a transcript, at most.
         language: Of the texts.
-        normalize: What to do to transcripts before they are compared; see
-            `transcript_scores`.
+        normalize: What is done to texts before they are compared; see
+            `speech.wer.Normalize`.
         batch_size: Recordings side by side.
         progress: Show a progress bar.
 
@@ -99,7 +99,7 @@ def evaluate_saes(
     transcripts: bool = True,
     max_new_tokens: int | None = None,
     language: str = "en",
-    normalize: Normalize | None = None,
+    normalize: Normalize = "basic",
     batch_size: int = 8,
     progress: bool = True,
 ) -> dict[str, SAEEvaluation]:
@@ -137,7 +137,7 @@ def _judge(
     all_frames: bool | None,
     transcripts: bool,
     max_new_tokens: int | None,
-    normalize: Normalize | None,
+    normalize: Normalize,
     progress: bool,
 ) -> list[SAEEvaluation]:
     transcripts = transcripts and has_tokenizer(inputs.model)
@@ -162,8 +162,9 @@ def _judge(
             for job in flat:
                 _splice(inputs.model, job, batch, clean, options if transcripts else None)
                 bar.update()
-    words = normalize
-    return [_evaluation(inputs, site, each, own, transcripts, words) for site, each in jobs.items()]
+    return [
+        _evaluation(inputs, site, each, own, transcripts, normalize) for site, each in jobs.items()
+    ]
 
 
 def _read(
@@ -323,7 +324,7 @@ def _evaluation(
     jobs: Sequence[_Job],
     own: Sequence[str],
     transcripts: bool,
-    normalize: Normalize | None,
+    normalize: Normalize,
 ) -> SAEEvaluation:
     found = {}
     for job in jobs:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hooked_whisper.config import Stack
 from hooked_whisper.errors import InputError, SpliceError
-from hooked_whisper.hooks.splice import configured
+from hooked_whisper.hooks.splice import configured, site_written
 from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 

@@ -1,7 +1,7 @@
 """What a spliced autoencoder does to the model: cross-entropy, divergence, transcripts."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
-
-Normalize = Callable[[str], str]
+from hooked_whisper.speech.wer import Normalize, normalizer, word_error_rate
 
 KINDS = ("spliced", "zero", "mean")
 """What stands at the hook: the reconstruction, zeros, or the mean activation."""
@@ -155,7 +154,7 @@ def transcript_scores(
     spliced: Sequence[str],
     model: Sequence[str],
     texts: Sequence[str] | None = None,
-    normalize: Normalize | None = None,
+    normalize: Normalize = "basic",
 ) -> TranscriptScores:
     """Judge transcripts made with an autoencoder spliced in.
 
@@ -163,8 +162,7 @@ def transcript_scores(
         spliced: The transcripts.
         model: Those of the model without it.
         texts: What is said, where that is known.
-        normalize: What to do to texts before they are compared; None is
-            openai-whisper's basic normalizer, which takes case and punctuation away.
+        normalize: What is done to texts before; see `speech.wer.Normalize`.
 
     Raises:
         InputError: Not as many of each.
@@ -176,46 +174,18 @@ def transcript_scores(
             f"{len(texts) if texts is not None else 'no'} texts do not match; pass one of each for "
             "each recording."
         )
-    words = normalize or basic_normalizer()
-    ours, own = ([" ".join(words(text).split()) for text in each] for each in (spliced, model))
-    said = None if texts is None else [" ".join(words(text).split()) for text in texts]
+    words = normalizer(normalize)
+    ours, own = ([words(text) for text in each] for each in (spliced, model))
+    said = None if texts is None else [words(text) for text in texts]
     return TranscriptScores(
         n_recordings=len(ours),
         sequence_accuracy_model=None if said is None else _share_equal(own, said),
         sequence_accuracy=None if said is None else _share_equal(ours, said),
-        wer_model=None if said is None else word_error_rate(said, own),
-        wer=None if said is None else word_error_rate(said, ours),
+        wer_model=None if said is None else word_error_rate(said, own, normalize=False),
+        wer=None if said is None else word_error_rate(said, ours, normalize=False),
         same_as_model=_share_equal(ours, own),
-        wer_to_model=word_error_rate(own, ours),
+        wer_to_model=word_error_rate(own, ours, normalize=False),
     )
-
-
-def word_error_rate(references: Sequence[str], transcripts: Sequence[str]) -> float:
-    """Words put in, left out or replaced, as a share of all words of the references.
-
-    Words written where nothing is said count as put in. NaN where no
-    reference has a word and some transcript has.
-
-    Source: `jiwer.process_words`.
-    """
-    import jiwer
-
-    pairs = list(zip(references, transcripts, strict=True))
-    spoken = [(reference, text) for reference, text in pairs if reference.split()]
-    n_wrong = sum(len(text.split()) for reference, text in pairs if not reference.split())
-    n_words = sum(len(reference.split()) for reference, _ in spoken)
-    if not n_words:
-        return math.nan if n_wrong else 0.0
-    found = jiwer.process_words([each[0] for each in spoken], [each[1] for each in spoken])
-    n_wrong += found.substitutions + found.deletions + found.insertions
-    return float(n_wrong / n_words)
-
-
-def basic_normalizer() -> Normalize:
-    """openai-whisper's, for any language: no case, no punctuation."""
-    from whisper.normalizers.basic import BasicTextNormalizer
-
-    return BasicTextNormalizer()
 
 
 def _share_equal(some: Sequence[str], others: Sequence[str]) -> float:

@@ -13,41 +13,8 @@ from hooked_whisper.sae.evaluation import (
     evaluate_sae,
     evaluate_saes,
     transcript_scores,
-    word_error_rate,
 )
 from hooked_whisper.sae.evaluation.spliced import RecoveredMeter
-
-
-def edits(reference: list[str], text: list[str]) -> int:
-    """Least number of words put in, left out or replaced."""
-    if not reference or not text:
-        return len(reference) + len(text)
-    return min(
-        edits(reference[1:], text) + 1,
-        edits(reference, text[1:]) + 1,
-        edits(reference[1:], text[1:]) + (reference[0] != text[0]),
-    )
-
-
-PAIRS = {
-    "same": (["one two"], ["one two"]),
-    "all kinds": (["one two three", "four"], ["two three five", "six four"]),
-    "longer than what is said": (["one"], ["one one one"]),
-    "nothing said, something written": (["one two", ""], ["one two", "three"]),
-    "nothing written": (["one two", "three"], ["", "three"]),
-}
-
-
-@pytest.mark.parametrize(("references", "texts"), PAIRS.values(), ids=PAIRS.keys())
-def test_word_error_rate_counts_words(references: list[str], texts: list[str]) -> None:
-    wrong = sum(edits(a.split(), b.split()) for a, b in zip(references, texts, strict=True))
-    n_words = sum(len(each.split()) for each in references)
-    assert word_error_rate(references, texts) == pytest.approx(wrong / n_words)
-
-
-def test_without_any_word_there_is_no_rate() -> None:
-    assert word_error_rate(["", ""], ["", ""]) == 0
-    assert math.isnan(word_error_rate([""], ["one"]))
 
 
 def test_scores_of_transcripts() -> None:
