@@ -102,8 +102,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], most: int | None
 
 def facts(values: Mapping[str, Any]) -> Markup:
     """What is known, by name, as a table of two columns; None and "" are left out."""
-    known = {name: value for name, value in values.items() if value is not None and value != ""}
-    written = {name: number(v) if isinstance(v, int | float) else v for name, v in known.items()}
+    written = {
+        name: number(value) if isinstance(value, int | float) else value
+        for name, value in values.items()
+        if not isinstance(value, str | None) or value
+    }
     return table([], list(written.items()))
 
 

@@ -7,8 +7,8 @@ MUTANTS = [
         "show-cell-as-html",
         "a cell's text is read as HTML",
         "display.py",
-        "isinstance(value, int | float) else value\n",
-        "isinstance(value, int | float) else Markup(value)\n",
+        "value is None or isinstance(value, int | float) else value\n",
+        "value is None or isinstance(value, int | float) else Markup(value)\n",
         ("test_display.py",),
     ),
     Mutant(
