@@ -103,7 +103,7 @@ MUTANTS = [
         "show-generation-prompt",
         "the prompt counts among the tokens that were written",
         "generation/generate.py",
-        "tokens = [row[self.n_prompt :] for row in self.tokens.tolist()]",
+        "tokens = self.tokens[:, self.n_prompt :].tolist()",
         "tokens = self.tokens.tolist()",
         ("generation/test_generate.py",),
     ),
