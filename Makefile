@@ -78,7 +78,8 @@ $(CORE) $(TEST) $(ALL): pyproject.toml constraints.txt
 
 demo: $(CORE) ## see what it does, on the shipped model and recordings, in a minute
 	@$(BIN)/python examples/demo.py $(ARGS)
-	@printf '%-44s%s\n' "" "" "Next:" "" \
+	@printf '\nNext:\n'
+	@printf '%-44s%s\n' \
 	  "  . $(BIN)/activate" "the commands below are then found" \
 	  "  hooked-whisper attention" "a page to watch attention on while listening" \
 	  "  python examples/watch_attention.py" "short examples; docs/examples.md has all" \

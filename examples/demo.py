@@ -52,7 +52,7 @@ def main() -> None:
     tokens = model.generate(mel).tokens[:, :-1]
     with torch.no_grad():
         _, cache = model.run_with_cache(mel, tokens)
-        _, other_cache = model.run_with_cache(model.to_mel(other.path), names_filter="encoder.*")
+        _, other_cache = model.run_with_cache(model.to_mel(other.path), names_filter=PATCHED_HOOK)
     step("Look inside", f"{len(cache)} activations have a name; some of them, with their axes.")
     for name in SHOWN_HOOKS:
         sizes = zip(cache.axes(name), cache[name].shape, strict=True)

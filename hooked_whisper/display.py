@@ -8,7 +8,7 @@ styles and frames away, tables, lists and marked words are still there. Texts go
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,24 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], most: int | None
 
 
 def facts(values: Mapping[str, Any]) -> Markup:
-    """What is known, by name, as a table of two columns; None and "" are left out."""
-    known = {name: value for name, value in values.items() if value is not None and value != ""}
-    written = {name: number(v) if isinstance(v, int | float) else v for name, v in known.items()}
+    """What is known, by name, as a table of two columns; None and "" are left out.
+
+    What a mapping holds has a row each, behind the mapping's name and a dot.
+    """
+    written = {
+        name: number(value) if isinstance(value, int | float) else value
+        for name, value in _flat(values)
+        if not isinstance(value, str | None) or value
+    }
     return table([], list(written.items()))
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", each) for inner, each in _flat(value))
+        else:
+            yield name, value
 
 
 def _row(cells: Sequence[Any]) -> Markup:

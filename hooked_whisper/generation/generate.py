@@ -74,15 +74,15 @@ class Generation:
 
     def _repr_html_(self) -> str:
         """Texts with how sure the model is, their tokens, and the cache."""
-        header = ["", "text", "language", "tokens", "avg_logprob (nats)", "no_speech_prob"]
+        header = ["", "text", "language", "avg_logprob (nats)", "no_speech_prob"]
         numbers = zip(self.avg_logprob.tolist(), self.no_speech_prob.tolist(), strict=True)
-        tokens = [row[self.n_prompt :] for row in self.tokens.tolist()]
         rows = [
-            [str(i), text, language, len(written), *both]
-            for i, (text, language, written, both) in enumerate(
-                zip(self.texts, self.languages, tokens, numbers, strict=True)
+            [str(i), text, language, *both]
+            for i, (text, language, both) in enumerate(
+                zip(self.texts, self.languages, numbers, strict=True)
             )
         ]
+        tokens = self.tokens[:, self.n_prompt :].tolist()
         ids = [[str(i), " ".join(map(str, row))] for i, row in enumerate(tokens)]
         prompt = " ".join(map(str, self.tokens[0, : self.n_prompt].tolist()))
         parts = [

@@ -5,15 +5,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hooked_whisper.config import FRAMES_PER_SECOND, SAMPLE_RATE_HZ, HookedWhisperConfig
-from hooked_whisper.errors import AudioError, AudioFileError, AudioLengthError, InputError
+from hooked_whisper.errors import AudioLengthError, InputError
 from hooked_whisper.harvest.checksums import checksum_of_audio
-from hooked_whisper.harvest.recordings import Recording
+from hooked_whisper.harvest.recordings import Recording, readable
 from hooked_whisper.speech.audio import MIN_SAMPLES, load_audio
 from hooked_whisper.speech.mel import to_mel
 from hooked_whisper.speech.tokens import check_tokens, to_tokens
@@ -145,25 +144,6 @@ class RecordingReader(Dataset[Loaded]):
             tokens = to_tokens(text, cfg, language=language, task=self.rules.task)
         check_tokens(tokens, cfg.d_vocab, cfg.n_text_ctx)
         return tuple(tokens[0].tolist())
-
-
-def readable(audio: Any) -> Any:
-    """Audio as `load_audio` takes it: the bytes of a file become samples."""
-    if not isinstance(audio, bytes):
-        return audio
-    import io
-
-    import soundfile
-
-    try:
-        samples, rate_hz = soundfile.read(io.BytesIO(audio), dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise AudioFileError(f"{len(audio)} bytes cannot be read as audio ({error}).") from error
-    if samples.shape[1] > 2:
-        samples = samples.mean(axis=1, dtype=np.float32, keepdims=True)
-    if not samples.size:
-        raise AudioError("it is empty: it has no samples.")
-    return samples.T, rate_hz
 
 
 def load_all(jobs: Iterable[Job], rules: ReadingRules, n_workers: int) -> Iterator[Loaded]:

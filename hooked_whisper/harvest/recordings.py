@@ -1,6 +1,7 @@
 """Where recordings come from: files, folders, manifests, data sets, or arrays in memory."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hooked_whisper import digits
 from hooked_whisper.config import SAMPLE_RATE_HZ
 from hooked_whisper.display import box, facts, note, player
-from hooked_whisper.errors import AudioError, RecordingsError
+from hooked_whisper.errors import AudioError, AudioFileError, RecordingsError
 from hooked_whisper.harvest.checksums import checksum_of_json
 from hooked_whisper.speech.audio import encode_audio, load_audio
 
@@ -47,13 +50,30 @@ class Recording:
         """What is said and known of it, and a player of its beginning."""
         about = facts({"text": self.text, "tokens": self.tokens, **self.labels})
         try:
-            samples = load_audio(self.audio)
+            samples = load_audio(readable(self.audio))
         except AudioError as error:
             return box(self.id, "", note(f"It cannot be played: {error}"), about)
         seconds = len(samples) / SAMPLE_RATE_HZ
         heard = player(encode_audio(samples[: _PLAYED_S * SAMPLE_RATE_HZ]))
         cut = f", of which the first {_PLAYED_S} s can be played" if seconds > _PLAYED_S else ""
         return box(self.id, f"{seconds:.2f} s{cut}", heard, about)
+
+
+def readable(audio: Any) -> Any:
+    """Audio as `load_audio` takes it: the bytes of a file become samples."""
+    if not isinstance(audio, bytes):
+        return audio
+    import soundfile
+
+    try:
+        samples, rate_hz = soundfile.read(io.BytesIO(audio), dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        raise AudioFileError(f"{len(audio)} bytes cannot be read as audio ({error}).") from error
+    if samples.shape[1] > 2:
+        samples = samples.mean(axis=1, dtype=np.float32, keepdims=True)
+    if not samples.size:
+        raise AudioError("it is empty: it has no samples.")
+    return samples.T, rate_hz
 
 
 @dataclass(frozen=True)

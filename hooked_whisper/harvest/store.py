@@ -113,7 +113,7 @@ class ActivationStore:
         if more := self.n_recordings - len(recordings):
             recordings.append([f"… and {more:,} more"])
         skipped = [[each["id"], each["reason"]] for each in self.skipped]
-        made = {key: value for key, value in identity.items() if not isinstance(value, dict | list)}
+        made = {key: each for key, each in identity.items() if key not in ("hooks", "kinds")}
         parts = [
             table(["hook", "row is", "rows", "shape of a row", "size"], rows),
             fold(

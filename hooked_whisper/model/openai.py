@@ -7,13 +7,13 @@ way through.
 
 import base64
 import gzip
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from typing_extensions import Unpack
 
 from hooked_whisper.config import SAMPLE_RATE_HZ, HookedWhisperConfig
 from hooked_whisper.generation.generate import GenerateOptions, Generation, TokenRules, generate
@@ -25,6 +25,18 @@ from hooked_whisper.speech.tokens import get_tokenizer
 
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
+else:
+
+    class Unpack:
+        """beartype, which tests check annotations with, knows it from Python 3.11 on."""
+
+        def __class_getitem__(cls, options: Any) -> Any:
+            return Any
 
 
 class TranscribeOptions(TokenRules, total=False):

@@ -14,7 +14,7 @@ from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, SAMPLE
 from hooked_whisper.display import box, framed
 from hooked_whisper.errors import AudioLengthError, InputError, RecordingsError
 from hooked_whisper.harvest.files import write_whole
-from hooked_whisper.harvest.recordings import Recording, as_recordings
+from hooked_whisper.harvest.recordings import Recording, as_recordings, readable
 from hooked_whisper.hooks.root import Hook
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.pages.attention_data import (
@@ -187,7 +187,7 @@ def _one_recording(recording: Any, words: Any) -> tuple[Recording, list[Word]]:
 
 def _read(model: HookedWhisper, recording: Recording, cut: bool) -> Tensor:
     """The recording's samples at 16 kHz, as long as the model's window at most."""
-    samples = load_audio(recording.audio)
+    samples = load_audio(readable(recording.audio))
     if len(samples) > model.cfg.n_samples and not cut:
         raise AudioLengthError(
             f"{recording.id} is {len(samples) / SAMPLE_RATE_HZ:.2f} s long; the page shows one "

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, HOP_LENGTH, SAMPLE_RATE_HZ
 from hooked_whisper.errors import InputError, RecordingsError
-from hooked_whisper.harvest.loading import readable
-from hooked_whisper.harvest.recordings import Recording, as_recordings
+from hooked_whisper.harvest.recordings import Recording, as_recordings, readable
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.audio import MIN_SAMPLES, load_audio
 

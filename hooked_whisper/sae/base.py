@@ -228,10 +228,7 @@ class SAE(nn.Module, ABC):
     def _repr_html_(self) -> str:
         """The configuration, the weights, and what is known of the training."""
         cfg = self.cfg.to_dict()
-        metadata = {
-            name: value if isinstance(value, int | float) else str(value)
-            for name, value in cfg.pop("metadata").items()
-        }
+        metadata = cfg.pop("metadata")
         weights = [
             [name, list(each.shape), size(each.nbytes)] for name, each in self.named_parameters()
         ]

@@ -80,6 +80,7 @@ def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     namespace: dict[str, object] = {"__name__": "__main__"}
     for line, code in python_blocks(page.read_text()):
         run_block(code, str(page), line, namespace)
+    namespace.clear()  # a function of the page and its caches would keep each other
 
 
 @pages

@@ -100,7 +100,8 @@ def test_it_goes_on_where_the_lack_is_cured(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "needed"), [("demo", "."), ("test", ".[test]"), ("lint", ".[test,dev,docs]")]
+    ("target", "needed"),
+    [("demo", "."), ("test", ".[test]"), ("lint", ".[test,dev,docs,notebooks]")],
 )
 def test_a_target_installs_what_it_needs_once(
     target: str, needed: str, make: Make, tmp_path: Path
@@ -116,7 +117,7 @@ def test_a_target_installs_what_it_needs_once(
 
 def test_what_has_everything_needs_nothing_more(make: Make, tmp_path: Path) -> None:
     make("env")
-    assert installed(tmp_path) == [".[test,dev,docs]"]
+    assert installed(tmp_path) == [".[test,dev,docs,notebooks]"]
     make("demo")
     make("test")
     assert installed(tmp_path) == []
@@ -125,7 +126,7 @@ def test_what_has_everything_needs_nothing_more(make: Make, tmp_path: Path) -> N
 def test_what_is_there_is_enlarged(make: Make, tmp_path: Path) -> None:
     for target in ("demo", "test", "env"):
         make(target)
-    assert installed(tmp_path) == [".", ".[test]", ".[test,dev,docs]"]
+    assert installed(tmp_path) == [".", ".[test]", ".[test,dev,docs,notebooks]"]
 
 
 def test_no_python_at_all(make: Make, tmp_path: Path) -> None:

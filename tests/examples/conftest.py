@@ -18,11 +18,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @dataclass(frozen=True)
 class Ran:
-    """What an example left: what it printed, its pictures' folder, and its variables."""
+    """What an example left: what it printed, and its pictures' folder."""
 
     printed: str
     folder: Path
-    names: dict[str, Any]
 
     def picture(self, name: str) -> Any:
         """The size `(height, width)` of a picture, after checking that something is drawn on it."""
@@ -55,7 +54,7 @@ def run_example(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
             patch.setattr(sys, "argv", argv)
             patch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
             patch.syspath_prepend(str(EXAMPLES))  # where a script finds its neighbours
-            names = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-        return Ran(printed.getvalue(), folder, names)
+            runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return Ran(printed.getvalue(), folder)
 
     return run

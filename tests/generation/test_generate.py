@@ -317,15 +317,15 @@ class TestShown:
         generation = model.generate(tiny_mel, 5, return_cache=True, names_filter="*.hook_z")
         generation = replace(generation, texts=["<b>one</b>", "two"])
         found = shown(generation)
-        assert [row[:4] for row in found.rows[1:3]] == [
-            ["0", "<b>one</b>", "en", "5"],
-            ["1", "two", "en", "5"],
+        assert [row[:3] for row in found.rows[1:3]] == [
+            ["0", "<b>one</b>", "en"],
+            ["1", "two", "en"],
         ]
         for row, logprob, silence in zip(
             found.rows[1:3], generation.avg_logprob, generation.no_speech_prob, strict=True
         ):
-            assert float(row[4]) == pytest.approx(float(logprob), rel=1e-3)
-            assert float(row[5]) == pytest.approx(float(silence), rel=1e-3)
+            assert float(row[3]) == pytest.approx(float(logprob), rel=1e-3)
+            assert float(row[4]) == pytest.approx(float(silence), rel=1e-3)
         written = [" ".join(map(str, row[N_PROMPT:])) for row in generation.tokens.tolist()]
         assert found.rows[3:5] == [["0", written[0]], ["1", written[1]]]
         assert "behind the prompt 50258 50259 50359 50363" in found.text

@@ -166,6 +166,15 @@ def test_it_is_played_with_what_is_known_of_it(shown: Callable[[Any], Any]) -> N
     assert ["text", "three one four"] in found.rows and ["speaker", "jackson"] in found.rows
 
 
+def test_the_bytes_of_a_file_are_played_like_the_file(shown: Callable[[Any], Any]) -> None:
+    path = digits()[0].path
+    sounds = [shown(Recording("a", audio)).all("audio") for audio in (path, path.read_bytes())]
+    assert sounds[0] == sounds[1] and len(sounds[0]) == 1
+    found = shown(Recording("a", b"nothing", {"array": np.zeros(2), "empty": ""}))
+    assert "It cannot be played: 7 bytes cannot be read as audio" in found.text
+    assert found.rows == [["array", "[0. 0.]"]]
+
+
 def test_only_the_beginning_of_what_is_long_is_played(shown: Callable[[Any], Any]) -> None:
     long = Recording("<b>", (np.zeros(90 * 16_000, np.float32), 16_000), {"<i>": "</td>"})
     found = shown(long)

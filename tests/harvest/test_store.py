@@ -259,7 +259,7 @@ def test_it_shows_hooks_recordings_and_what_it_was_made_with(
     assert found.rows[25] == ["… and 4 more"]
     assert f"24 recordings, {sum(each.seconds for each in heard):,.1f} s" in found.text
     assert ["folder", str(store.folder)] in found.rows
-    assert ["format", "hooked_whisper.activations/1"] in found.rows
+    assert ["model.name", "tiny-random"] in found.rows and ["recordings.n", "24"] in found.rows
     assert "skipped" not in found.text
 
 

@@ -198,6 +198,16 @@ def test_an_input_stays_as_it_was(tiny_model, tiny_mel):
     assert torch.equal(tiny_mel, before)
 
 
+def test_what_a_hook_before_it_kept_stays_as_it_was(tiny_model, tiny_mel):
+    kept, name = [], "encoder.blocks.0.hook_attn_out"
+    edit = ZeroAblation(Site(name)).hooks(tiny_model)
+    with torch.no_grad():
+        tiny_model.run_with_hooks(
+            tiny_mel, fwd_hooks=[(name, lambda value, hook: kept.append(value)), *edit]
+        )
+    assert kept[0].abs().max() > 0
+
+
 def test_a_cache_made_in_the_block_holds_what_the_edits_left(tiny_model, tiny_mel):
     with torch.no_grad(), Interventions(tiny_model, ZeroAblation(Site(RESID, pos=3))):
         _, cache = tiny_model.run_with_cache(tiny_mel, names_filter=RESID)

@@ -17,6 +17,7 @@ from hooked_whisper.hooks.passes import pass_info
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.metrics import Metric, as_metric
 from hooked_whisper.interventions.results import SweepResult
+from hooked_whisper.interventions.sequence_metrics import SequenceLogProb
 from hooked_whisper.interventions.sweep import patch_sweep
 from hooked_whisper.interventions.token_metrics import LogProb
 
@@ -167,6 +168,26 @@ def test_parts(
         index = index_of(tiny_model, row.name, per, part)
         wanted = plain(tiny_model, base, source, row.name, index, metric)
         assert row.value == pytest.approx(wanted.item(), abs=1e-5), (row.name, part)
+
+
+def test_windows_go_to_the_end(tiny_model: Any, pair: tuple[Example, Example]) -> None:
+    name, metric = "encoder.blocks.1.hook_resid_post", METRICS["last"]
+    options: dict[str, Any] = {"per": "window", "window_s": 0.25, "all_frames": True}
+    result = patch_sweep(tiny_model, *pair, name, metric=metric, progress=False, **options)
+    assert result.axes["window_s"] == [(0.0, 0.25), (0.25, 0.5), (0.5, 0.6)]
+
+
+def test_a_metric_of_all_positions(tiny_model: Any, pair: tuple[Example, Example]) -> None:
+    clean, corrupted = pair
+    name, metric = "decoder.blocks.1.hook_resid_pre", SequenceLogProb(corrupted.tokens)
+    result = patch_sweep(
+        tiny_model, clean, corrupted, name, metric=metric, per="pos", progress=False
+    )
+    source = cache_of(tiny_model, clean)
+    for row in result.to_dataframe().itertuples():
+        index = index_of(tiny_model, name, "pos", row.pos)
+        wanted = plain(tiny_model, corrupted, source, name, index, metric)
+        assert row.value == pytest.approx(wanted.item(), abs=1e-4), row.pos
 
 
 @pytest.mark.usefixtures("without_shape_checks")

@@ -394,3 +394,12 @@ def test_it_stands_in_a_notebook(page: AttentionPage, shown: Callable[[Any], Any
     (frame,) = found.all("iframe")
     assert frame["srcdoc"] == page.path.read_text(encoding="utf-8")
     assert str(page.path) in found.text and page.text in found.text
+
+
+def test_a_row_of_a_data_set_that_holds_the_file_is_read(
+    model: HookedWhisper, tmp_path: Path
+) -> None:
+    row = {"audio": {"bytes": RECORDING.path.read_bytes(), "path": "four.flac"}, "id": "row 7"}
+    made = attention_page(model, row, tmp_path / "page.html", text=RECORDING.text)
+    assert data_of(made.path)["recording"] == "row 7"
+    assert data_of(made.path)["sound_s"] == pytest.approx(RECORDING.duration_s, abs=0.01)
