@@ -184,7 +184,7 @@ def _run(
     max_new_tokens: int | None,
 ) -> Written | None:
     with model.hooks([hook for each in collectors for hook in each.encoder_hooks(clip)]):
-        encoder_output = model.encoder(clip.mel)
+        encoder_output = model.encoder(clip.mel.values)
     written = _write(model, clip, encoder_output, language, max_new_tokens)
     if written is not None:
         hooks = [hook for each in collectors for hook in each.decoder_hooks(clip, written)]
