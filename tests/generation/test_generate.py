@@ -81,6 +81,16 @@ class TestResult:
         with model.hooks([never_end]):
             assert model.generate(tiny_mel, n).tokens.shape == (2, length)
 
+    def test_nothing_at_all_may_be_said(self, model: Any, tiny_mel: Tensor) -> None:
+        end = (
+            "decoder.hook_logits",
+            lambda value, hook: value.index_fill(2, torch.tensor([EOT]), 1e9),
+        )
+        with model.hooks([end]):
+            assert (model.generate(tiny_mel, 2).tokens[:, N_PROMPT:] == EOT).all()
+            blank = model.generate(tiny_mel, 2, suppress_blank=True)
+        assert (blank.tokens[:, N_PROMPT] != EOT).all()
+
     def test_from_an_encoder_output_is_that_of_its_mel(self, model: Any, tiny_mel: Tensor) -> None:
         from_mel = model.generate(tiny_mel, 6, return_cache=True)
         encoder_output = model(tiny_mel)

@@ -18,7 +18,7 @@ def piece(n_pos: int, batch: int = 2) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "steps", [[4, *[1] * 200], [70, 1, 1], [1, 63, 1], [3, 5, 100, 2]], ids=len
+    "steps", [[4, *[1] * 200], [70, 1, 1], [1, 63, 1], [3, 5, 100, 2], [3, 200]], ids=len
 )
 def test_append_is_concatenation(steps: list[int], key: nn.Module) -> None:
     cache, expected = KVCache(), torch.empty(2, 0, 3, 4)

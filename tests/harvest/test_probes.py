@@ -68,6 +68,8 @@ def test_what_is_not_there_is_not_found(store: ActivationStore) -> None:
     result = probe(store, HOOK, "coin", pooling="frame")
     assert result.scores[0].low < 0.6 < 0.5 + result.scores[0].high
     assert result.scores[0].score < 0.75
+    majority = result.baselines[0]  # right or wrong of whole recordings, of which there are 40
+    assert majority.features == "majority" and majority.high - majority.low > 0.2
 
 
 def test_labels_in_time(store: ActivationStore) -> None:

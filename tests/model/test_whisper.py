@@ -66,6 +66,20 @@ class TestOutputs:
         assert torch.equal(tiny_model(mel, tiny_tokens), tiny_model(tiny_mel, tiny_tokens))
         assert torch.equal(tiny_model.embed_audio(mel), tiny_model(tiny_mel))
 
+    @torch.no_grad()
+    def test_several_rows_of_tokens_for_each_recording(
+        self, tiny_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+    ) -> None:
+        heard, rows = tiny_model(tiny_mel), torch.cat([tiny_tokens, tiny_tokens.flip(1)])
+        each = tiny_model.decoder(rows, heard.repeat_interleave(2, dim=0))
+        torch.testing.assert_close(tiny_model.decoder(rows, heard), each, atol=1e-5, rtol=1e-5)
+
+    def test_what_needs_no_weights_is_openai_whispers(self, tiny_model: Any) -> None:
+        from whisper.model import sinusoids
+
+        assert torch.equal(tiny_model.encoder.W_pos, sinusoids(30, 24))
+        assert tiny_model.alignment_heads.to_dense().sum(dim=1).tolist() == [0, 3, 3]
+
 
 class TestStopAtLayer:
     @pytest.mark.parametrize(

@@ -332,8 +332,8 @@ MUTANTS = [
         ("interventions/test_sweep.py",),
     ),
     Mutant(
-        "search-first-difference",
-        "a search compares with the last round instead of the run without edits",
+        "scale-adds",
+        "scaling adds the factor, so that what is 0 becomes active",
         "interventions/values.py",
         "return old * self.factor",
         "return old + self.factor",

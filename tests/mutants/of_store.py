@@ -228,12 +228,20 @@ MUTANTS = [
         ("harvest/test_harvest.py::test_rows_beyond_the_memory_wait_on_the_disk",),
     ),
     Mutant(
-        "spilled-order",
-        "rows that waited on the disk come after those in memory",
+        "spilled-lost",
+        "rows that waited on the disk are read from their end on",
         "harvest/shards.py",
-        "            self._n_held = 0\n",
-        "            self._n_held = -SPILL_BYTES\n",
+        "            self.spilled.seek(0)\n",
+        "",
         ("harvest/test_harvest.py::test_rows_beyond_the_memory_wait_on_the_disk",),
+    ),
+    Mutant(
+        "name-before-folder",
+        "a file's name is not brought to the disk",
+        "harvest/files.py",
+        "        sync_folder(path.parent)\n",
+        "",
+        ("harvest/test_crash.py",),
     ),
     Mutant(
         "damage-in-records",
@@ -266,20 +274,6 @@ MUTANTS = [
         "        with suppress(OSError):\n            aside.unlink()\n",
         "        pass\n",
         ("test_io.py", "harvest/test_crash.py"),
-    ),
-    Mutant(
-        "record-first",
-        "the record that makes rows count is written before them",
-        "harvest/harvest.py",
-        "    written = maker.rows.write(folder / shard_name(maker.number))\n"
-        "    write_json(folder / record_name(maker.number), maker.record(written))",
-        "    where = folder / shard_name(maker.number)\n"
-        "    written = maker.rows.write(where)\n"
-        "    rows = where.read_bytes()\n"
-        "    where.unlink()\n"
-        "    write_json(folder / record_name(maker.number), maker.record(written))\n"
-        "    where.write_bytes(rows)",
-        ("harvest/test_crash.py",),
     ),
     Mutant(
         "two-harvests-in-a-process",

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from hooked_whisper.pages.attention_words import (
     times_of_words,
     words_of,
 )
+from hooked_whisper.speech.tokens import get_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +48,31 @@ def aligned_plainly(weights: torch.Tensor) -> list[int]:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 6), (4, 4), (3, 17), (6, 2)], ids=str)
 def test_alignment_is_openais(shape: tuple[int, int]) -> None:
-    weights = torch.randn(shape)
-    assert align(weights) == aligned_plainly(weights)
+    for weights in (torch.randn(shape), torch.randint(0, 2, shape).float()):  # the latter with ties
+        assert align(weights) == aligned_plainly(weights)
+
+
+def test_words_have_openais_times(model: HookedWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    from whisper import timing
+
+    def path(x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """In place of openai-whisper's, which takes long to compile."""
+        return np.arange(len(x)), np.array(aligned_plainly(-x))
+
+    monkeypatch.setattr(timing, "dtw", path)
+    for recording in recordings()[:2]:
+        mel = model.to_mel(recording.path)
+        transcript, n_sound = read_transcript(model, mel, recording.text, "en"), mel.n_positions
+        reducer = AlignmentReducer(model, int(n_sound))
+        with torch.no_grad(), model.hooks([(reducer.names, reducer)]):
+            model(mel, transcript.tokens)
+        times = reducer.token_times(transcript.n_prompt)
+        written = transcript.tokens[0, transcript.n_prompt : -1].tolist()
+        theirs = timing.find_alignment(
+            model, get_tokenizer(model.cfg), written, mel.values[0], 2 * int(n_sound)
+        )
+        ours = [(start_s, end_s) for start_s, end_s, _ in words_of(model, transcript, times)]
+        assert ours == [(word.start, word.end) for word in theirs]
 
 
 def test_words_are_found_where_they_are_spoken(model: HookedWhisper) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from hooked_whisper.errors import SAEFileError, TrainingError
 from hooked_whisper.sae.architectures.batch_topk import BatchTopKConfig
 from hooked_whisper.sae.architectures.relu import ReLUConfig, ReLUSAE
+from hooked_whisper.sae.architectures.topk import TopKConfig
 from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.logs import TrainingLog
@@ -81,6 +82,19 @@ def test_stopped_at_any_batch_it_goes_on_bit_for_bit(
         assert same(resumed, whole)
         assert log(folder) == log(tmp_path / "whole")
         assert resumed.cfg == whole.cfg
+
+
+def test_the_dead_are_remembered(sparse_batches: Make, tmp_path: Path) -> None:
+    sae = TopKConfig(d_in=16, d_sae=64, k=1)
+    cfg = replace(CFG, sae=sae, dead_after_vectors=150, log_every=1)
+    whole = quick(replace(cfg, folder=tmp_path / "whole"), sparse_batches(8, 50))
+    stopped = stopping(sparse_batches(8, 50), 5, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        quick(replace(cfg, folder=tmp_path / "stopped"), stopped)
+    again = quick(replace(cfg, folder=tmp_path / "stopped"), sparse_batches(8, 50), resume=True)
+    assert whole.cfg.metadata["training"]["dead"] > 0
+    assert same(again, whole)
+    assert log(tmp_path / "stopped") == log(tmp_path / "whole")
 
 
 # Pressed while a generator is taken down, Python can only say that it ignored it.
