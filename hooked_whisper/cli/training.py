@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,13 +113,14 @@ def train_from_store(
     as_json: bool,
 ) -> None:
     """Train in one pass over a store, and report each autoencoder."""
+    from hooked_whisper.harvest.dataset import Epochs
     from hooked_whisper.ranks import is_first_rank
     from hooked_whisper.sae import train_saes
 
     seed = next(iter(cfgs.values())).seed
     with _answering_sigterm():
         trained = train_saes(
-            cfgs, _Epochs(store), seed=seed, resume=resume, progress=not quiet, on_log=on_log
+            cfgs, Epochs(store), seed=seed, resume=resume, progress=not quiet, on_log=on_log
         )
     if not is_first_rank():
         return
@@ -138,28 +139,6 @@ def train_from_store(
             )
     if as_json:
         echo_json({"saes": rows})
-
-
-class _Epochs:
-    """A store as a source without end, heads side by side."""
-
-    def __init__(self, store: Any) -> None:
-        self._store = store
-
-    def stream(
-        self,
-        hook_names: Any,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        skip: int = 0,
-        turn: tuple[int, int] = (0, 1),
-    ) -> Iterator[dict[str, Any]]:
-        """The store's rows, epoch after epoch."""
-        options = {"seed": seed, "n_epochs": None, "skip": skip, "turn": turn}
-        with closing(self._store.stream(hook_names, batch_size, **options)) as batches:
-            for batch in batches:
-                yield {name: rows.flatten(1) for name, rows in batch.items()}
 
 
 def _config(

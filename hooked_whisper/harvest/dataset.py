@@ -1,6 +1,7 @@
-"""A store as PyTorch's DataLoader takes it, with workers and ranks."""
+"""A store as PyTorch's DataLoader takes it, with workers and ranks; and one without an end."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -65,3 +66,30 @@ class ActivationDataset(IterableDataset[dict[str, Tensor]]):
         turn = (info.id, info.num_workers) if info else (0, 1)
         options = {**self._options, "seed": self._options["seed"] + self.epoch}
         return ActivationStore(self.folder).stream(**options, turn=turn)
+
+
+class Epochs:
+    """A store as a source of training without an end, heads side by side.
+
+    Args:
+        store: The store.
+    """
+
+    def __init__(self, store: ActivationStore) -> None:
+        self._store = store
+
+    def stream(
+        self,
+        hook_names: NamesFilter,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        skip: int = 0,
+        turn: tuple[int, int] = (0, 1),
+    ) -> Iterator[dict[str, Tensor]]:
+        """The store's rows, shuffled anew each epoch."""
+        options: dict[str, Any] = {"seed": seed, "n_epochs": None, "skip": skip, "turn": turn}
+        stream: Any = self._store.stream(hook_names, batch_size, **options)
+        with closing(stream) as batches:
+            for batch in batches:
+                yield {name: rows.flatten(1) for name, rows in batch.items()}

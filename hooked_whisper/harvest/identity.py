@@ -87,12 +87,7 @@ def make_identity(
     return {
         "format": FORMAT,
         "package": package_version(),
-        "model": {
-            "name": model.cfg.model_name,
-            "config": model.cfg.to_dict(),
-            "dtype": _plain(model.dtype),
-            "xxh3_128": checksum_of_model(model),
-        },
+        "model": model_identity(model),
         "device": model.device.type,
         "hooks": sites.names,
         "kinds": {site.name: site.kind for site in sites.each},
@@ -107,6 +102,16 @@ def make_identity(
         "recordings_per_shard": shard_size(sites, rules, options),
         "recordings": {"n": recordings.n, "xxh3_128": recordings.digest},
         "note": options.note,
+    }
+
+
+def model_identity(model: Any) -> dict[str, Any]:
+    """Which model it is, ready for JSON: its name, configuration, dtype and checksum."""
+    return {
+        "name": model.cfg.model_name,
+        "config": model.cfg.to_dict(),
+        "dtype": _plain(model.dtype),
+        "xxh3_128": checksum_of_model(model),
     }
 
 
@@ -133,10 +138,10 @@ def check_same(found: dict[str, Any], wanted: dict[str, Any], folder: Any) -> No
     )
 
 
-def package_version() -> str:
-    """This package's version, as it is installed."""
+def package_version(name: str = "hooked-whisper") -> str:
+    """A package's version, as it is installed; this one's unless another is named."""
     try:
-        return version("hooked-whisper")
+        return version(name)
     except PackageNotFoundError:
         return "unknown"
 

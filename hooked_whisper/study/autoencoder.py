@@ -1,19 +1,17 @@
 """The autoencoder of a study: one that is given, or one that is trained on its recordings."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import Tensor
 
 from hooked_whisper.errors import SpliceError, TrainingError
+from hooked_whisper.harvest.dataset import Epochs
 from hooked_whisper.harvest.harvest import harvest
 from hooked_whisper.harvest.recordings import Recording
-from hooked_whisper.harvest.store import ActivationStore
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.architectures.topk import TopKConfig
 from hooked_whisper.sae.evaluation.site import judged_site
@@ -169,23 +167,8 @@ def trained(
         )
     (folder / SAE_FOLDER).mkdir(exist_ok=True)
     cfg = plan.config(shape[0], folder / SAE_FOLDER)
-    sae = train_sae(cfg, _Endless(store), resume=True, progress=progress)
+    sae = train_sae(cfg, Epochs(store), resume=True, progress=progress)
     log = pd.read_csv(folder / SAE_FOLDER / LOG_FILE).to_dict("records")
     n_rows = store.n_rows(plan.hook_name)
     source = f"trained here on {len(recordings)} recordings ({n_rows:,} positions)"
     return Autoencoder(sae.to(model.device), plan.hook_name, source, tuple(log), n_rows)
-
-
-class _Endless:
-    """A store as a source without end."""
-
-    def __init__(self, store: ActivationStore) -> None:
-        self._store = store
-
-    def stream(
-        self, hook_names: Any, batch_size: int, *, seed: int = 0, skip: int = 0
-    ) -> Iterator[dict[str, Tensor]]:
-        """The store's rows, shuffled anew each epoch."""
-        batches = self._store.stream(hook_names, batch_size, seed=seed, n_epochs=None, skip=skip)
-        with closing(batches) as given:  # type: ignore[type-var]  # a generator can be closed
-            yield from given

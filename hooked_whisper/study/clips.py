@@ -14,8 +14,8 @@ from hooked_whisper.errors import RecordingsError
 from hooked_whisper.harvest.loading import Job, Loaded, ReadingRules, load_all
 from hooked_whisper.harvest.recordings import Recording, Recordings
 from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.sae.evaluation.inputs import has_tokenizer
 from hooked_whisper.speech.mel import Mel
-from hooked_whisper.speech.tokens import D_VOCABS
 
 Hook = tuple[str, Callable[..., None]]
 
@@ -201,7 +201,7 @@ def _write(
     max_new_tokens: int | None,
 ) -> Written | None:
     """What the model writes; the recording's own tokens where its vocabulary is not Whisper's."""
-    if model.cfg.d_vocab in D_VOCABS:
+    if has_tokenizer(model):
         done = model.generate(
             None, encoder_output=encoder_output, language=language, max_new_tokens=max_new_tokens
         )

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hooked_whisper.pages.html import plain
+
 if TYPE_CHECKING:
     import matplotlib.figure
 
@@ -122,7 +124,7 @@ class Section:
     def to_dict(self) -> dict[str, Any]:
         """Numbers, findings and claims, as JSON has them."""
         return {
-            "numbers": finite(self.numbers),
+            "numbers": plain(self.numbers),
             "findings": {each.name: each.finding for each in self.exhibits},
             "claims": {each.name: each.claim.to_dict() for each in self.exhibits if each.claim},
         }
@@ -154,12 +156,3 @@ def percent(share: float | None, digits: int = 1) -> str:
 def _is_number(cell: Any) -> bool:
     text = str(cell).removesuffix(" %").replace(",", "").lstrip("-")
     return text in ("", "none", "not said") or text.replace(".", "", 1).isdigit()
-
-
-def finite(value: Any) -> Any:
-    """The same as JSON has it: None in place of NaN and infinity, lists in place of tuples."""
-    if isinstance(value, dict):
-        return {str(key): finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

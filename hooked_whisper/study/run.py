@@ -18,6 +18,7 @@ from hooked_whisper.errors import (
 from hooked_whisper.harvest.files import write_json
 from hooked_whisper.harvest.recordings import as_recordings
 from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.pages.html import plain
 from hooked_whisper.study.attention import EncoderAttention
 from hooked_whisper.study.autoencoder import (
     LATENTS_PER_WIDTH,
@@ -31,7 +32,7 @@ from hooked_whisper.study.autoencoder import (
 from hooked_whisper.study.clips import hear
 from hooked_whisper.study.decoder import DecoderAttention, decoder_section
 from hooked_whisper.study.encoder import encoder_section
-from hooked_whisper.study.exhibits import Section, finite
+from hooked_whisper.study.exhibits import Section
 from hooked_whisper.study.features import split
 from hooked_whisper.study.report import PICTURES, write_report
 from hooked_whisper.study.residual import ResidualCollector, residual_section
@@ -196,7 +197,7 @@ def study(
         "skipped": hearing.skipped,
         "sections": {each.name: each.to_dict() for each in sections},
     }
-    write_json(folder / NUMBERS, finite(numbers))
+    write_json(folder / NUMBERS, plain(numbers))
     if not keep_activations:
         shutil.rmtree(folder / STORE, ignore_errors=True)
     return Study(folder, sections, hearing.skipped, clock.seconds)

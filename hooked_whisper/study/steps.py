@@ -6,21 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hooked_whisper.harvest.checksums import checksum_of_model
-from hooked_whisper.harvest.identity import package_version
+from hooked_whisper.harvest.identity import model_identity, package_version
 from hooked_whisper.harvest.recordings import Recordings
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.pages.attention import attention_page
 from hooked_whisper.pages.features import feature_page
-from hooked_whisper.speech.tokens import D_VOCABS
+from hooked_whisper.sae.evaluation.inputs import has_tokenizer
 from hooked_whisper.study.autoencoder import Autoencoder
 from hooked_whisper.study.clips import Hearing
 from hooked_whisper.study.exhibits import Section
-from hooked_whisper.study.features import Split, features_section, judge, tell
+from hooked_whisper.study.features import (
+    MOST_CHOSEN,
+    MOST_JUDGED,
+    Split,
+    features_section,
+    judge,
+    tell,
+)
 from hooked_whisper.study.labels import known
 
 FORMAT = "hooked_whisper.study/1"
@@ -70,13 +75,7 @@ def describe(
     return {
         "format": FORMAT,
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "model": {
-            "name": model.cfg.model_name,
-            "xxh3_128": checksum_of_model(model),
-            "config": model.cfg.to_dict(),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": model.device.type,
-        },
+        "model": model_identity(model) | {"device": model.device.type},
         "settings": asdict(settings),
         "recordings_digest": recordings.digest,
         "n_recordings": len(hearing.recordings),
@@ -85,16 +84,12 @@ def describe(
         "versions": {
             "hooked-whisper": package_version(),
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("torch", "openai-whisper", "transformer-lens")},
+            **{
+                name: package_version(name)
+                for name in ("torch", "openai-whisper", "transformer-lens")
+            },
         },
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def look_through(
@@ -123,7 +118,9 @@ def look_through(
         return tuple(known(one, model.cfg, whole=heard.n_windows == 1) for one, heard in pairs)
 
     # Only as many as are looked at: others are not read again.
-    told_apart = Split(as_known(uses.train[:40]), as_known(uses.judge[:24]), uses.apart)
+    told_apart = Split(
+        as_known(uses.train[:MOST_CHOSEN]), as_known(uses.judge[:MOST_JUDGED]), uses.apart
+    )
     with clock("judging"):
         quality = judge(
             model,
@@ -157,7 +154,7 @@ def _pages(
         progress=progress,
     )
     links.append(("Listen to what each latent responds to", FEATURES))
-    if model.cfg.d_vocab in D_VOCABS:
+    if has_tokenizer(model):
         first = (uses.train or uses.judge)[0][0]
         attention_page(model, first, folder / ATTENTION, cut=True)
         links.append((f"See where every head looks while {first.id} plays", ATTENTION))

@@ -139,6 +139,13 @@ def test_nearest_cosine_is_that_of_the_loop(plain_sae: Any) -> None:
     assert int(found.histogram().counts.sum()) == 9
 
 
+def test_nearest_cosine_among_thousands(plain_sae: Any) -> None:
+    sae = plain_sae(5, 1100)  # more than are looked at together
+    rows = sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)
+    cosines = (rows @ rows.T).fill_diagonal_(-1)
+    torch.testing.assert_close(decoder_cosines(sae).nearest, cosines.amax(dim=1))
+
+
 def test_directions_are_found_without_a_decoder_matrix(plain_sae: Any) -> None:
     sae = plain_sae(5, 9)
     hidden = SimpleNamespace(encode=sae.encode, decode=sae.decode, d_sae=9)
