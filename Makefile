@@ -85,7 +85,8 @@ demo: $(CORE) ## see what it does, on the shipped model and recordings, in a min
 	  "  python examples/watch_attention.py" "short examples; docs/examples.md has all" \
 	  "  docs/quickstart.md" "the documentation begins here"
 
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# Processes that tests start find the package compiled, whatever this machine's settings are.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test: $(TEST) ## run the tests; more with ARGS, such as ARGS="-k cache"
 	$(PYTEST) $(ARGS)
