@@ -20,7 +20,8 @@ from torch import Tensor
 
 from hooked_whisper.errors import StoreDamagedError, StoreError
 from hooked_whisper.harvest.checksums import bytes_of
-from hooked_whisper.harvest.files import PART, write_whole
+from hooked_whisper.harvest.files import write_whole
+from hooked_whisper.io import PART
 
 TOKENS = "tokens"
 """The name of the tokens among the tensors of a shard."""

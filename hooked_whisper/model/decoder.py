@@ -1,5 +1,7 @@
 """Whisper's decoder: causal, with cross-attention and a tied unembedding."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -100,12 +102,12 @@ class Decoder(TransformerStack):
         layer: int,
         resid: Residual,
         encoder_output: EncoderOutput,
-        positions: Int[Tensor, " wanted"] | None = None,
-    ) -> Float[Tensor, "batch wanted vocab"]:
+        positions: Sequence[int] | None = None,
+    ) -> Float[Tensor, "batch some vocab"]:
         """The logits at some positions, None for all, from the stream before block `layer`."""
         with running(PassInfo(n_recordings=len(encoder_output))):
             resid = self.run_blocks(resid, encoder_output, None, start=layer)
-            return self.finish(resid if positions is None else resid[:, positions])
+            return self.finish(resid if positions is None else resid[:, list(positions)])
 
     def forward(
         self,

@@ -198,11 +198,11 @@ class HookedWhisper(Pretrained, Calls):
     ) -> None:
         """Refuse a residual stream that a stack cannot go on with."""
         longest = self.cfg.n_audio_ctx if stack == "encoder" else self.cfg.n_text_ctx
-        shape = tuple(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
+        shape = tuple(resid.shape) if isinstance(resid, Tensor) else ()
         fits = len(shape) == 3 and shape[2] == self.cfg.d_model and 0 < shape[1] <= longest
         if not fits or (stack == "encoder" and shape[1] != longest):
             raise InputError(
-                f"resid is {shape}; the {stack}'s stream is [batch, "
+                f"resid is {shape or type(resid).__name__}; the {stack}'s stream is [batch, "
                 f"{'' if stack == 'encoder' else 'up to '}{longest}, {self.cfg.d_model}]."
             )
         if resid.device != self.device:

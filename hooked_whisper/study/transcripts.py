@@ -34,7 +34,7 @@ def transcripts_section(hearing: Hearing, normalize: Normalize = "basic") -> Sec
         "n_with_reference": len(said),
         "seconds": sum(each.seconds for each in hearing.recordings),
         "n_skipped": len(hearing.skipped),
-        "wer": word_error_rate(*zip(*pairs, strict=True), normalize) if pairs else None,
+        "wer": _rate(pairs, normalize),
         "exact_share": sum(a == b for a, b in plain) / len(plain) if plain else None,
     }
     shown = sorted(rows, key=lambda row: -(row["wer"] or 0))[:MOST_ROWS]
@@ -54,6 +54,12 @@ def transcripts_section(hearing: Hearing, normalize: Normalize = "basic") -> Sec
     )
     exhibit = Exhibit("transcripts", "Transcripts", _finding(numbers), table=table)
     return Section("transcripts", "What it writes", about, numbers, [exhibit])
+
+
+def _rate(pairs: Sequence[tuple[str, str]], normalize: Normalize) -> float | None:
+    if not pairs:
+        return None
+    return word_error_rate([a for a, _ in pairs], [b for _, b in pairs], normalize)
 
 
 def _row(heard: Any, normalize: Normalize) -> dict[str, Any]:

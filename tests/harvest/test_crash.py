@@ -5,7 +5,6 @@ import random
 import resource
 import shutil
 import signal
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -133,29 +132,6 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     with largest_file(100), pytest.raises(StoreWriteError, match=r"File too large.*Free some"):
         write_whole(path, lambda file: file.write(b"1" * 10_000))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_content_is_on_the_disk_before_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a power cut would show it: content, then its name, then the folder that holds the name."""
-    path, done = tmp_path / "rows", []
-    fsync, replace = os.fsync, os.replace
-
-    def sync(handle: int) -> None:
-        fsync(handle)
-        is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
-        done.append("folder" if is_folder else os.fstat(handle).st_size)
-
-    def rename(*paths: Any) -> None:
-        replace(*paths)
-        done.append("name")
-
-    monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(os, "replace", rename)
-    write_whole(path, lambda file: file.write(b"1" * 10_000))
-    assert done == [10_000, "name", "folder"]
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_may_not_be_written(

@@ -238,10 +238,10 @@ MUTANTS = [
     Mutant(
         "name-before-folder",
         "a file's name is not brought to the disk",
-        "harvest/files.py",
+        "io.py",
         "        sync_folder(path.parent)\n",
         "",
-        ("harvest/test_crash.py",),
+        ("test_io.py", "harvest/test_crash.py"),
     ),
     Mutant(
         "damage-in-records",

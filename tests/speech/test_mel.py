@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 
+from hooked_whisper.digits import recordings
 from hooked_whisper.errors import AudioError, AudioFileError, AudioLengthError, MelError
 from hooked_whisper.speech import Mel, check_mel, load_audio, to_mel
 from hooked_whisper.speech.mel import positions_before_padding
@@ -285,11 +286,27 @@ def with_value(value: float) -> torch.Tensor:
     return mel
 
 
-@pytest.mark.parametrize(("n_frames", "n_positions"), [(0, 0), (1, 1), (2, 1), (99, 50), (100, 50)])
+@pytest.mark.parametrize(
+    ("n_frames", "n_positions"), [(0, 0), (1, 1), (2, 1), (99, 50), (100, 50), (200, 100)]
+)
 def test_positions_before_the_padding_are_rounded_up(n_frames: int, n_positions: int) -> None:
-    values = torch.full((2, 80, 200), -1.0)
-    values[0, 7, :n_frames] = 0.5  # sound in a single band
-    assert positions_before_padding(values).tolist() == [n_positions, 0]
+    """Zeros, as `transcribe` fills with, end sharply; digital silence is heard a frame late."""
+    for silence, late in ((0.0, 0), (-1.0, 1)):
+        values = torch.full((2, 80, 200), silence)
+        heard = n_frames and min(n_frames + late, 200)
+        values[0, 7, :heard] = torch.arange(heard) % 2 + 1.0  # sound in a single band
+        assert positions_before_padding(values).tolist() == [n_positions, 0], silence
+
+
+def test_positions_before_the_padding_are_those_of_the_recordings() -> None:
+    """Of real recordings, which end within a frame: at most one more."""
+    found, wanted = [], []
+    for recording in recordings():
+        mel = to_mel(recording.path, n_mels=80, n_frames=3000)
+        found.append(int(positions_before_padding(mel.values)))
+        wanted.append(int(mel.n_positions))
+    more = [one - other for one, other in zip(found, wanted, strict=True)]
+    assert set(more) <= {0, 1} and sum(more) <= 2
 
 
 class TestCheckMel:
