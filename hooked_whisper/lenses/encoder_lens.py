@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -199,14 +200,9 @@ def encoder_lens(
             generations.append(generation)
         if tokens is not None:
             with torch.no_grad():
-                loss = model(
-                    None,
-                    tokens,
-                    return_type="loss",
-                    encoder_output=heard,
-                    loss_per_token=True,
-                )
-            logprobs.append(-loss)
+                logits = model(None, tokens, encoder_output=heard)
+            nexts = tokens[:, 1:].long()
+            logprobs.append(-F.cross_entropy(logits[:, :-1].mT, nexts, reduction="none"))
     return EncoderLens(
         layers=depths,
         final_ln=final_ln,
