@@ -10,12 +10,10 @@ import functools
 import gc
 import inspect
 import os
-import resource
 import socket
 import typing
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -138,26 +136,19 @@ def _go_offline(config: pytest.Config) -> None:
     patch.setattr(socket, "getaddrinfo", lookup)
 
 
-_resident = {"kept": 650 * 2**20}
-"""Bytes of this process after it last gave memory back; at first what the imports take."""
+def pytest_collection_finish() -> None:
+    """Have what imports left out of every later collection, which is then quick."""
+    gc.collect()
+    gc.freeze()
 
 
-def pytest_runtest_teardown() -> None:
-    """Keep a worker small: caches in cycles are collected, and freed memory is given back."""
-    if _resident_bytes() < _resident["kept"] + 150 * 2**20:
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Keep a worker small: behind each file, what it left in cycles goes, and its memory too."""
+    if nextitem is not None and nextitem.path == item.path:
         return
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # where the C library is not glibc
         ctypes.CDLL(None).malloc_trim(0)
-    _resident["kept"] = max(_resident["kept"], _resident_bytes())
-
-
-def _resident_bytes() -> int:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * resource.getpagesize()
 
 
 @pytest.fixture(autouse=True)
@@ -347,8 +338,8 @@ def random_model(cfg: HookedWhisperConfig, seed: int = 0) -> Any:
     return model
 
 
-def openai_twin(model: Any) -> Any:
-    """openai-whisper's own model with the weights of `model`.
+def openai_twin(model: Any, share: bool = False) -> Any:
+    """openai-whisper's own model with the weights of `model`, a copy of them or the same memory.
 
     The renaming is written out here, so that a slip in the package's own shows.
     """
@@ -356,7 +347,7 @@ def openai_twin(model: Any) -> Any:
 
     twin = Whisper(model.cfg.dims).eval()
     weights = {_openai_name(name): value for name, value in model.state_dict().items()}
-    missing, extra = twin.load_state_dict(weights, strict=False)
+    missing, extra = twin.load_state_dict(weights, strict=False, assign=share)
     # openai-whisper's causal mask and alignment heads are no weights, and not saved by it.
     assert set(missing) | set(extra) <= {"decoder.mask", "alignment_heads"}, (missing, extra)
     return twin

@@ -105,7 +105,7 @@ class Family:
             self.hf.set_attn_implementation("sdpa")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def make_family(make_reference: Callable[..., Any]) -> Callable[[str], Family]:
     """The family of a size, or of `"digits"`, made once."""
     made: dict[str, Family] = {}
@@ -121,7 +121,7 @@ def make_family(make_reference: Callable[..., Any]) -> Callable[[str], Family]:
             mel, tokens = inputs_for(hooked.cfg)
             if name == "digits":
                 mel = hooked.to_mel([RECORDINGS / each for each in SPOKEN]).values
-            openai = make_reference(hooked)
+            openai = make_reference(hooked, share=True)
             openai.register_buffer("alignment_heads", hooked.alignment_heads, persistent=False)
             made[name] = Family(hooked, openai, mel, tokens)
         return made[name]
@@ -130,32 +130,32 @@ def make_family(make_reference: Callable[..., Any]) -> Callable[[str], Family]:
 
 
 @pytest.fixture(
-    scope="session", params=[*[size for size in SIZES if SIZES[size].d_vocab > 1000], "digits"]
+    scope="package", params=[*[size for size in SIZES if SIZES[size].d_vocab > 1000], "digits"]
 )
 def family(request: pytest.FixtureRequest, make_family: Callable[[str], Family]) -> Family:
     """Every size with a vocabulary of Whisper's, one after the other."""
     return make_family(request.param)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny(make_family: Callable[[str], Family]) -> Family:
     """Tiny at its full size."""
     return make_family("tiny")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def short(make_family: Callable[[str], Family]) -> Family:
     """Tiny's vocabulary and layers with a window of one second."""
     return make_family("short")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def narrow(make_family: Callable[[str], Family]) -> Family:
     """The short model with a vocabulary of 500."""
     return make_family("narrow")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def digits(make_family: Callable[[str], Family]) -> Family:
     """The trained weights that come with the package."""
     return make_family("digits")
@@ -168,13 +168,13 @@ def _as_in_use(without_shape_checks: None) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def assert_close() -> Callable[..., None]:
     """`assert_close(ours, theirs, what, times=1)`: to `times` 1e-5 on values of order 10."""
     return check_close
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def assert_same() -> Callable[[Tensor, Tensor, str], None]:
     """`assert_same(ours, theirs, what)`: to the last bit."""
     return check_same
