@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hooked_whisper.errors import HookDisabledError, HookNameError, SpliceError
 from hooked_whisper.model.axes import axis_sizes
+from hooked_whisper.speech.mel import Mel
 
 SITE = "encoder.blocks.1.hook_resid_post"
 TEXT_SITE = "decoder.blocks.1.hook_resid_mid"
@@ -440,6 +441,22 @@ def test_padding_can_be_left_alone(
     torch.testing.assert_close(output[1], recons[1], rtol=0, atol=0)
     with pytest.raises(SpliceError, match="speech_only is for activations of encoder positions"):
         tiny_model.add_sae(sae, TEXT_SITE, speech_only=True)
+
+
+def test_rows_of_several_recordings_each_have_their_own_padding(
+    tiny_model: Any, tiny_mel: Tensor, sae: Any
+) -> None:
+    """A stream goes on in groups of rows, three for each recording."""
+    mel, place = Mel(tiny_mel, torch.tensor([52, 20])), ("encoder", 1)
+    with torch.no_grad(), tiny_model.saes({SITE: sae}, speech_only=True):
+        whole = tiny_model(mel)
+        rows = tiny_model(mel, stop_at_layer=place).repeat_interleave(3, dim=0)
+        got = tiny_model.run_from(place, rows, n_positions=mel.n_positions)
+        torch.testing.assert_close(got, whole.repeat_interleave(3, dim=0), atol=1e-5, rtol=1e-5)
+        with pytest.raises(SpliceError, match="this pass does not say where that is"):
+            tiny_model.run_from(place, rows)
+    with torch.no_grad(), tiny_model.saes({SITE: sae}):
+        assert not torch.allclose(tiny_model(mel), whole, atol=1e-2)
 
 
 def test_a_copy_of_the_model_has_splices_of_its_own(

@@ -201,7 +201,7 @@ MUTANTS = [
         "hooks/splice.py",
         "counts = counts.repeat_interleave(n_rows // len(counts)).to(value.device)",
         "counts = counts.repeat(n_rows // len(counts)).to(value.device)",
-        ("interventions/test_path_patching.py",),
+        ("model/test_splicing.py",),
     ),
     Mutant(
         "edit-in-place-unseen",

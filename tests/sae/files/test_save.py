@@ -187,13 +187,16 @@ def test_a_save_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     first = random_sae("standard")
     folder = save_sae(first, tmp_path / "sae")
 
-    def full(*args: Any) -> None:
+    def full(tensors: Any, path: Any, **options: Any) -> None:
+        save_file(tensors, path, **options)  # the last byte is the one too many
         raise OSError("no space left on device")
 
     monkeypatch.setattr("hooked_whisper.sae.files.save.save_file", full)
     with pytest.raises(OSError, match="no space left"):
         save_sae(random_sae("topk"), folder)
-    assert load_sae(folder).cfg == first.cfg
+    left = load_sae(folder)
+    assert left.cfg == first.cfg and torch.equal(left.W_enc, first.W_enc)
+    assert sorted(each.name for each in folder.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
     assert [each.name for each in tmp_path.iterdir()] == ["sae"]
 
 
