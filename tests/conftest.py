@@ -20,6 +20,9 @@ from typing import Any
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn without a screen
 # openai-whisper aligns words with loops that numba takes 20 s to compile; as Python they take none.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+# oneDNN and PyTorch keep what they compiled for 1,000 shapes: 300 MB in a worker that meets them.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
 
 import jaxtyping
 from beartype import beartype
