@@ -19,8 +19,8 @@ class PassInfo:
 
     Args:
         first_pos: The decoder position of the first token; above 0 in later steps of decoding.
-        n_recordings: Recordings that the rows of tokens belong to, in equal
-            groups: in beam search, several rows are hypotheses about one.
+        n_recordings: In the decoder: recordings that the rows of tokens belong to, in
+            equal groups. In beam search, several rows are hypotheses about one.
         n_positions: Encoder positions of each recording that hold sound, the
             rest being padding; the encoder's rows belong to them in equal groups.
     """

@@ -17,7 +17,7 @@ from hooked_whisper.generation.generate import Generation
 from hooked_whisper.hooks.passes import running
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
-from hooked_whisper.speech.tokens import D_VOCABS, check_tokens, get_tokenizer
+from hooked_whisper.speech.tokens import D_VOCABS, check_tokens, get_tokenizer, is_text
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -250,7 +250,7 @@ def counted_tokens(
 ) -> Bool[Tensor, "batch next_pos"]:
     """Which of `tokens[:, 1:]` are a transcript's: neither its start sequence nor its padding.
 
-    Padding is what follows the first end-of-text. In a vocabulary that is
+    Padding is what `speech.tokens.is_text` says. In a vocabulary that is
     not Whisper's, every token counts.
     """
     nexts = tokens[:, 1:]
@@ -260,8 +260,7 @@ def counted_tokens(
     is_special = (nexts > tokenizer.eot) & (nexts < tokenizer.timestamp_begin)
     # The start, with a prompt or without, ends at the last of these.
     in_start = is_special.long().flip(1).cummax(dim=1).values.flip(1).bool()
-    ended = (nexts == tokenizer.eot).long()
-    return ~in_start & (ended.cumsum(dim=1) - ended == 0)
+    return ~in_start & is_text(tokens, model.cfg)[:, 1:]
 
 
 def _depths(model: HookedWhisper, layers: Sequence[int] | None) -> tuple[int, ...]:

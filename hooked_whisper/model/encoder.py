@@ -56,7 +56,7 @@ class Encoder(TransformerStack):
                 "Move it with mel.to(model.device)."
             )
         known = mel.n_positions if isinstance(mel, Mel) else positions_before_padding(mel)
-        return PassInfo(n_recordings=len(mel), n_positions=known)
+        return PassInfo(n_positions=known)
 
     def embed(self, mel: MelInput) -> Residual:
         """The residual stream before the first block, of a mel that `pass_over` has checked."""

@@ -184,13 +184,12 @@ class HookedWhisper(Pretrained, Calls):
         >>> stream = model(mel, stop_at_layer=("encoder", 2))           # doctest: +SKIP
         >>> logits = model.run_from(("encoder", 2), stream, tokens)     # doctest: +SKIP
         """
-        ((stack, start),) = self._check_layer("layer", layer).items()
+        stack, start = self._check_layer("layer", layer)
         self._check_stream(stack, resid, tokens, encoder_output)
         if stack == "decoder":
             assert encoder_output is not None
             return self.decoder.run_from(start, resid, encoder_output)
-        info = PassInfo(n_recordings=len(resid), n_positions=n_positions)
-        output = self.encoder.run_from(start, resid, info)
+        output = self.encoder.run_from(start, resid, PassInfo(n_positions=n_positions))
         return output if tokens is None else self.decoder(tokens, output)
 
     def _check_stream(
@@ -274,13 +273,13 @@ class HookedWhisper(Pretrained, Calls):
         """Where to stop, by stack, with the layer counted from the start."""
         if stop_at_layer is None:
             return {}
-        stop = self._check_layer("stop_at_layer", stop_at_layer)
-        if "decoder" in stop and tokens is None:
+        stack, layer = self._check_layer("stop_at_layer", stop_at_layer)
+        if stack == "decoder" and tokens is None:
             raise InputError(f"stop_at_layer {stop_at_layer!r} needs tokens for the decoder.")
-        return stop
+        return {stack: layer}
 
-    def _check_layer(self, name: str, given: Any) -> dict[Stack, int]:
-        """A place before a block, by stack, with the layer counted from the start."""
+    def _check_layer(self, name: str, given: Any) -> tuple[Stack, int]:
+        """A place before a block, with the layer counted from the start."""
         pair = given if isinstance(given, Sequence) else ()
         if len(pair) != 2 or pair[0] not in ("encoder", "decoder") or not isinstance(pair[1], int):
             raise InputError(
@@ -293,7 +292,7 @@ class HookedWhisper(Pretrained, Calls):
                 f"{name} is {given!r}; the {stack} has {n_layers} layers, so that "
                 f"it can be {-n_layers} to {n_layers}."
             )
-        return {stack: layer + n_layers if layer < 0 else layer}
+        return stack, layer + n_layers if layer < 0 else layer
 
     def _make_cache(self, collector: Collector, *args: Any, **kwargs: Any) -> WhisperCache:
         cache = super()._make_cache(collector, *args, **kwargs)

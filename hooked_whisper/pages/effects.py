@@ -9,6 +9,7 @@ from torch import Tensor
 from hooked_whisper.display import progress_bar
 from hooked_whisper.pages.heard import Heard, batches, mel_of
 from hooked_whisper.pages.sites import FeatureSite
+from hooked_whisper.speech.wer import n_wrong_words
 
 
 class Effect(NamedTuple):
@@ -27,7 +28,7 @@ class Effect(NamedTuple):
     @property
     def changed(self) -> tuple[int, int]:
         """Words that differ from the plain transcript: ablated, amplified."""
-        return words_changed(self.without, self.ablated), words_changed(
+        return n_wrong_words(self.without, self.ablated), n_wrong_words(
             self.without, self.amplified
         )
 
@@ -108,21 +109,3 @@ def effects(
     return {
         pair: Effect(plain[pair[0]], texts[2 * i], texts[2 * i + 1]) for i, pair in enumerate(pairs)
     }
-
-
-def words_changed(before: str, after: str) -> int:
-    """Words that have to be put in, taken out or replaced between two texts.
-
-    Source: Levenshtein 1966.
-
-    >>> words_changed("three one four", "three four four")
-    1
-    """
-    old, new = before.split(), after.split()
-    row = list(range(len(new) + 1))
-    for i, word in enumerate(old, 1):
-        above, row[0] = row[0], i
-        for j, other in enumerate(new, 1):
-            least = min(row[j] + 1, row[j - 1] + 1, above + (word != other))
-            above, row[j] = row[j], least
-    return row[-1]

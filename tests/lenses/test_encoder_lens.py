@@ -196,6 +196,13 @@ def test_the_tokens_that_count(text: Any, options: Any, counted: Any, speaking_m
     assert torch.equal(counted_tokens(speaking_model, tokens), wanted)
 
 
+def test_what_rows_were_filled_up_with_does_not_count(speaking_model: Any) -> None:
+    """Without an end of their own, also the first of what was filled in."""
+    tokens = speaking_model.to_tokens([" three one", " two"])
+    counted = counted_tokens(speaking_model, tokens)
+    assert counted.tolist() == [[False] * 3 + [True, True], [False] * 3 + [True, False]]
+
+
 def test_the_mean_is_over_the_tokens_that_count(speaking_model: Any, tiny_mel: Any) -> None:
     tokens = speaking_model.to_tokens([" three one", " two"], append_eot=True)
     lens = encoder_lens(speaking_model, tiny_mel, tokens, transcribe=False)

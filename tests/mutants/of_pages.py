@@ -108,14 +108,6 @@ MUTANTS = [
         ("pages/test_attention_data.py",),
     ),
     Mutant(
-        "page-words-changed",
-        "replaced words count twice",
-        "pages/effects.py",
-        "above + (word != other))",
-        "above + 2 * (word != other))",
-        ("pages/test_features_input.py",),
-    ),
-    Mutant(
         "n21-moved-kurtosis",
         "merged fourth moments have a wrong term",
         "study/moments.py",

@@ -322,7 +322,7 @@ MUTANTS = [
         "speech/wer.py",
         "found.substitutions + found.deletions + found.insertions",
         "found.substitutions + found.deletions",
-        ("speech/test_wer.py",),
+        ("speech/test_wer.py", "pages/test_features_input.py"),
     ),
     Mutant(
         "m16-divergence",

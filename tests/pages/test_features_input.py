@@ -9,9 +9,9 @@ import torch
 
 from hooked_whisper.errors import HookNameError, InputError, RecordingsError, SpliceError
 from hooked_whisper.pages import feature_page
-from hooked_whisper.pages.effects import words_changed
 from hooked_whisper.pages.heard import hear, on_positions
 from hooked_whisper.sae import TopKConfig, make_sae
+from hooked_whisper.speech.wer import n_wrong_words
 
 SITE = "encoder.blocks.1.hook_resid_post"
 
@@ -160,7 +160,7 @@ def test_tokens_of_a_vocabulary_without_text(
     ids=["same", "lost", "new", "both"],
 )
 def test_changed_words_are_counted(before: str, after: str, n: int) -> None:
-    assert words_changed(before, after) == n
+    assert n_wrong_words(before, after) == n
 
 
 def test_what_is_said_in_the_middle_of_a_position() -> None:
