@@ -33,8 +33,8 @@ from benchmarks.report import to_markdown, verdict
 from benchmarks.run import RESULTS, cpu_model
 from benchmarks.tasks import HF_SDPA, OURS, Run, Task
 from benchmarks.timing import time_task
-from hooked_whisper.harvest import ActivationStore, harvest
 from hooked_whisper.speech.mel import to_mel
+from hooked_whisper.store import ActivationStore, harvest
 
 HOOKS = "encoder.blocks.*.hook_resid_post"
 BARE = "mel and encoder, nothing kept"

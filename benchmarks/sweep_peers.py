@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.models import Models
 from benchmarks.sweep_tasks import Inputs, Place
-from hooked_whisper.interventions.metrics import Metric
+from hooked_whisper.metrics.base import Metric
 
 _TARGETS = {
     "hook_resid_pre": "self_attn_layer_norm",

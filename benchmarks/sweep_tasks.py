@@ -8,9 +8,9 @@ from torch import Tensor
 
 from benchmarks.models import Models, make_inputs
 from hooked_whisper import HookedWhisperConfig
-from hooked_whisper.interventions.metrics import Metric
-from hooked_whisper.interventions.sequence_metrics import SequenceLogProb
-from hooked_whisper.interventions.token_metrics import LogitDifference
+from hooked_whisper.metrics.base import Metric
+from hooked_whisper.metrics.sequences import SequenceLogProb
+from hooked_whisper.metrics.tokens import LogitDifference
 
 Per = Literal["pos", "head", "window"]
 

@@ -41,8 +41,8 @@ from benchmarks.tasks import Run, Task
 from benchmarks.timing import CLOCKS, Timing, time_task
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.interventions.examples import Example
-from hooked_whisper.interventions.metrics import resolve_positions
-from hooked_whisper.interventions.sweep import DEFAULT_MAX_BYTES, patch_sweep
+from hooked_whisper.metrics.base import resolve_positions
+from hooked_whisper.patching.sweep import DEFAULT_MAX_BYTES, patch_sweep
 from hooked_whisper.speech.mel import Mel
 
 RESULTS = Path(__file__).parent / "results"

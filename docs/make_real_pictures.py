@@ -28,12 +28,12 @@ from hooked_whisper.interventions import (
     Interventions,
     Patch,
     RestrictAttention,
-    SequenceLogProb,
     Site,
     ZeroAblation,
-    patch_sweep,
 )
-from hooked_whisper.pages import attention_page
+from hooked_whisper.metrics import SequenceLogProb
+from hooked_whisper.patching import patch_sweep
+from hooked_whisper.reports import attention_page
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -15,14 +15,9 @@ import torch
 from hooked_whisper import HookedWhisper, Mel
 from hooked_whisper.digits import recordings
 from hooked_whisper.figures import plot_head_scores
-from hooked_whisper.interventions import (
-    Example,
-    Interventions,
-    SequenceLogProb,
-    Site,
-    ZeroAblation,
-    patch_sweep,
-)
+from hooked_whisper.interventions import Example, Interventions, Site, ZeroAblation
+from hooked_whisper.metrics import SequenceLogProb
+from hooked_whisper.patching import patch_sweep
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "out")
 out.mkdir(parents=True, exist_ok=True)

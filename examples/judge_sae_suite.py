@@ -34,7 +34,7 @@ from hooked_whisper.sae.evaluation import (
     evaluate_saes,
     latents_by_speech,
 )
-from hooked_whisper.sae.evaluation.labels import Level
+from hooked_whisper.sae.evaluation.speech_labels import Level
 from hooked_whisper.sae.files.suite import load_suite
 
 LEVELS: tuple[Level, ...] = ("frame", "word")

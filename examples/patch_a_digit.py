@@ -12,14 +12,9 @@ from pathlib import Path
 
 from hooked_whisper import HookedWhisper
 from hooked_whisper.digits import recordings
-from hooked_whisper.interventions import (
-    Example,
-    Interventions,
-    LogitDifference,
-    Patch,
-    Site,
-    patch_sweep,
-)
+from hooked_whisper.interventions import Example, Interventions, Patch, Site
+from hooked_whisper.metrics import LogitDifference
+from hooked_whisper.patching import patch_sweep
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "out")
 out.mkdir(parents=True, exist_ok=True)

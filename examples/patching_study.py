@@ -20,16 +20,9 @@ import torch
 from spoken import RATE_HZ, Word, join, shipped_words, slot
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.interventions import (
-    CutAttention,
-    ExactTranscript,
-    Example,
-    Interventions,
-    LogitDifference,
-    RestrictAttention,
-    SweepResult,
-    patch_sweep,
-)
+from hooked_whisper.interventions import CutAttention, Example, Interventions, RestrictAttention
+from hooked_whisper.metrics import ExactTranscript, LogitDifference
+from hooked_whisper.patching import SweepResult, patch_sweep
 
 N_WORDS = 3
 N_PROMPT = 4

@@ -13,7 +13,7 @@ import csv
 from pathlib import Path
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.harvest import harvest, probe
+from hooked_whisper.store import harvest, probe
 
 HOOKS = [
     "encoder.hook_mel",  # the probes' baseline

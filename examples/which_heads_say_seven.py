@@ -17,8 +17,10 @@ from spoken import DIGITS, RATE_HZ, join, shipped_words, words_of_folder
 
 from hooked_whisper import HookedWhisper, Mel
 from hooked_whisper.figures import plot_by_layer, plot_head_scores, plot_patching
-from hooked_whisper.interventions import Example, LogitDifference, attribution_patch, patch_sweep
+from hooked_whisper.interventions import Example
 from hooked_whisper.lenses import direct_attribution
+from hooked_whisper.metrics import LogitDifference
+from hooked_whisper.patching import attribution_patch, patch_sweep
 from hooked_whisper.sae import load_suite
 
 POS = 4  # after <start, en, transcribe, notimestamps> and the first word: writes the second one

@@ -4,10 +4,10 @@ import typing
 
 if typing.TYPE_CHECKING:
     from hooked_whisper.config import HookedWhisperConfig
-    from hooked_whisper.generation.generate import Generation
     from hooked_whisper.hooks.cache import WhisperCache
     from hooked_whisper.hooks.points import HookPoint
     from hooked_whisper.hooks.root import HookedEncoderDecoder
+    from hooked_whisper.model.generate import Generation
     from hooked_whisper.model.whisper import HookedWhisper
     from hooked_whisper.speech.audio import load_audio
     from hooked_whisper.speech.mel import Mel
@@ -30,7 +30,7 @@ _HOMES = {
     "HookedEncoderDecoder": "hooks.root",
     "HookedWhisper": "model.whisper",
     "HookedWhisperConfig": "config",
-    "Generation": "generation.generate",
+    "Generation": "model.generate",
     "Mel": "speech.mel",
     "WhisperCache": "hooks.cache",
     "load_audio": "speech.audio",

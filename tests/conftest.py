@@ -269,6 +269,65 @@ def tiny_tokens(tiny_cfg: HookedWhisperConfig) -> torch.Tensor:
     return torch.randint(0, tiny_cfg.d_vocab, (2, 7), generator=generator)
 
 
+@pytest.fixture(scope="session")
+def digits_model() -> Any:
+    """The shipped model; shared, so leave it as it was."""
+    from hooked_whisper import HookedWhisper
+
+    return HookedWhisper.from_pretrained("digits", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def make_example() -> Callable[..., Any]:
+    """`make_example(model, seed, n_rows=1)`: random sound and 7 random tokens."""
+    from hooked_whisper import Mel
+    from hooked_whisper.interventions import Example
+
+    def make(model: Any, seed: int, n_rows: int = 1) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (n_rows, model.cfg.n_mels, model.cfg.n_frames)
+        values = torch.randn(shape, generator=generator).clamp(-1, 1)
+        tokens = torch.randint(0, model.cfg.d_vocab, (n_rows, 7), generator=generator)
+        return Example(Mel(values, torch.full((n_rows,), model.cfg.n_frames)), tokens)
+
+    return make
+
+
+@pytest.fixture
+def pair(tiny_model: Any, make_example: Callable[..., Any]) -> tuple[Any, Any]:
+    """Two examples for `tiny_model`."""
+    return make_example(tiny_model, 1), make_example(tiny_model, 2)
+
+
+@pytest.fixture(scope="session")
+def one_pass() -> Callable[..., torch.Tensor]:
+    """`one_pass(model, mel, tokens, *edits)`: logits with the edits."""
+    from hooked_whisper.interventions import Interventions
+
+    def run(model: Any, mel: Any, tokens: torch.Tensor, *edits: Any) -> torch.Tensor:
+        with torch.no_grad(), Interventions(model, *edits):
+            return model(mel, tokens)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def in_steps() -> Callable[..., torch.Tensor]:
+    """`in_steps(model, mel, tokens, *edits)`: the same, 3 tokens first and then one at a time."""
+    from hooked_whisper.interventions import Interventions
+    from hooked_whisper.model.kv_cache import KVCache
+
+    def run(model: Any, mel: Any, tokens: torch.Tensor, *edits: Any) -> torch.Tensor:
+        kv_cache = KVCache()
+        steps = [tokens[:, :3], *tokens[:, 3:].split(1, dim=1)]
+        with torch.no_grad(), Interventions(model, *edits):
+            encoded = model.encoder(mel)
+            logits = [model.decoder(step, encoded, kv_cache=kv_cache) for step in steps]
+        return torch.cat(logits, dim=1)
+
+    return run
+
+
 class Shown(HTMLParser):
     """What an object shows in a notebook, read as a browser would, and checked for its promises.
 

@@ -1,13 +1,5 @@
 """Statistics of attention and of residual streams: plain tensors in, numbers and tables out."""
 
-from hooked_whisper.analysis.alignment import (
-    TimeAlignment,
-    correlation_with_energy,
-    expected_seconds,
-    frame_energy,
-    monotonicity,
-    time_alignment,
-)
 from hooked_whisper.analysis.attention import (
     attention_entropy,
     attention_received,
@@ -18,6 +10,14 @@ from hooked_whisper.analysis.attention import (
     previous_token_score,
     share_on_padding,
     start_token_score,
+)
+from hooked_whisper.analysis.attention_timing import (
+    TimeAlignment,
+    correlation_with_energy,
+    expected_seconds,
+    frame_energy,
+    monotonicity,
+    time_alignment,
 )
 from hooked_whisper.analysis.residual import (
     Histogram,

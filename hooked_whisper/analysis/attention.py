@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.analysis import scores
-from hooked_whisper.analysis.rows import Count, read_rows, share_cut_off
+from hooked_whisper.analysis.masking import Count, read_rows, share_cut_off
 from hooked_whisper.errors import InputError
 
 

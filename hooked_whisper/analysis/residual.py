@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_whisper.analysis.rows import Count, position_mask
+from hooked_whisper.analysis.masking import Count, position_mask
 from hooked_whisper.errors import InputError
 
 Per = Literal["all", "vector", "dimension"]

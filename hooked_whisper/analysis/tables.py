@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.analysis import residual, scores
-from hooked_whisper.analysis.alignment import pearson
-from hooked_whisper.analysis.rows import Count, check_pattern, count_for_each
+from hooked_whisper.analysis.attention_timing import pearson
+from hooked_whisper.analysis.masking import Count, check_pattern, count_for_each
 from hooked_whisper.config import Stack
 from hooked_whisper.errors import InputError
 

@@ -66,7 +66,7 @@ def attention(
     Choose heads from small patterns; point at a token or a time to see where
     it looks, and play the recording from there. One file, no network.
     """
-    from hooked_whisper.pages.attention import attention_page
+    from hooked_whisper.reports.attention import attention_page
 
     path = new_path(out, f"{short_name(source)}-attention.html", overwrite=overwrite)
     chosen: Any = recording

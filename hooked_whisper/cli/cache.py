@@ -78,7 +78,7 @@ def cache(
     runs if one of its hooks is asked for, on --text, the recording's label in
     a manifest, or what the model itself writes down.
     """
-    from hooked_whisper.harvest.identity import as_dtype
+    from hooked_whisper.store.fingerprint import as_dtype
 
     if window and all_frames:
         raise click.UsageError("give one of --window and --all-frames.")

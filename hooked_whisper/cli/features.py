@@ -99,7 +99,7 @@ def features(
     most active, with sound, and what becomes of the transcript without it. One
     file that works from disk, without a network.
     """
-    from hooked_whisper.pages.features import feature_page
+    from hooked_whisper.reports.features import feature_page
 
     path = new_path(out, f"{short_name(source)}-features.html", overwrite=overwrite)
     chosen = chosen_recordings(recordings, quiet)

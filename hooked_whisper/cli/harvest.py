@@ -92,8 +92,8 @@ def harvest(
     The same command goes on after an interruption. Under torchrun, the
     processes share the work.
     """
-    from hooked_whisper.harvest import harvest as run
-    from hooked_whisper.ranks import is_first_rank, torchrun_group
+    from hooked_whisper.distributed import is_first_rank, torchrun_group
+    from hooked_whisper.store import harvest as run
 
     given: Any = recordings[0] if len(recordings) == 1 else list(recordings)
     with torchrun_group() as own_device:

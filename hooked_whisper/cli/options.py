@@ -72,8 +72,8 @@ def hooks_option(default: str | None) -> Callable[[_Function], _Function]:
 
 def load_model(source: str, device: Any, model_dtype: str) -> "HookedWhisper":
     """The model of `model_options`."""
-    from hooked_whisper.harvest.identity import as_dtype
     from hooked_whisper.model.whisper import HookedWhisper
+    from hooked_whisper.store.fingerprint import as_dtype
 
     context = click.get_current_context()
     if context.get_parameter_source("source") is click.core.ParameterSource.DEFAULT:
@@ -102,7 +102,7 @@ def chosen_recordings(paths: tuple[Path, ...], quiet: bool) -> list[Any]:
 
 def listed(recordings: list[Any]) -> list[Any]:
     """Each recording by itself, of folders and manifests too."""
-    from hooked_whisper.harvest.recordings import as_recordings
+    from hooked_whisper.data.recordings import as_recordings
 
     is_one_path = len(recordings) == 1 and isinstance(recordings[0], Path)
     return list(as_recordings(recordings[0] if is_one_path else recordings))

@@ -114,7 +114,7 @@ def patch(
         raise click.UsageError("name a CORRUPTED recording, or give --corrupt; one of them.")
     if corrupt_window and not corrupt:
         raise click.UsageError("--corrupt-window needs --corrupt silence or --corrupt noise.")
-    from hooked_whisper.interventions import SweepResult, patch_sweep
+    from hooked_whisper.patching import SweepResult, patch_sweep
 
     folder = new_path(out, f"{short_name(source)}-patch", overwrite=overwrite or resume)
     earlier = SweepResult.load(folder / "sweep.safetensors") if resume else None

@@ -85,18 +85,18 @@ def _metric(
     model: Any, right: Any, wrong: Any, metric: str, token: int | None, language: str
 ) -> tuple[Any, str]:
     """The metric, and what it measures in words."""
-    import hooked_whisper.interventions as tools
+    from hooked_whisper import metrics
 
     n_prompt = model.to_tokens("", language=language).shape[1]
     text = model.to_string(right.tokens)[0].strip()
     if metric == "transcript":
-        return tools.ExactTranscript(text), f"measured is whether the transcript is {text!r}"
+        return metrics.ExactTranscript(text), f"measured is whether the transcript is {text!r}"
     if metric == "word-error-rate":
-        wer = tools.WordErrorRate(text)
+        wer = metrics.WordErrorRate(text)
         return wer, f"measured is the word error rate to {text!r}"
     if metric == "text-log-prob":
         return (
-            tools.SequenceLogProb(right.tokens, start=n_prompt),
+            metrics.SequenceLogProb(right.tokens, start=n_prompt),
             f"measured is the log-probability of {text!r}",
         )
     place, good, bad = _contrast(model, right, wrong, n_prompt, token, metric)
@@ -104,10 +104,10 @@ def _metric(
     said = f"measured is {names[0]} as token {place} of the text"
     pos = n_prompt + place - 1
     if metric == "log-prob":
-        return tools.LogProb(good, pos=pos), said
+        return metrics.LogProb(good, pos=pos), said
     if metric == "probability":
-        return tools.Probability(good, pos=pos), said
-    return tools.LogitDifference(good, bad, pos=pos), f"{said} against {names[1]}"
+        return metrics.Probability(good, pos=pos), said
+    return metrics.LogitDifference(good, bad, pos=pos), f"{said} against {names[1]}"
 
 
 def _contrast(

@@ -77,9 +77,9 @@ def suite(
     that the model runs once. Of several widths or k, each pair becomes a suite
     of its own, OUT/768-k32 and so on, that the other commands take by --sae.
     """
-    from hooked_whisper.harvest import ActivationStore
-    from hooked_whisper.harvest import harvest as run
     from hooked_whisper.hooks.names import match_names
+    from hooked_whisper.store import ActivationStore
+    from hooked_whisper.store import harvest as run
 
     if store is not None and recordings:
         raise click.UsageError("give one of RECORDINGS and --store.")

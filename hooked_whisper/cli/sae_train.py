@@ -53,8 +53,8 @@ def train(
     otherwise. The log of each, log.csv, is beside it. Under torchrun, the processes
     share each batch, and a restarted one goes on from the checkpoint.
     """
-    from hooked_whisper.harvest import ActivationStore
     from hooked_whisper.hooks.names import match_names
+    from hooked_whisper.store import ActivationStore
 
     found = ActivationStore(store)
     names = match_names(list(hooks), found.hook_names)

@@ -29,7 +29,7 @@ def store() -> None:
 @json_option
 def verify(folder: Path, as_json: bool) -> None:
     """Compare every file of the store in FOLDER with its checksum; exit code 1 on damage."""
-    from hooked_whisper.harvest import verify_store
+    from hooked_whisper.store import verify_store
 
     damaged = verify_store(folder)
     if as_json:
@@ -55,7 +55,7 @@ def verify(folder: Path, as_json: bool) -> None:
 @json_option
 def info(folder: Path, as_json: bool) -> None:
     """Say what the store in FOLDER holds, and what made it."""
-    from hooked_whisper.harvest import ActivationStore
+    from hooked_whisper.store import ActivationStore
 
     told = summary(ActivationStore(folder))
     if as_json:

@@ -113,9 +113,9 @@ def train_from_store(
     as_json: bool,
 ) -> None:
     """Train in one pass over a store, and report each autoencoder."""
-    from hooked_whisper.harvest.dataset import Epochs
-    from hooked_whisper.ranks import is_first_rank
+    from hooked_whisper.distributed import is_first_rank
     from hooked_whisper.sae import train_saes
+    from hooked_whisper.store.dataset import Epochs
 
     seed = next(iter(cfgs.values())).seed
     with _answering_sigterm():

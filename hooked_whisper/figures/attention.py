@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_SECOND
 from hooked_whisper.errors import InputError
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import (
     Word,
     mark_padding,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 
-@look.drawn
+@style.drawn
 def plot_cross_attention(
     mel: Float[Tensor, "mel frame"],
     pattern: Float[Tensor, "query key"],
@@ -68,17 +68,17 @@ def plot_cross_attention(
             "seconds for each, NaN where there is none."
         )
     end_s, sound_s = shown_seconds(mel.shape[-1] / FRAMES_PER_SECOND, sound_s, show_padding)
-    names = [look.short(label) for label in labels]
+    names = [style.short(label) for label in labels]
     width, rows = time_width(end_s) - 0.9, max(0.5, rows_in(n_query))
-    margin = 0.6 + look.widest_in(names)
-    figure = look.new_figure(width + margin + 0.9, 2.4 + rows, title)
+    margin = 0.6 + style.widest_in(names)
+    figure = style.new_figure(width + margin + 0.9, 2.4 + rows, title)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, rows])
     draw_mel(above, mel, end_s)
     mark_words(above, spans_s, width, end_s)
     n_keys = max(1, round(end_s / POSITION_S))
-    image = look.heatmap(
+    image = style.heatmap(
         below,
-        look.shrink(pattern[:, :n_keys], rows, width),
+        style.shrink(pattern[:, :n_keys], rows, width),
         low=0,
         origin="upper",
         extent=(0, min(n_keys, pattern.shape[1]) * POSITION_S, n_query - 0.5, -0.5),
@@ -86,11 +86,11 @@ def plot_cross_attention(
     if path is not None:
         _draw_path(below, path)
     name_y(below, names, rows)
-    below.set_ylabel("\n".join(look.wrap("token to come", rows, look.MEDIUM)))
+    below.set_ylabel("\n".join(style.wrap("token to come", rows, style.MEDIUM)))
     for axes in (above, below):
         mark_padding(axes, sound_s, end_s)
     time_axis(below, end_s)
-    look.color_bar(figure, image, below, "attention", fraction=0.05)
+    style.color_bar(figure, image, below, "attention", fraction=0.05)
     return figure
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.figures.look import (
+from hooked_whisper.figures.style import (
     FAINT,
     GREY,
     INK,

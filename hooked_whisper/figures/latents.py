@@ -8,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import Word, mark_words, name_y, rows_in, time_axis, time_width
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
 
-@look.drawn
+@style.drawn
 def plot_latents(
     latents: Float[Tensor, "pos latent"],
     labels: Sequence[str],
@@ -55,15 +55,15 @@ def plot_latents(
     if peaks is not None:
         values = values / peaks.detach().float().cpu()[:, None].clamp_min(1e-12)
     end_s = n_pos * position_s
-    names = [look.short(label, 24) for label in labels]
+    names = [style.short(label, 24) for label in labels]
     rows, width = rows_in(n_latents), time_width(end_s) - 1.2
-    figure = look.new_figure(
-        width + look.widest_in(names) + 1.4, rows + 1.0 + 0.2 * bool(words), title
+    figure = style.new_figure(
+        width + style.widest_in(names) + 1.4, rows + 1.0 + 0.2 * bool(words), title
     )
     axes = figure.subplots()
-    image = look.heatmap(
+    image = style.heatmap(
         axes,
-        look.shrink(values, math.inf, width),
+        style.shrink(values, math.inf, width),
         low=0,
         high=None if peaks is None else 1,
         origin="upper",
@@ -74,5 +74,5 @@ def plot_latents(
     time_axis(axes, end_s)
     mark_words(axes, words, width, end_s)
     bar = "activation" if peaks is None else "share of the latent's peak"
-    look.color_bar(figure, image, axes, bar)
+    style.color_bar(figure, image, axes, bar)
     return figure

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import Word, mark_words, name_x, name_y, open_frame, rows_in
-from hooked_whisper.figures.look import short
+from hooked_whisper.figures.style import short
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -20,7 +20,7 @@ _COLUMNS, _MOST_ROWS = 20, 120
 """Columns of a logit lens in one panel; rows of all its panels up to which it has texts."""
 
 
-@look.drawn
+@style.drawn
 def plot_logit_lens(
     probability: Float[Tensor, "site pos"],
     texts: Sequence[Sequence[str]],
@@ -61,19 +61,19 @@ def plot_logit_lens(
     is_written = n_panels * len(sites) <= _MOST_ROWS
     n_panels = n_panels if is_written else 1
     each = math.ceil(len(columns) / n_panels)
-    texts_in = look.widest_in([text for row in shown for text in row]) if is_written else 0.0
-    cell = max(0.4, texts_in + 0.1, look.widest_in(names) + 0.1)
+    texts_in = style.widest_in([text for row in shown for text in row]) if is_written else 0.0
+    cell = max(0.4, texts_in + 0.1, style.widest_in(names) + 0.1)
     width = each * (cell if is_written else min(0.13, 12 / each))
     height = 0.21 * len(sites)
-    left = 0.5 + look.widest_in(sites)
-    figure = look.new_figure(
+    left = 0.5 + style.widest_in(sites)
+    figure = style.new_figure(
         left + width + 0.9, n_panels * (height + 0.4) + 0.5 + 0.2 * bool(title), title
     )
     panels = figure.subplots(n_panels, 1, squeeze=False)[:, 0]
     image: Any = None
     for number, axes in enumerate(panels):
         part = slice(number * each, (number + 1) * each)
-        image = look.heatmap(axes, probability[:, part], low=0, high=1)
+        image = style.heatmap(axes, probability[:, part], low=0, high=1)
         axes.set_xlim(-0.5, each - 0.5)  # the last panel may be shorter
         if is_written:
             _write_texts(axes, image, probability[:, part], [row[part] for row in shown])
@@ -81,7 +81,7 @@ def plot_logit_lens(
         name_y(axes, sites, height)
         axes.set_ylabel("residual stream")
     panels[-1].set_xlabel("decoder position, and the token looked for")
-    look.color_bar(figure, image, list(panels), "probability of the likeliest token")
+    style.color_bar(figure, image, list(panels), "probability of the likeliest token")
     return figure
 
 
@@ -90,14 +90,14 @@ def _write_texts(
 ) -> None:
     for row, line in enumerate(texts):
         for column, text in enumerate(line):
-            ink = look.ink_on(image, float(values[row, column]))
+            ink = style.ink_on(image, float(values[row, column]))
             axes.text(
-                column, row, look.plain(text), ha="center", va="center", color=ink,
-                fontsize=look.SMALL,
+                column, row, style.plain(text), ha="center", va="center", color=ink,
+                fontsize=style.SMALL,
             )  # fmt: skip
 
 
-@look.drawn
+@style.drawn
 def plot_attribution(
     values: Float[Tensor, " component"],
     labels: Sequence[str],
@@ -131,28 +131,28 @@ def plot_attribution(
     names = [*(short(name, 32) for name, _ in bars), "sum"]
     numbers = [*(value for _, value in bars), float(values.sum())]
     height = 0.2 * len(names)
-    figure = look.new_figure(4.6 + look.widest_in(names), height + 0.9, title)
+    figure = style.new_figure(4.6 + style.widest_in(names), height + 0.9, title)
     axes = figure.subplots()
     places = range(len(names))
-    colors = [*(look.FOR if value >= 0 else look.AGAINST for _, value in bars), "#666666"]
+    colors = [*(style.FOR if value >= 0 else style.AGAINST for _, value in bars), "#666666"]
     axes.barh(places, numbers, color=colors, height=0.75)
     for place, value in enumerate(numbers):
         text, side = f"{value:+.2f}", 1 if value >= 0 else -1
         axes.annotate(
             text, (value, place), xytext=(3 * side, 0), textcoords="offset points", va="center",
-            ha="left" if side > 0 else "right", fontsize=look.SMALL,
+            ha="left" if side > 0 else "right", fontsize=style.SMALL,
         )  # fmt: skip
-    axes.axvline(0, color=look.INK, linewidth=0.8)
-    axes.axhline(len(bars) - 0.5, color=look.INK, linewidth=0.5)
+    axes.axvline(0, color=style.INK, linewidth=0.8)
+    axes.axhline(len(bars) - 0.5, color=style.INK, linewidth=0.5)
     axes.margins(x=0.14)
     axes.set_ylim(len(names) - 0.4, -0.6)
     name_y(axes, names, height)
-    axes.set_xlabel(look.plain(f"added to the {label}"))
+    axes.set_xlabel(style.plain(f"added to the {label}"))
     open_frame(axes)
     return figure
 
 
-@look.drawn
+@style.drawn
 def plot_encoder_lens(
     probability: Float[Tensor, " layer"],
     layers: Sequence[int],
@@ -179,22 +179,26 @@ def plot_encoder_lens(
         )
     shown = [short(text, 60) or "(nothing)" for text in texts or []]
     height = rows_in(len(layers))
-    figure = look.new_figure(3.8 + look.widest_in(shown, look.MEDIUM), height + 0.9, title)
+    figure = style.new_figure(3.8 + style.widest_in(shown, style.MEDIUM), height + 0.9, title)
     axes = figure.subplots()
-    axes.barh(range(len(layers)), probability.detach().float().tolist(), color=look.FOR, height=0.7)
+    axes.barh(
+        range(len(layers)), probability.detach().float().tolist(), color=style.FOR, height=0.7
+    )
     axes.set_xlim(0, 1)
     for row, text in enumerate(shown):
         axes.annotate(
-            look.plain(text), (1, row), xytext=(8, 0), textcoords="offset points", va="center"
+            style.plain(text), (1, row), xytext=(8, 0), textcoords="offset points", va="center"
         )
     name_y(axes, [str(layer) for layer in layers], height)
-    axes.set_ylabel("\n".join(look.wrap("encoder layers run", height, look.MEDIUM)))
-    axes.set_xlabel("\n".join([*look.wrap(look.plain(label) + ",", 2.8, look.MEDIUM), "per token"]))
+    axes.set_ylabel("\n".join(style.wrap("encoder layers run", height, style.MEDIUM)))
+    axes.set_xlabel(
+        "\n".join([*style.wrap(style.plain(label) + ",", 2.8, style.MEDIUM), "per token"])
+    )
     open_frame(axes)
     return figure
 
 
-@look.drawn
+@style.drawn
 def plot_trajectories(
     probability: Float[Tensor, "place token"],
     places: Sequence[str],
@@ -223,14 +227,14 @@ def plot_trajectories(
     names = [short(token) for token in tokens]
     width = min(11.0, max(2.2, 0.4 * len(places)))
     rows = math.ceil(len(names) / 2) if len(names) > 24 else len(names)
-    figure = look.new_figure(
-        width + 1.2 + (1 + (rows < len(names))) * look.widest_in(names),
+    figure = style.new_figure(
+        width + 1.2 + (1 + (rows < len(names))) * style.widest_in(names),
         max(3.2, 0.17 * rows),
         title,
     )
     axes = figure.subplots()
     for number, (name, values) in enumerate(zip(names, probability.T.tolist(), strict=True)):
-        axes.plot(range(len(places)), values, label=look.plain(name), **look.line_style(number))
+        axes.plot(range(len(places)), values, label=style.plain(name), **style.line_style(number))
     open_frame(axes, grid="y")
     name_x(axes, [" ".join(place.split("\n")) for place in places], width)
     axes.set_ylim(-0.03, 1.03)
@@ -240,7 +244,7 @@ def plot_trajectories(
     return figure
 
 
-@look.drawn
+@style.drawn
 def plot_sources(
     values: Float[Tensor, "pos window"],
     windows_s: Sequence[tuple[float, float]],
@@ -270,11 +274,11 @@ def plot_sources(
         )
     names = [short(each) for each in labels]
     rows, width = 1.3 * rows_in(len(labels)), 6.8
-    figure = look.new_figure(
-        width + look.widest_in(names) + 1.4, rows + 0.9 + 0.2 * bool(spans_s), title
+    figure = style.new_figure(
+        width + style.widest_in(names) + 1.4, rows + 0.9 + 0.2 * bool(spans_s), title
     )
     axes = figure.subplots()
-    low, high = look.value_range([values], diverging=True)
+    low, high = style.value_range([values], diverging=True)
     edges = [edge - 0.5 for edge in range(len(labels) + 1)]
     image: Any = None
     for place, (start_s, end_s) in enumerate(windows_s):
@@ -282,7 +286,7 @@ def plot_sources(
         cells = column.numpy()
         sides = [start_s, end_s]
         image = axes.pcolormesh(
-            sides, edges, cells, cmap=look.color_map(diverging=True), vmin=low, vmax=high
+            sides, edges, cells, cmap=style.color_map(diverging=True), vmin=low, vmax=high
         )
         for row in (column[:, 0] < 0.2 * low).nonzero()[:, 0].tolist():
             # In greyscale both signs are dark: what takes much is hatched.
@@ -295,6 +299,6 @@ def plot_sources(
     axes.set_ylim(len(labels) - 0.5, -0.5)
     name_y(axes, names, rows)
     axes.set_xlabel("time (s)")
-    axes.set_ylabel("\n".join(look.wrap("token to come", rows, look.MEDIUM)))
-    look.color_bar(figure, image, axes, label)
+    axes.set_ylabel("\n".join(style.wrap("token to come", rows, style.MEDIUM)))
+    style.color_bar(figure, image, axes, label)
     return figure

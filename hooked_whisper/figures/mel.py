@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.errors import InputError
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import (
     Word,
     mark_padding,
@@ -29,7 +29,7 @@ _TICKS_HZ = (250.0, 500.0, 1000.0, 2000.0, 4000.0)
 _HIGHEST_HZ = 8000.0
 
 
-@look.drawn
+@style.drawn
 def plot_mel(
     mel: Float[Tensor, "mel frame"],
     *,
@@ -68,7 +68,7 @@ def plot_mel(
         _check_positions(name, line, mel, sound_s)
 
     width = time_width(end_s)
-    figure = look.new_figure(width, 2.3 + 1.3 * bool(lines) + 0.15 * bool(words), title)
+    figure = style.new_figure(width, 2.3 + 1.3 * bool(lines) + 0.15 * bool(words), title)
     panels = figure.subplots(
         1 + bool(lines), 1, sharex=True, squeeze=False, height_ratios=[2.0, 1.1][: 1 + bool(lines)]
     )
@@ -78,13 +78,13 @@ def plot_mel(
         _draw_over(above, overlay, overlay_label)
     for under in below:
         for number, (name, line) in enumerate(lines.items()):
-            style = {**look.line_style(number), "marker": ""}
-            under.plot(*_steps(line, end_s), drawstyle="steps-post", label=name, **style)
+            line_style = {**style.line_style(number), "marker": ""}
+            under.plot(*_steps(line, end_s), drawstyle="steps-post", label=name, **line_style)
         if len(lines) > 1:
             under.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
             under.set_ylabel("activation")
         else:
-            under.set_ylabel(look.plain("\n".join(look.wrap(name, 1.1, look.MEDIUM))))
+            under.set_ylabel(style.plain("\n".join(style.wrap(name, 1.1, style.MEDIUM))))
         open_frame(under, grid="y")
     mark_words(above, words, 0.85 * width, end_s, others=below)
     for panel in (above, *below):
@@ -120,12 +120,12 @@ def draw_mel(axes: "matplotlib.axes.Axes", mel: Float[Tensor, "mel frame"], end_
     """
     n_frames = max(1, round(end_s * FRAMES_PER_SECOND))
     n_mels = len(mel)
-    look.heatmap(
+    style.heatmap(
         axes,
-        look.shrink(mel[:, :n_frames], math.inf, time_width(end_s) - 1, by="mean"),
+        style.shrink(mel[:, :n_frames], math.inf, time_width(end_s) - 1, by="mean"),
         extent=(0, n_frames / FRAMES_PER_SECOND, 0, n_mels),
     )
-    look.style_ticks(axes)
+    style.style_ticks(axes)
     places = [_mels(hz) / _mels(_HIGHEST_HZ) * (n_mels + 1) - 0.5 for hz in _TICKS_HZ]
     axes.set_yticks(places, [f"{hz / 1000:g}" for hz in _TICKS_HZ])
     axes.set_ylabel("frequency (kHz)")
@@ -144,10 +144,10 @@ def _draw_over(axes: "matplotlib.axes.Axes", values: Tensor, label: str) -> None
     (line,) = beside.plot(times, steps, drawstyle="steps-post", color="white", linewidth=1.5)
     line.set_path_effects([withStroke(linewidth=3.2, foreground="black")])
     beside.fill_between(times, steps, step="post", color="white", alpha=0.2, linewidth=0)
-    low, high = look.value_range([values])
+    low, high = style.value_range([values])
     beside.set_ylim(min(0.0, low), high + 0.05 * (high - min(0.0, low)))
-    beside.set_ylabel(look.plain(label))
-    look.style_ticks(beside)
+    beside.set_ylabel(style.plain(label))
+    style.style_ticks(beside)
     beside.spines[:].set_visible(False)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import name_x, name_y, rows_in
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _MOST_COLUMNS = 20
 """Columns up to which the numbers are written in."""
 
 
-@look.drawn
+@style.drawn
 def plot_patching(
     effect: Float[Tensor, "row column"],
     rows: Sequence[str],
@@ -57,21 +57,21 @@ def plot_patching(
             f"{len(rows)} rows and {len(columns)} columns are named; the table is "
             f"{tuple(effect.shape)}. Pass one name for each, and at least one of both."
         )
-    names = [look.short(row, 32) for row in rows]
-    heads = ["\n".join(look.wrap(column, 1.0, look.SMALL)) or " " for column in columns]
+    names = [style.short(row, 32) for row in rows]
+    heads = ["\n".join(style.wrap(column, 1.0, style.SMALL)) or " " for column in columns]
     is_written = len(columns) <= _MOST_COLUMNS
-    cell = max(0.5, look.widest_in(heads) + 0.12) if is_written else 0.2
+    cell = max(0.5, style.widest_in(heads) + 0.12) if is_written else 0.2
     width, height = min(12.0, max(1.2, cell * len(columns))), max(0.5, 1.3 * rows_in(len(rows)))
-    figure = look.new_figure(
-        width + look.widest_in(names) + 1.7, height + 0.6 + 0.3 * bool(title), title
+    figure = style.new_figure(
+        width + style.widest_in(names) + 1.7, height + 0.6 + 0.3 * bool(title), title
     )
     axes = figure.subplots()
-    image = look.heatmap(axes, effect, low=low, high=high, diverging=diverging)
+    image = style.heatmap(axes, effect, low=low, high=high, diverging=diverging)
     if is_written:
-        look.write_numbers(axes, image, effect)
+        style.write_numbers(axes, image, effect)
     name_x(axes, heads, width)
     name_y(axes, names, height)
-    axes.set_xlabel(look.plain(column_label))
-    axes.set_ylabel(look.plain(row_label))
-    look.color_bar(figure, image, axes, label)
+    axes.set_xlabel(style.plain(column_label))
+    axes.set_ylabel(style.plain(row_label))
+    style.color_bar(figure, image, axes, label)
     return figure

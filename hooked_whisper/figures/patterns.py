@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import name_x, name_y, rows_in
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _ALONE_IN, _AMONG_IN = 4.2, 1.7
 """Inches of an axis in seconds: of one pattern, and of one among several."""
 
 
-@look.drawn
+@style.drawn
 def plot_pattern(
     pattern: Float[Tensor, "query key"],
     *,
@@ -59,7 +59,7 @@ def plot_pattern(
     height = query.inches(alone=True)
     # There is more room for time where the other side is a few tokens.
     width = 6.5 if query.labels and not key.labels else key.inches(alone=True)
-    figure = look.new_figure(
+    figure = style.new_figure(
         width + 0.65 + query.margin + 0.9,
         height + 0.45 + key.margin + 0.3 * bool(title),
         title,
@@ -68,11 +68,11 @@ def plot_pattern(
     image = _draw_head(axes, pattern, query, key, height, width)
     _name_sides(axes, query, key, height, width)
     axes.set(xlabel=key.name, ylabel=query.name)
-    look.color_bar(figure, image, axes, "attention", room=max(0.6, height))
+    style.color_bar(figure, image, axes, "attention", room=max(0.6, height))
     return figure
 
 
-@look.drawn
+@style.drawn
 def plot_patterns(
     patterns: Float[Tensor, "head query key"],
     *,
@@ -113,7 +113,7 @@ def plot_patterns(
     columns = _columns(n_heads)
     rows = math.ceil(n_heads / columns)
     height, width = query.inches(alone=False), max(key.inches(alone=False), _title_in(names))
-    figure = look.new_figure(
+    figure = style.new_figure(
         query.margin + 0.65 + columns * (width + 0.12) + 0.75,
         key.margin + 0.5 + rows * (height + 0.27) + 0.25 * bool(title),
         title,
@@ -122,17 +122,17 @@ def plot_patterns(
     panels = list(grid.flat)
     for axes, pattern, name in zip(panels, patterns, names, strict=False):
         _draw_head(axes, pattern, query, key, height, width)
-        most = look.value_range([pattern[: query.n, : key.n]])[1]
-        axes.set_title(f"{look.plain(name)}: to {most:.2g}", fontsize=look.SMALL, pad=3)
+        most = style.value_range([pattern[: query.n, : key.n]])[1]
+        axes.set_title(f"{style.plain(name)}: to {most:.2g}", fontsize=style.SMALL, pad=3)
     rotation = _name_sides(panels[0], query, key, height, width)
     for number, axes in enumerate(panels):
-        look.style_ticks(axes)
+        style.style_ticks(axes)
         axes.set_visible(number < n_heads)
         is_lowest = number + columns >= n_heads
         axes.tick_params(labelbottom=is_lowest, labelleft=number % columns == 0)
         axes.tick_params(axis="x", labelrotation=rotation)
-    figure.supxlabel(key.name, fontsize=look.MEDIUM)
-    figure.supylabel(query.name, fontsize=look.MEDIUM)
+    figure.supxlabel(key.name, fontsize=style.MEDIUM)
+    figure.supylabel(query.name, fontsize=style.MEDIUM)
     _share_bar(figure, panels, room=rows * (height + 0.2))
     return figure
 
@@ -156,7 +156,7 @@ class _Side:
     @property
     def margin(self) -> float:
         """Inches that its names take."""
-        return look.widest_in(self.labels) if self.labels else 0.2
+        return style.widest_in(self.labels) if self.labels else 0.2
 
     @property
     def edges(self) -> tuple[float, float]:
@@ -191,7 +191,7 @@ def _side(
         if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
             raise InputError(f"{name} is {seconds:g}; pass seconds, over 0, or None.")
     if labels is not None:
-        names = [look.short(label) for label in labels]
+        names = [style.short(label) for label in labels]
         return _Side("looks at" if what == "key" else "token", n, names, 1.0)
     verb = "looks at" if what == "key" else "from"
     if position_s is None:
@@ -211,9 +211,9 @@ def _draw_head(
 ) -> Any:
     left, right = key.edges
     top, bottom = query.edges
-    return look.heatmap(
+    return style.heatmap(
         axes,
-        look.shrink(pattern[: query.n, : key.n], height, width),
+        style.shrink(pattern[: query.n, : key.n], height, width),
         low=0,
         gamma=GAMMA,
         origin="upper",
@@ -225,7 +225,7 @@ def _name_sides(
     axes: "matplotlib.axes.Axes", query: _Side, key: _Side, height: float, width: float
 ) -> int:
     """Names along both; gives how far those of the keys are turned."""
-    look.style_ticks(axes)
+    style.style_ticks(axes)
     if query.labels:
         name_y(axes, query.labels, height)
     return name_x(axes, key.labels, width) if key.labels else 0
@@ -233,7 +233,7 @@ def _name_sides(
 
 def _title_in(names: Sequence[str]) -> float:
     """Inches that the longest title of a head may take."""
-    return look.widest_in([f"{name}: to 0.00088" for name in names])
+    return style.widest_in([f"{name}: to 0.00088" for name in names])
 
 
 def _columns(n: int) -> int:
@@ -246,6 +246,6 @@ def _share_bar(figure: "matplotlib.figure.Figure", panels: Sequence[Any], room: 
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm
 
-    shares = ScalarMappable(PowerNorm(GAMMA, 0, 1), look.color_map())
-    bar = look.color_bar(figure, shares, list(panels), "share of the head's largest", room=room)
+    shares = ScalarMappable(PowerNorm(GAMMA, 0, 1), style.color_map())
+    bar = style.color_bar(figure, shares, list(panels), "share of the head's largest", room=room)
     bar.set_ticks([0, 0.05, 0.2, 0.5, 1], labels=["0", "0.05", "0.2", "0.5", "1"])

@@ -7,14 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import name_x, open_frame
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
 
-@look.drawn
+@style.drawn
 def plot_probes(
     scores: Float[Tensor, "layer bound"],
     names: Sequence[str],
@@ -42,18 +42,18 @@ def plot_probes(
         raise InputError(f"{len(names)} hooks are named; the scores are {tuple(scores.shape)}.")
     values = scores.detach().double().cpu().numpy()
     width = max(3.0, 0.5 * len(names))
-    figure = look.new_figure(width + 0.8, 3.6, title)
+    figure = style.new_figure(width + 0.8, 3.6, title)
     axes = figure.subplots()
     places = range(len(names))
     spread = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
-    axes.errorbar(places, values[:, 0], yerr=spread, fmt="o-", capsize=3, color=look.ACCENT)
+    axes.errorbar(places, values[:, 0], yerr=spread, fmt="o-", capsize=3, color=style.ACCENT)
     for number, (name, value) in enumerate(baselines.items()):
-        dashes = look.DASHES[1 + number % 3]
-        axes.axhline(value, color=look.FAINT, linestyle=dashes, linewidth=1, label=name)
+        dashes = style.DASHES[1 + number % 3]
+        axes.axhline(value, color=style.FAINT, linestyle=dashes, linewidth=1, label=name)
     short = [name.replace(".blocks.", " ").replace(".hook_", " ") for name in names]
     open_frame(axes, grid="y")
     name_x(axes, short, width)
-    axes.set_ylabel(look.plain(label))
+    axes.set_ylabel(style.plain(label))
     if baselines:
         axes.legend()
     return figure

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import name_x, name_y, open_frame
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 
-@look.drawn
+@style.drawn
 def plot_head_scores(
     scores: Float[Tensor, "layer head"] | Mapping[str, Tensor],
     *,
@@ -46,30 +46,30 @@ def plot_head_scores(
     """
     tables = {"": scores} if isinstance(scores, Tensor) else dict(scores)
     _check_tables(tables)
-    low, high = look.value_range(list(tables.values()), low, high, diverging=diverging)
+    low, high = style.value_range(list(tables.values()), low, high, diverging=diverging)
     longest = max(len(f"{bound:.{digits}f}") for bound in (low, high))
-    cell = look.width_in("0" * longest) + 0.12
+    cell = style.width_in("0" * longest) + 0.12
     widths = [max(0.7, cell * table.shape[1]) for table in tables.values()]
     height = max(0.5, 0.3 * max(len(table) for table in tables.values()))
-    figure = look.new_figure(
+    figure = style.new_figure(
         sum(widths) + 0.4 * len(tables) + 1.4, height + 0.65 + 0.25 * bool(title), title
     )
     panels = figure.subplots(1, len(tables), squeeze=False, width_ratios=widths)[0]
     image = None
     for axes, width, (name, table) in zip(panels, widths, tables.items(), strict=True):
-        image = look.heatmap(axes, table, low=low, high=high, diverging=diverging)
+        image = style.heatmap(axes, table, low=low, high=high, diverging=diverging)
         scale = (figure.get_figwidth() - 1.4) / (sum(widths) + 0.4 * len(tables))
-        look.write_numbers(axes, image, table, digits, size=look.SMALL * min(1.0, scale))
+        style.write_numbers(axes, image, table, digits, size=style.SMALL * min(1.0, scale))
         name_x(axes, [str(head) for head in range(table.shape[1])], width)
         name_y(axes, [str(layer) for layer in range(len(table))], height)
         axes.set_xlabel("head")
-        axes.set_title(look.plain(name))
+        axes.set_title(style.plain(name))
     panels[0].set_ylabel("layer")
-    look.color_bar(figure, image, list(panels), label)
+    style.color_bar(figure, image, list(panels), label)
     return figure
 
 
-@look.drawn
+@style.drawn
 def plot_by_layer(
     panels: Mapping[str, Mapping[str, Float[Tensor, "layer"]]],
     *,
@@ -97,15 +97,15 @@ def plot_by_layer(
         raise InputError(f"{len(layers)} names for {n_layers} layers; pass one for each.")
     names = [str(i) for i in range(n_layers)] if layers is None else list(layers[:n_layers])
     width = min(2.9, 14.0 / len(panels))
-    figure = look.new_figure((width + 0.6) * len(panels), 2.9, title)
+    figure = style.new_figure((width + 0.6) * len(panels), 2.9, title)
     for axes, (name, lines) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         for number, (label, line) in enumerate(lines.items()):
             values = line.detach().float().cpu().numpy()
-            axes.plot(values, label=look.plain(label), **look.line_style(number))
+            axes.plot(values, label=style.plain(label), **style.line_style(number))
         open_frame(axes, grid="both")
-        axes.set_title(look.plain("\n".join(look.wrap(name, width, look.MEDIUM))))
+        axes.set_title(style.plain("\n".join(style.wrap(name, width, style.MEDIUM))))
         axes.set_xlabel("layer")
         name_x(axes, names, width)
         if len(lines) > 1:
@@ -113,7 +113,7 @@ def plot_by_layer(
     return figure
 
 
-@look.drawn
+@style.drawn
 def plot_cosine_matrix(
     cosines: Float[Tensor, "layer other_layer"],
     layers: Sequence[str] | None = None,
@@ -141,24 +141,24 @@ def plot_cosine_matrix(
             "square, with a name for each row."
         )
     side = 0.42 * n
-    under = look.widest_in(layers)
-    figure = look.new_figure(side + under + 1.4, side + under + 0.6 + 0.25 * bool(title), title)
+    under = style.widest_in(layers)
+    figure = style.new_figure(side + under + 1.4, side + under + 0.6 + 0.25 * bool(title), title)
     axes = figure.subplots()
     is_signed = bool((cosines < 0).any())
-    image = look.heatmap(
+    image = style.heatmap(
         axes, cosines, low=-1 if is_signed else 0, high=1, diverging=is_signed, aspect="equal"
     )
     if n <= 34:  # the width of the picture
-        look.write_numbers(axes, image, cosines)
+        style.write_numbers(axes, image, cosines)
     name_x(axes, layers, side)
     name_y(axes, layers, side)
     axes.set_xlabel("layer")
     axes.set_ylabel("layer")
-    look.color_bar(figure, image, axes, "mean cosine")
+    style.color_bar(figure, image, axes, "mean cosine")
     return figure
 
 
-@look.drawn
+@style.drawn
 def plot_histograms(
     histograms: Mapping[str, Any],
     *,
@@ -189,22 +189,22 @@ def plot_histograms(
             raise InputError(
                 f"{name!r} has {len(counts)} counts and {len(edges)} edges; edges are one more."
             )
-    figure = look.new_figure(6.0, 3.5, title)
+    figure = style.new_figure(6.0, 3.5, title)
     axes = figure.subplots()
     for number, (name, (counts, edges)) in enumerate(tables.items()):
         density = counts / counts.sum().clamp(min=1) / edges.diff()
-        style = look.line_style(number)
+        line_style = style.line_style(number)
         axes.stairs(
             density.detach().float().cpu().numpy(),
             edges.detach().float().cpu().numpy(),
-            label=look.plain(name),
-            color=style["color"],
-            linestyle=style["linestyle"],
+            label=style.plain(name),
+            color=line_style["color"],
+            linestyle=line_style["linestyle"],
             linewidth=1.3,
         )
     if log:
         axes.set_yscale("log")
-    axes.set_xlabel(look.plain(label))
+    axes.set_xlabel(style.plain(label))
     axes.set_ylabel("density (share of values per unit)")
     open_frame(axes, grid="both")
     axes.legend()

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import name_x, name_y
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _MOST_NUMBERS = 12
 """Columns up to which the numbers are written in."""
 
 
-@look.drawn
+@style.drawn
 def plot_sweep(
     values: Float[Tensor, "site layer part"],
     sites: Sequence[str],
@@ -50,25 +50,25 @@ def plot_sweep(
             f"{len(sites)} sites, {len(layers)} layers and {len(parts)} parts are named; the "
             f"table is {tuple(values.shape)}."
         )
-    low, high = look.value_range([values])
+    low, high = style.value_range([values])
     is_written = len(parts) <= _MOST_NUMBERS
     width = min(12.0, max(1.6, (0.5 if is_written else 0.2) * len(parts)))
     height = max(0.35, 0.27 * len(layers))
-    figure = look.new_figure(
+    figure = style.new_figure(
         width + 1.7, 0.35 + len(sites) * (0.5 + height) + 0.3 * bool(title), title
     )
     panels = figure.subplots(len(sites), 1, squeeze=False)[:, 0]
     image = None
     for axes, site, table in zip(panels, sites, values, strict=True):
-        image = look.heatmap(axes, table, low=low, high=high)
-        axes.set_title(look.plain(site))
+        image = style.heatmap(axes, table, low=low, high=high)
+        axes.set_title(style.plain(site))
         name_y(axes, ["-" if each < 0 else str(each) for each in layers], height)
         axes.set_ylabel("layer")
         _name_parts(axes, parts, part_axis, width)
         if is_written:
-            look.write_numbers(axes, image, table)
+            style.write_numbers(axes, image, table)
     panels[-1].set_xlabel(_axis_name(part_axis))
-    look.color_bar(figure, image, list(panels), label)
+    style.color_bar(figure, image, list(panels), label)
     return figure
 
 

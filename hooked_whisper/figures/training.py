@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import open_frame
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ PANELS = {
 _LOGARITHMIC = ("loss", "fvu")
 
 
-@look.drawn
+@style.drawn
 def plot_density(
     densities: Float[Tensor, " latent"] | Mapping[str, Float[Tensor, " latent"]],
     *,
@@ -52,19 +52,19 @@ def plot_density(
     lowest = min((float(value.min()) for value in alive.values() if len(value)), default=-1.0)
     edges = torch.linspace(min(-1.0, math.floor(lowest)), 0, n_bins + 1, dtype=torch.float64)
 
-    figure = look.new_figure(6.0, 3.0 + 0.16 * len(named), title)
+    figure = style.new_figure(6.0, 3.0 + 0.16 * len(named), title)
     axes = figure.subplots()
     for number, (name, value) in enumerate(shares.items()):
         counts = torch.histogram(alive[name].clamp(min=float(edges[0]), max=0.0), edges).hist
         n_dead = int((value == 0).sum())
         about = f"{n_dead} of {len(value)} dead, median {_percent(float(value.median()))}"
-        style = {**look.line_style(number), "marker": None}
+        line_style = {**style.line_style(number), "marker": None}
         axes.stairs(
             counts.numpy(),
             (10**edges).numpy(),
-            label=look.plain(f"{name}: {about}" if name else about),
-            color=style["color"],
-            linestyle=style["linestyle"],
+            label=style.plain(f"{name}: {about}" if name else about),
+            color=line_style["color"],
+            linestyle=line_style["linestyle"],
             linewidth=1.4,
             fill=False,
         )
@@ -78,7 +78,7 @@ def plot_density(
     return figure
 
 
-@look.drawn
+@style.drawn
 def plot_training(
     logs: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]],
     *,
@@ -102,13 +102,13 @@ def plot_training(
 
     named = _by_name(logs)
     keys = [key for key in PANELS if _finite(named, key)]
-    figure = look.new_figure(0.6 + 2.7 * len(keys), 2.5 + 0.16 * (len(named) > 1), title)
+    figure = style.new_figure(0.6 + 2.7 * len(keys), 2.5 + 0.16 * (len(named) > 1), title)
     last = max(line["n_vectors"] for log in named.values() for line in log)
     for key, axes in zip(keys, figure.subplots(1, len(keys), squeeze=False)[0], strict=True):
         for number, (name, log) in enumerate(named.items()):
             points = [(line["n_vectors"], _number(line.get(key))) for line in log]
-            style = look.line_style(number) | {"markevery": max(1, len(points) // 6)}
-            axes.plot(*zip(*points, strict=True), label=look.plain(name), **style)
+            line_style = style.line_style(number) | {"markevery": max(1, len(points) // 6)}
+            axes.plot(*zip(*points, strict=True), label=style.plain(name), **line_style)
         least = min(_finite(named, key))
         if key in _LOGARITHMIC and least > 0:
             axes.set_yscale("log")

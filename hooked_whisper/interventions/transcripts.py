@@ -12,7 +12,7 @@ from hooked_whisper.config import SAMPLE_RATE_HZ
 from hooked_whisper.display import box, count, progress_bar, table
 from hooked_whisper.errors import AudioError, InterventionError
 from hooked_whisper.interventions.edits import Edit, Interventions
-from hooked_whisper.interventions.transcript_metrics import Repetition
+from hooked_whisper.metrics.transcripts import Repetition
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.audio import load_audio
 from hooked_whisper.speech.mel import Mel

@@ -18,8 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.lenses.readout import Readout
-from hooked_whisper.lenses.runs import (
+from hooked_whisper.lenses.cached_run import (
     Positions,
     Run,
     Source,
@@ -28,6 +27,7 @@ from hooked_whisper.lenses.runs import (
     open_run,
     token_texts,
 )
+from hooked_whisper.lenses.readout import Readout
 from hooked_whisper.model.whisper import HookedWhisper
 
 if TYPE_CHECKING:

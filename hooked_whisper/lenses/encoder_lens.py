@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.generation.generate import Generation
 from hooked_whisper.hooks.passes import running
+from hooked_whisper.model.generate import Generation
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import D_VOCABS, check_tokens, get_tokenizer, is_text

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.errors import InputError
+from hooked_whisper.lenses.cached_run import Positions, Source, Tokens, last_stream, open_run
 from hooked_whisper.lenses.direct_attribution import Component, direct_path, texts_of_rows
-from hooked_whisper.lenses.runs import Positions, Source, Tokens, last_stream, open_run
 from hooked_whisper.model.whisper import HookedWhisper
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.errors import InputError, TokenError
+from hooked_whisper.lenses.cached_run import Positions, Source, token_id, token_texts
 from hooked_whisper.lenses.logit_lens import StreamSite, open_streams, stream_sites
 from hooked_whisper.lenses.readout import Readout, TokenStatistics
-from hooked_whisper.lenses.runs import Positions, Source, token_id, token_texts
 from hooked_whisper.model.whisper import HookedWhisper
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_whisper.config import HookedWhisperConfig, Stack
-from hooked_whisper.generation.kv_cache import KVCache
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.model.attention import Attention
+from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.layers import LayerNorm
 from hooked_whisper.model.mlp import MLP
 

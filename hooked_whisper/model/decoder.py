@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import InputError, TokenError
-from hooked_whisper.generation.kv_cache import KVCache
 from hooked_whisper.hooks.passes import PassInfo, running
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.model.blocks import DecoderBlock, Residual
+from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.layers import LayerNorm, Linear
 from hooked_whisper.model.stack import StackedWeight, TransformerStack
 from hooked_whisper.speech.tokens import check_tokens

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hooked_whisper.config import SAMPLE_RATE_HZ, HookedWhisperConfig
-from hooked_whisper.generation.generate import GenerateOptions, Generation, TokenRules, generate
-from hooked_whisper.generation.kv_cache import KVCache
 from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.model.generate import GenerateOptions, Generation, TokenRules, generate
+from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.speech.audio import load_audio
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import get_tokenizer

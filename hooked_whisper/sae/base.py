@@ -24,8 +24,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hooked_whisper.display import box, facts, fold, size, table
+from hooked_whisper.distributed import Ranks
 from hooked_whisper.errors import SAEConfigError, SAEError
-from hooked_whisper.ranks import Ranks
 
 
 @dataclass(frozen=True)

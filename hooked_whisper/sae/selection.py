@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooked_whisper.ranks import Ranks
+from hooked_whisper.distributed import Ranks
 
 _CHUNK_ELEMENTS = 3 << 19
 """Pre-activations made at once on the CPU: 6 MB in fp32."""

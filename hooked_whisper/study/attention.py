@@ -13,7 +13,7 @@ from hooked_whisper.analysis import (
     frame_energy,
     head_table,
 )
-from hooked_whisper.analysis.alignment import pearson
+from hooked_whisper.analysis.attention_timing import pearson
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.study.clips import Clip, Hook, Written
 from hooked_whisper.study.heads import HeadMeans

@@ -8,10 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from hooked_whisper.data.recordings import Recording
 from hooked_whisper.errors import SpliceError, TrainingError
-from hooked_whisper.harvest.dataset import Epochs
-from hooked_whisper.harvest.harvest import harvest
-from hooked_whisper.harvest.recordings import Recording
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.architectures.topk import TopKConfig
 from hooked_whisper.sae.evaluation.site import judged_site
@@ -20,6 +18,8 @@ from hooked_whisper.sae.files.suite import SHIPPED, load_suite
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.logs import LOG_FILE
 from hooked_whisper.sae.training.train import train_sae
+from hooked_whisper.store.dataset import Epochs
+from hooked_whisper.store.writer import harvest
 
 STORE, SAE_FOLDER = "activations", "sae"
 """What a study's folder calls the store and the autoencoder that it trains."""

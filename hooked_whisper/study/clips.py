@@ -9,10 +9,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
+from hooked_whisper.data.loading import Job, Loaded, ReadingRules, load_all
+from hooked_whisper.data.recordings import Recording, Recordings
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import RecordingsError
-from hooked_whisper.harvest.loading import Job, Loaded, ReadingRules, load_all
-from hooked_whisper.harvest.recordings import Recording, Recordings
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.inputs import has_tokenizer
 from hooked_whisper.speech.mel import Mel

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hooked_whisper.pages.html import plain
+from hooked_whisper.reports.html import plain
 
 if TYPE_CHECKING:
     import matplotlib.figure

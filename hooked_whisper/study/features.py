@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.analysis import speech_vectors
+from hooked_whisper.analysis.selectivity import Selectivity
 from hooked_whisper.figures import plot_density, plot_training
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.evaluate import evaluate_sae
 from hooked_whisper.sae.evaluation.inputs import has_tokenizer
-from hooked_whisper.sae.evaluation.labels import latents_by_speech
 from hooked_whisper.sae.evaluation.reconstruction import Reconstruction, judge_reconstruction
 from hooked_whisper.sae.evaluation.report import SAEEvaluation
-from hooked_whisper.sae.evaluation.selective import Selectivity
+from hooked_whisper.sae.evaluation.speech_labels import latents_by_speech
 from hooked_whisper.study.autoencoder import Autoencoder
 from hooked_whisper.study.exhibits import Exhibit, Section, Table, number, percent
 from hooked_whisper.study.labels import Known

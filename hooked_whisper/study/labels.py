@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ, HookedWhisperConfig
+from hooked_whisper.data.recordings import Recording, readable
 from hooked_whisper.digits import SpokenWord
-from hooked_whisper.harvest.recordings import Recording, readable
 from hooked_whisper.speech.audio import load_audio
 from hooked_whisper.study.clips import Clip, Written
 

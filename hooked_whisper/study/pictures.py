@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
 
-@look.drawn
+@style.drawn
 def plot_offsets(
     attention: Float[Tensor, "layer offset"],
     names: Sequence[str],
@@ -28,18 +28,18 @@ def plot_offsets(
         position_s: Seconds of a position.
         title: Drawn above.
     """
-    figure = look.new_figure(6.4, 3.6, title)
+    figure = style.new_figure(6.4, 3.6, title)
     axes = figure.subplots()
     reach = attention.shape[1] // 2
     seconds = [position_s * (i - reach) for i in range(attention.shape[1])]
     for i, (line, name) in enumerate(zip(attention, names, strict=True)):
-        style = look.line_style(i) | {"markevery": max(1, reach // 5), "markersize": 3.5}
-        axes.plot(seconds, line.float().numpy(force=True), label=name, linewidth=1.3, **style)
+        line_style = style.line_style(i) | {"markevery": max(1, reach // 5), "markersize": 3.5}
+        axes.plot(seconds, line.float().numpy(force=True), label=name, linewidth=1.3, **line_style)
     axes.set_yscale("log")
     axes.set(xlabel="time looked at, from the query (s)", ylabel="mean attention to a position")
-    axes.axvline(0, color=look.FAINT, linewidth=0.7, zorder=0)
+    axes.axvline(0, color=style.FAINT, linewidth=0.7, zorder=0)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
-    look.style_ticks(axes)
-    figure.legend(loc="outside right upper", fontsize=look.SMALL, frameon=False)
+    style.style_ticks(axes)
+    figure.legend(loc="outside right upper", fontsize=style.SMALL, frameon=False)
     return figure

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hooked_whisper.data.recordings import as_recordings
 from hooked_whisper.errors import (
     HookNameError,
     InputError,
@@ -15,10 +16,9 @@ from hooked_whisper.errors import (
     StoreMismatchError,
     TrainingError,
 )
-from hooked_whisper.harvest.files import write_json
-from hooked_whisper.harvest.recordings import as_recordings
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.pages.html import plain
+from hooked_whisper.reports.html import plain
+from hooked_whisper.store.files import write_json
 from hooked_whisper.study.attention import EncoderAttention
 from hooked_whisper.study.autoencoder import (
     LATENTS_PER_WIDTH,

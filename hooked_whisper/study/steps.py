@@ -9,12 +9,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from hooked_whisper.harvest.identity import model_identity, package_version
-from hooked_whisper.harvest.recordings import Recordings
+from hooked_whisper.data.recordings import Recordings
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.pages.attention import attention_page
-from hooked_whisper.pages.features import feature_page
+from hooked_whisper.reports.attention import attention_page
+from hooked_whisper.reports.features import feature_page
 from hooked_whisper.sae.evaluation.inputs import has_tokenizer
+from hooked_whisper.store.fingerprint import model_identity, package_version
 from hooked_whisper.study.autoencoder import Autoencoder
 from hooked_whisper.study.clips import Hearing
 from hooked_whisper.study.exhibits import Section

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.analysis.alignment import frame_energy, monotonicity, time_alignment
 from hooked_whisper.analysis.attention import (
     attention_entropy,
     diagonal_half_width,
     mean_distance,
     share_on_padding,
 )
+from hooked_whisper.analysis.attention_timing import frame_energy, monotonicity, time_alignment
 from hooked_whisper.analysis.residual import cosine_by_layer, kurtosis, norm_by_layer, residual_norm
 from hooked_whisper.analysis.tables import head_table
 from hooked_whisper.digits import Recording, recordings

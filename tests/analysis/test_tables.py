@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hooked_whisper.analysis import alignment, attention, residual
+from hooked_whisper.analysis import attention, attention_timing, residual
 from hooked_whisper.analysis.tables import HEAD_SCORES, head_table, residual_table
 from hooked_whisper.errors import InputError
 
@@ -82,7 +82,7 @@ def test_its_numbers_are_those_of_the_single_functions(
             patterns[ENCODER], N_POSITIONS, all_frames=all_frames
         )
         assert row["on_padding"] == pytest.approx(mean(on_padding, head), abs=1e-5)
-        r = alignment.correlation_with_energy(
+        r = attention_timing.correlation_with_energy(
             patterns[ENCODER], energy, N_POSITIONS, all_frames=all_frames
         )
         assert row["energy_correlation"] == pytest.approx(r[:, head].mean().item(), abs=1e-5)
@@ -97,7 +97,7 @@ def test_its_numbers_are_those_of_the_single_functions(
         row, pattern = row_of(table, CROSS, head), patterns[CROSS]
         expected = attention.attention_entropy(pattern, N_POSITIONS, **cross)
         assert row["entropy_nats"] == pytest.approx(mean(expected, head), abs=1e-5)
-        moves = alignment.monotonicity(pattern, N_POSITIONS, **cross)
+        moves = attention_timing.monotonicity(pattern, N_POSITIONS, **cross)
         assert row["monotonicity"] == pytest.approx(moves[:, head].mean().item(), abs=1e-5)
         on_padding = attention.share_on_padding(pattern, N_POSITIONS, **cross)
         assert row["on_padding"] == pytest.approx(mean(on_padding, head), abs=1e-5)

@@ -22,12 +22,6 @@ def run() -> Run:
 
 
 @pytest.fixture(scope="session")
-def digits_model() -> HookedWhisper:
-    """The digits model, which the commands of all tests share."""
-    return HookedWhisper.from_pretrained("digits", device="cpu")
-
-
-@pytest.fixture(scope="session")
 def clip() -> Path:
     """A short recording: "seven"."""
     return FOLDER / "george-7.flac"

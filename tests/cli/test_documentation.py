@@ -16,8 +16,8 @@ import pytest
 from click.testing import Result
 
 from hooked_whisper.digits import FOLDER
-from hooked_whisper.interventions import SweepResult
-from hooked_whisper.pages import attention, features
+from hooked_whisper.patching import SweepResult
+from hooked_whisper.reports import attention, features
 
 PAGE = Path(__file__).parents[2] / "docs/command_line.md"
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -8,7 +8,7 @@ import pytest
 from click.testing import Result
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.harvest import harvest
+from hooked_whisper.store import harvest
 
 Run = Callable[..., Result]
 NO_STORE = {"info": "holds no activation store", "verify": "holds no store"}

@@ -19,7 +19,7 @@ from click.testing import Result
 from hooked_whisper import HookedWhisper
 from hooked_whisper.cli import main, patch
 from hooked_whisper.digits import FOLDER
-from hooked_whisper.harvest import harvest
+from hooked_whisper.store import harvest
 
 Run = Callable[..., Result]
 CLIP = FOLDER / "george-7.flac"
@@ -27,11 +27,11 @@ HOOK = "encoder.blocks.0.hook_resid_pre"
 
 CALLED = {
     "transcribe": "hooked_whisper.model.whisper:HookedWhisper.transcribe",
-    "patch": "hooked_whisper.interventions:patch_sweep",
-    "attention": "hooked_whisper.pages.attention:attention_page",
-    "features": "hooked_whisper.pages.features:feature_page",
+    "patch": "hooked_whisper.patching:patch_sweep",
+    "attention": "hooked_whisper.reports.attention:attention_page",
+    "features": "hooked_whisper.reports.features:feature_page",
     "study": "hooked_whisper.study:study",
-    "harvest": "hooked_whisper.harvest:harvest",
+    "harvest": "hooked_whisper.store:harvest",
     "sae eval": "hooked_whisper.sae.evaluation:evaluate_saes",
     "sae train": "hooked_whisper.sae:train_saes",
     "sae suite": "hooked_whisper.sae:train_saes",

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 from hooked_whisper.digits import recordings
-from hooked_whisper.interventions import SweepResult, sweep
+from hooked_whisper.patching import SweepResult, sweep
 
 Run = Callable[..., Result]
 HOOK = "encoder.blocks.2.hook_resid_post"

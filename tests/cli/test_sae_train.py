@@ -10,8 +10,8 @@ import torch
 from click.testing import Result
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.harvest import harvest
 from hooked_whisper.sae import load_sae, load_suite
+from hooked_whisper.store import harvest
 
 Run = Callable[..., Result]
 HOOK = "encoder.blocks.0.hook_resid_pre"

@@ -84,29 +84,33 @@ ROOMS = {
         plot_logit_lens plot_mel plot_patching plot_pattern plot_patterns plot_probes
         plot_sources plot_sweep plot_training plot_trajectories
     """,
-    "harvest": """
-        ActivationDataset ActivationStore ProbeResult ProbeScore Recording RecordingEntry RowPlaces
-        as_recordings harvest probe verify_store
-    """,
+    "data": "Recording as_recordings",
     "interventions": """
-        Add Clamp CompressionRatio CutAttention Edit ExactSequence ExactTranscript Example
-        GreedyAblation Head HeadInput Interventions KLDivergence LogProb LogitDifference Loss
-        MLPLayer MeanAblation Metric NoSpeechProb Patch PathEffects PositionMetric Probability
-        ProjectOut Removal Repetition ReplacePattern ResampleAblation RestrictAttention Rollout
-        Scale
-        SequenceLogProb Site SiteEdit
-        SkipLayer Steer SweepResult TokenErrorRate TokenRank TranscriptComparison TranscriptMetric
-        WordErrorRate ZeroAblation ablate_head_everywhere as_metric as_transcript_metric
-        attention_rollout attribution_patch class_mean_difference compare_transcripts
-        gradient_rollout greedy_ablation head_ablations layer_ablations
-        mean_activations patch_sweep path_patch path_patch_heads
+        Add Clamp CutAttention Edit Example Interventions MeanAblation Patch ProjectOut
+        ReplacePattern ResampleAblation RestrictAttention Scale Site SiteEdit SkipLayer Steer
+        TranscriptComparison ZeroAblation ablate_head_everywhere class_mean_difference
+        compare_transcripts mean_activations
     """,
     "lenses": """
         Attribution Component EncoderLens LogitLens SourceAttribution StreamSite
         TokenTrajectories direct_attribution encoder_lens encoder_outputs logit_lens
         source_attribution token_trajectories
     """,
-    "pages": "AttentionPage FeaturePage attention_page feature_page",
+    "metrics": """
+        CompressionRatio ExactSequence ExactTranscript KLDivergence LogProb LogitDifference Loss
+        Metric NoSpeechProb PositionMetric Probability Repetition SequenceLogProb TokenErrorRate
+        TokenRank TranscriptMetric WordErrorRate as_metric as_transcript_metric
+    """,
+    "patching": """
+        GreedyAblation Head HeadInput MLPLayer PathEffects Removal Rollout SweepResult
+        attention_rollout attribution_patch gradient_rollout greedy_ablation head_ablations
+        layer_ablations patch_sweep path_patch path_patch_heads
+    """,
+    "reports": "AttentionPage FeaturePage attention_page feature_page",
+    "store": """
+        ActivationDataset ActivationStore ProbeResult ProbeScore RecordingEntry RowPlaces harvest
+        probe verify_store
+    """,
     "study": "Study study",
     "sae": """
         ARCHITECTURES ActivationSource BatchTopKConfig BatchTopKSAE Clip GatedConfig GatedSAE
@@ -127,6 +131,30 @@ def test_the_names_of_a_room_are_these(room: str) -> None:
     module = importlib.import_module(f"hooked_whisper.{room}")
     assert set(module.__all__) == set(ROOMS[room].split())
     assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+MOVED = {
+    ("harvest", "store"): ROOMS["store"],
+    ("harvest", "data"): "Recording as_recordings",
+    ("pages", "reports"): ROOMS["reports"],
+    ("interventions", "metrics"): ROOMS["metrics"],
+    ("interventions", "patching"): ROOMS["patching"],
+}
+"""Names that were public in one room, and are in another since 0.2."""
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED)
+def test_a_moved_name_works_and_says_where_it_is(old: str, new: str) -> None:
+    before = importlib.import_module(f"hooked_whisper.{old}")
+    now = importlib.import_module(f"hooked_whisper.{new}")
+    for name in MOVED[old, new].split():
+        with pytest.warns(DeprecationWarning, match=f"from hooked_whisper.{new} import {name}"):
+            assert getattr(before, name) is getattr(now, name)
+
+
+def test_a_name_that_never_was_there_is_none() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'patch_sweeps'"):
+        importlib.import_module("hooked_whisper.interventions").patch_sweeps  # noqa: B018
 
 
 def test_the_public_names_are_these() -> None:

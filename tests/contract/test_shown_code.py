@@ -18,7 +18,8 @@ from hooked_whisper import HookedWhisper
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROOMS = [
-    f"hooked_whisper.{room}" for room in ("harvest", "interventions", "lenses", "sae", "study")
+    f"hooked_whisper.{room}"
+    for room in ("data", "interventions", "lenses", "metrics", "patching", "sae", "store", "study")
 ]
 
 

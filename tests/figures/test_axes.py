@@ -7,13 +7,13 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import mark_words, name_x, name_y, read_words
 
 
 @pytest.fixture
 def axes() -> Any:
-    figure = look.new_figure(5.0, 2.0)
+    figure = style.new_figure(5.0, 2.0)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_xlim(0, 2)

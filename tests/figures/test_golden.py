@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from hooked_whisper import figures
-from hooked_whisper.figures import look
+from hooked_whisper.figures import style
 
 from .cases import CASES
 from .description import describe, differences
@@ -112,7 +112,7 @@ def test_every_figure_has_its_golden_image() -> None:
 def test_another_look_is_noticed(
     name: str, attribute: str, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(look, attribute, other)
+    monkeypatch.setattr(style, attribute, other)
     assert differences(describe(draw(CASES[name])), golden(name)["shown"])
 
 
@@ -162,4 +162,4 @@ EXTREMES: dict[str, Callable[[], Any]] = {
 def test_nothing_is_cut_off_and_no_picture_is_huge(name: str) -> None:
     figure = draw(EXTREMES[name])
     assert cut_off(figure) < 0.02
-    assert figure.get_size_inches().max() <= look.MOST_IN + 1  # and its title's lines
+    assert figure.get_size_inches().max() <= style.MOST_IN + 1  # and its title's lines

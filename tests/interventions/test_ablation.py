@@ -264,14 +264,14 @@ def test_a_stack_that_is_not_there_is_refused(tiny_model, without_shape_checks):
         SkipLayer("middle", 0).hooks(tiny_model)
 
 
-def test_ablations_while_transcribing(digits):
+def test_ablations_while_transcribing(digits_model):
     recording = recordings()[0]
-    mel = digits.to_mel(recording.path)
+    mel = digits_model.to_mel(recording.path)
     edit = ZeroAblation(Site("decoder.blocks.*.hook_cross_attn_out"))
-    with Interventions(digits, edit):
-        greedy = digits.generate(mel, 8).texts[0]
+    with Interventions(digits_model, edit):
+        greedy = digits_model.generate(mel, 8).texts[0]
         options = {"without_timestamps": True, "language": "en", "sample_len": 8}
-        beam = digits.decode(mel, beam_size=3, **options)[0].text
-        transcript = digits.transcribe(recording.path, temperature=0, **options)["text"]
+        beam = digits_model.decode(mel, beam_size=3, **options)[0].text
+        transcript = digits_model.transcribe(recording.path, temperature=0, **options)["text"]
     assert recording.text not in (greedy, beam, transcript.strip())
-    assert digits.generate(mel).texts == [recording.text]
+    assert digits_model.generate(mel).texts == [recording.text]

@@ -288,25 +288,31 @@ def test_gradients_stay_finite(tiny_model, tiny_mel, tiny_tokens):
 
 
 @pytest.mark.parametrize("i", [0, 1], ids=["first recording", "second recording"])
-def test_cutting_a_digits_time_takes_that_digit_and_leaves_those_before(digits, i):
+def test_cutting_a_digits_time_takes_that_digit_and_leaves_those_before(digits_model, i):
     recording = recordings()[i]
     words = recording.text.split()
     with torch.no_grad():
-        encoded = digits(digits.to_mel(recording.path))
+        encoded = digits_model(digits_model.to_mel(recording.path))
     options = {"without_timestamps": True, "language": "en", "sample_len": 6, "beam_size": 2}
     for which, word in enumerate(recording.words):
         edit = CutAttention(
             "decoder.blocks.*.cross_attn.hook_attn_scores", window_s=(word.start_s, word.end_s)
         )
-        with Interventions(digits, edit):
-            texts = [digits.generate(None, 6, encoder_output=encoded).texts[0]]
-            texts += [each.text for each in digits.decode(encoded, **options)] if which == 1 else []
+        with Interventions(digits_model, edit):
+            texts = [digits_model.generate(None, 6, encoder_output=encoded).texts[0]]
+            texts += (
+                [each.text for each in digits_model.decode(encoded, **options)]
+                if which == 1
+                else []
+            )
         for heard in map(str.split, texts):
             assert heard[:which] == words[:which]
             assert heard[which : which + 1] != words[which : which + 1]
 
 
-def test_an_encoder_that_sees_one_position_hears_no_digits(digits):
+def test_an_encoder_that_sees_one_position_hears_no_digits(digits_model):
     recording = recordings()[0]
-    with Interventions(digits, RestrictAttention("encoder", 0)):
-        assert digits.generate(digits.to_mel(recording.path), 6).texts != [recording.text]
+    with Interventions(digits_model, RestrictAttention("encoder", 0)):
+        assert digits_model.generate(digits_model.to_mel(recording.path), 6).texts != [
+            recording.text
+        ]

@@ -138,15 +138,15 @@ def test_what_has_no_mean_is_refused_before_anything_runs(
         mean_activations(tiny_model, given[inputs], name, progress=False)
 
 
-def test_recordings_by_their_paths(digits):
+def test_recordings_by_their_paths(digits_model):
     paths = [recording.path for recording in recordings()[:2]]
     name = "encoder.hook_embed"
-    mean = mean_activations(digits, paths, name, progress=False)[name]
+    mean = mean_activations(digits_model, paths, name, progress=False)[name]
     with torch.no_grad():
         sound = [
-            digits.run_with_cache(mel, names_filter=name, stop_at_layer=("encoder", 0))[1][name][
-                0, : mel.n_positions[0]
-            ]
-            for mel in map(digits.to_mel, paths)
+            digits_model.run_with_cache(mel, names_filter=name, stop_at_layer=("encoder", 0))[1][
+                name
+            ][0, : mel.n_positions[0]]
+            for mel in map(digits_model.to_mel, paths)
         ]
     torch.testing.assert_close(mean[0, 0], torch.cat(sound).mean(dim=0), atol=1e-5, rtol=0)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from hooked_whisper.errors import HookNameError, SiteError
-from hooked_whisper.generation.kv_cache import KVCache
 from hooked_whisper.interventions.sites import (
     Site,
     axis_sizes,
@@ -14,6 +13,7 @@ from hooked_whisper.interventions.sites import (
     n_recordings,
     window_to_places,
 )
+from hooked_whisper.model.kv_cache import KVCache
 
 RESID = "encoder.blocks.0.hook_resid_post"
 OF_DECODER = "decoder.blocks.1.hook_resid_post"

@@ -275,7 +275,7 @@ def test_caches_that_cannot_be_compared(tiny_model, tiny_mel, caches):
     assert class_mean_difference(first, unknown, RESID, all_frames=True).shape == (24,)
 
 
-def test_steering_turns_one_digit_into_another(digits):
+def test_steering_turns_one_digit_into_another(digits_model):
     """By a direction from "three" to "one" of other recordings, over one digit's time."""
     first, *others = recordings()
     spoken: dict[str, list[torch.Tensor]] = {"three": [], "one": []}
@@ -283,7 +283,7 @@ def test_steering_turns_one_digit_into_another(digits):
         if not set(spoken) & set(recording.text.split()):
             continue
         with torch.no_grad():
-            encoded = digits(digits.to_mel(recording.path))
+            encoded = digits_model(digits_model.to_mel(recording.path))
         for word in recording.words:
             if word.word in spoken:
                 places = slice(round(50 * word.start_s), round(50 * word.end_s))
@@ -292,6 +292,6 @@ def test_steering_turns_one_digit_into_another(digits):
     time = (first.words[0].start_s, first.words[0].end_s)
     edit = Steer(Site("encoder.ln_final.hook_normalized", window_s=time), direction)
     assert first.text == "three one four"
-    with Interventions(digits, edit):
-        heard = digits.generate(digits.to_mel(first.path), 6).texts[0].split()
+    with Interventions(digits_model, edit):
+        heard = digits_model.generate(digits_model.to_mel(first.path), 6).texts[0].split()
     assert heard[:3] == ["one", "one", "four"]

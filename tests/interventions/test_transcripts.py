@@ -114,16 +114,22 @@ def test_it_is_a_dataframe():
     }
 
 
-def test_transcribing_without_and_with_edits(digits, capsys):
+def test_transcribing_without_and_with_edits(digits_model, capsys):
     sets = {"last digit": LAST, "two": [LAST, SkipLayer("decoder", 0)]}
     result = compare_transcripts(
-        digits, FIRST.path, sets, FIRST.text, language="en", without_timestamps=True, sample_len=8
+        digits_model,
+        FIRST.path,
+        sets,
+        FIRST.text,
+        language="en",
+        without_timestamps=True,
+        sample_len=8,
     )
     assert result.recordings == (FIRST.path.name,)
     assert result.before == (FIRST.text,)
     for name, edits in (("last digit", [LAST]), ("two", sets["two"])):
-        with Interventions(digits, *edits):
-            text = digits.transcribe(
+        with Interventions(digits_model, *edits):
+            text = digits_model.transcribe(
                 str(FIRST.path),
                 temperature=0,
                 language="en",
@@ -136,19 +142,19 @@ def test_transcribing_without_and_with_edits(digits, capsys):
     assert rates[0] == 0
     assert rates[1] == jiwer.wer(FIRST.text, result.after["last digit"][0]) > 0
     assert "transcripts: 100%" in capsys.readouterr().err
-    assert not any(point.is_hooked for point in digits.hook_dict.values())
+    assert not any(point.is_hooked for point in digits_model.hook_dict.values())
 
 
-def test_windows_go_side_by_side(digits):
-    mel = digits.to_mel([FIRST.path, SECOND.path])
+def test_windows_go_side_by_side(digits_model):
+    mel = digits_model.to_mel([FIRST.path, SECOND.path])
     edit = ZeroAblation(Site("decoder.blocks.*.hook_cross_attn_out"))
     result = compare_transcripts(
-        digits, mel, edit, [FIRST.text, None], max_new_tokens=8, progress=False
+        digits_model, mel, edit, [FIRST.text, None], max_new_tokens=8, progress=False
     )
     assert result.recordings == ("0", "1")
     assert result.before == (FIRST.text, SECOND.text)
-    with Interventions(digits, edit):
-        assert list(result.after["edited"]) == digits.generate(mel, 8).texts
+    with Interventions(digits_model, edit):
+        assert list(result.after["edited"]) == digits_model.generate(mel, 8).texts
     assert result.rows()[1]["word_error_rate"] > 0.5
 
 
@@ -186,9 +192,9 @@ def test_text_for_silence_is_counted(tiny_model, scribe):
     assert result.after["edited"][0] == "one again"
 
 
-def test_a_silent_window_is_known(digits):
-    mel = digits.to_mel([torch.zeros(16000), 0.1 * torch.randn(16000)], rate_hz=16000.0)
-    result = compare_transcripts(digits, mel, EDIT, max_new_tokens=1, progress=False)
+def test_a_silent_window_is_known(digits_model):
+    mel = digits_model.to_mel([torch.zeros(16000), 0.1 * torch.randn(16000)], rate_hz=16000.0)
+    result = compare_transcripts(digits_model, mel, EDIT, max_new_tokens=1, progress=False)
     assert result.is_silent == (True, False)
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from hooked_whisper.errors import InputError, TokenError
-from hooked_whisper.generation.generate import Generation
 from hooked_whisper.lenses.encoder_lens import (
     EncoderLens,
     counted_tokens,
     encoder_lens,
     encoder_outputs,
 )
+from hooked_whisper.model.generate import Generation
 
 N_LAYERS = 2
 

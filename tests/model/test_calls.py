@@ -13,7 +13,7 @@ from torch import Tensor
 from whisper.decoding import DecodingOptions
 
 from hooked_whisper import HookedWhisper, WhisperCache
-from hooked_whisper.generation.generate import GenerateOptions
+from hooked_whisper.model.generate import GenerateOptions
 from hooked_whisper.model.openai import TranscribeOptions
 
 CALL = ["encoder_output", "stop_at_layer", "loss_per_token"]

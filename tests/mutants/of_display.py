@@ -102,18 +102,18 @@ MUTANTS = [
     Mutant(
         "show-generation-prompt",
         "the prompt counts among the tokens that were written",
-        "generation/generate.py",
+        "model/generate.py",
         "tokens = self.tokens[:, self.n_prompt :].tolist()",
         "tokens = self.tokens.tolist()",
-        ("generation/test_generate.py",),
+        ("model/test_generate.py",),
     ),
     Mutant(
         "show-sweep-metric",
         "a sweep's picture is of the metric where there is an effect",
-        "interventions/tables.py",
+        "patching/tables.py",
         "drawn = picture(self.plot(effect=bool(best))",
         "drawn = picture(self.plot(effect=not best)",
-        ("interventions/test_results.py",),
+        ("patching/test_results.py",),
     ),
     Mutant(
         "show-words-swapped",
@@ -142,10 +142,10 @@ MUTANTS = [
     Mutant(
         "show-store-bytes",
         "a hook's bytes are those of one row",
-        "harvest/store.py",
+        "store/reader.py",
         "n_bytes = n_rows[kind] * self._row_bytes([name])",
         "n_bytes = self._row_bytes([name])",
-        ("harvest/test_store.py",),
+        ("store/test_reader.py",),
     ),
     Mutant(
         "show-report-extent",
@@ -158,18 +158,18 @@ MUTANTS = [
     Mutant(
         "show-recording-whole",
         "an hour of sound goes into the notebook",
-        "harvest/recordings.py",
+        "data/recordings.py",
         "samples[: _PLAYED_S * SAMPLE_RATE_HZ]",
         "samples",
-        ("harvest/test_recordings.py",),
+        ("store/test_recordings.py",),
     ),
     Mutant(
         "show-recording-missing",
         "a recording that is not there ends the cell",
-        "harvest/recordings.py",
+        "data/recordings.py",
         "except AudioError as error:\n            return box",
         "except RecordingsError as error:\n            return box",
-        ("harvest/test_recordings.py",),
+        ("store/test_recordings.py",),
     ),
     Mutant(
         "show-signature-inner",

@@ -7,7 +7,7 @@ import jiwer
 import pytest
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.interventions import WordErrorRate
+from hooked_whisper.metrics import WordErrorRate
 from hooked_whisper.speech import word_error_rate
 from hooked_whisper.speech.wer import normalizer
 

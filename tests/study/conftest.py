@@ -8,15 +8,8 @@ import jaxtyping
 import pytest
 import torch
 
+from hooked_whisper.data import Recording
 from hooked_whisper.digits import recordings
-from hooked_whisper.harvest import Recording
-
-
-@pytest.fixture(scope="session")
-def digits_model() -> Any:
-    from hooked_whisper import HookedWhisper
-
-    return HookedWhisper.from_pretrained("digits")
 
 
 @pytest.fixture(scope="session")

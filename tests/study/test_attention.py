@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hooked_whisper.analysis import attention_entropy, diagonal_width
-from hooked_whisper.harvest import as_recordings
+from hooked_whisper.data import as_recordings
 from hooked_whisper.study.attention import REACH, EncoderAttention, by_offset, trend
 from hooked_whisper.study.clips import hear
 from hooked_whisper.study.decoder import DecoderAttention

@@ -1,23 +1,6 @@
 """Judging sparse autoencoders: by what they give back, by what they do to speech, by labels."""
 
-from hooked_whisper.sae.evaluation.evaluate import evaluate_sae, evaluate_saes
-from hooked_whisper.sae.evaluation.labels import (
-    LatentsBySpeech,
-    frame_labels,
-    label_selectivity,
-    latents_by_speech,
-    recording_labels,
-    word_labels,
-)
-from hooked_whisper.sae.evaluation.reconstruction import (
-    DecoderCosines,
-    Reconstruction,
-    ReconstructionMeter,
-    decoder_cosines,
-    judge_reconstruction,
-)
-from hooked_whisper.sae.evaluation.report import FrameEvaluation, SAEEvaluation, evaluation_table
-from hooked_whisper.sae.evaluation.selective import (
+from hooked_whisper.analysis.selectivity import (
     ActiveLatents,
     Labels,
     LabelSelectivity,
@@ -26,10 +9,27 @@ from hooked_whisper.sae.evaluation.selective import (
     auroc,
     selectivity,
 )
-from hooked_whisper.sae.evaluation.spliced import (
+from hooked_whisper.sae.evaluation.downstream import (
     Recovered,
     TranscriptScores,
     transcript_scores,
+)
+from hooked_whisper.sae.evaluation.evaluate import evaluate_sae, evaluate_saes
+from hooked_whisper.sae.evaluation.reconstruction import (
+    DecoderCosines,
+    Reconstruction,
+    ReconstructionMeter,
+    decoder_cosines,
+    judge_reconstruction,
+)
+from hooked_whisper.sae.evaluation.report import FrameEvaluation, SAEEvaluation, evaluation_table
+from hooked_whisper.sae.evaluation.speech_labels import (
+    LatentsBySpeech,
+    frame_labels,
+    label_selectivity,
+    latents_by_speech,
+    recording_labels,
+    word_labels,
 )
 from hooked_whisper.sae.evaluation.stability import Stability, decoder_stability
 from hooked_whisper.sae.evaluation.top_clips import Clip, clips_table, top_clips

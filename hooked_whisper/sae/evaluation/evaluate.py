@@ -11,6 +11,11 @@ from torch import Tensor
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.sae.evaluation.downstream import (
+    KINDS,
+    RecoveredMeter,
+    transcript_scores,
+)
 from hooked_whisper.sae.evaluation.inputs import Batch, Inputs, has_tokenizer, own_rows, prepare
 from hooked_whisper.sae.evaluation.reconstruction import ReconstructionMeter, decoder_cosines
 from hooked_whisper.sae.evaluation.report import FrameEvaluation, SAEEvaluation
@@ -21,11 +26,6 @@ from hooked_whisper.sae.evaluation.site import (
     judged_site,
     put_in,
     replaced,
-)
-from hooked_whisper.sae.evaluation.spliced import (
-    KINDS,
-    RecoveredMeter,
-    transcript_scores,
 )
 from hooked_whisper.speech.wer import Normalize
 

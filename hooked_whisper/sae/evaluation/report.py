@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hooked_whisper.display import box, count, picture, table
 from hooked_whisper.errors import InputError
+from hooked_whisper.sae.evaluation.downstream import Recovered, TranscriptScores
 from hooked_whisper.sae.evaluation.reconstruction import DecoderCosines, Reconstruction
-from hooked_whisper.sae.evaluation.spliced import Recovered, TranscriptScores
 
 if TYPE_CHECKING:
     import pandas

@@ -13,8 +13,8 @@ from hooked_whisper.analysis.top_activations import top_activations
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.inputs import prepare
-from hooked_whisper.sae.evaluation.labels import encoder_latents, word_at
 from hooked_whisper.sae.evaluation.site import judged_site
+from hooked_whisper.sae.evaluation.speech_labels import encoder_latents, word_at
 
 if TYPE_CHECKING:
     import pandas

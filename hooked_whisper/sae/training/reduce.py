@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hooked_whisper.ranks import Ranks
+from hooked_whisper.distributed import Ranks
 from hooked_whisper.sae.base import SAE, Losses
 
 

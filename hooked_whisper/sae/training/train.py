@@ -11,15 +11,15 @@ from typing import Any
 from torch import Tensor
 
 from hooked_whisper.display import progress_bar
+from hooked_whisper.distributed import Ranks
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.ranks import Ranks
 from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.training.batches import check_batch, has_target
 from hooked_whisper.sae.training.config import TrainingConfig
+from hooked_whisper.sae.training.distributed_data import agreed_ranks, alike, in_parts, in_turns
 from hooked_whisper.sae.training.interrupts import uninterrupted
 from hooked_whisper.sae.training.logs import LoggedTraining, Logs, OnLog
-from hooked_whisper.sae.training.shares import agreed_ranks, alike, in_parts, in_turns
 from hooked_whisper.sae.training.sources import ActivationSource
 from hooked_whisper.sae.training.trainer import Trainer
 

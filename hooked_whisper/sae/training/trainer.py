@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_whisper.distributed import Ranks, has_restarted
 from hooked_whisper.errors import TrainingError
-from hooked_whisper.ranks import Ranks, has_restarted
 from hooked_whisper.sae.base import SAE, Losses
 from hooked_whisper.sae.evaluation.reconstruction import fraction_unexplained
 from hooked_whisper.sae.registry import make_sae

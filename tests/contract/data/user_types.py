@@ -14,28 +14,30 @@ from hooked_whisper import Generation, HookedWhisper, HookPoint, Mel, WhisperCac
 from hooked_whisper.analysis import attention_entropy, residual_histogram, top_activations
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.digits import Recording, recordings
-from hooked_whisper.harvest import ActivationStore, ProbeResult, harvest, probe
 from hooked_whisper.interventions import (
     Example,
-    GreedyAblation,
-    Head,
     Interventions,
-    LogitDifference,
-    PathEffects,
     Site,
-    SweepResult,
     TranscriptComparison,
     ZeroAblation,
-    attribution_patch,
     compare_transcripts,
-    greedy_ablation,
     mean_activations,
+)
+from hooked_whisper.lenses import direct_attribution, encoder_lens, logit_lens
+from hooked_whisper.metrics import LogitDifference
+from hooked_whisper.model.calls import Output
+from hooked_whisper.patching import (
+    GreedyAblation,
+    Head,
+    PathEffects,
+    SweepResult,
+    attribution_patch,
+    greedy_ablation,
     patch_sweep,
     path_patch,
 )
-from hooked_whisper.lenses import direct_attribution, encoder_lens, logit_lens
-from hooked_whisper.model.calls import Output
 from hooked_whisper.sae import SAE, TopKConfig, TrainingConfig, load_sae, load_suite, train_sae
+from hooked_whisper.store import ActivationStore, ProbeResult, harvest, probe
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type

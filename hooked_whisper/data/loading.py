@@ -1,0 +1,180 @@
+"""Reading recordings in worker processes, while the model runs on earlier ones."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hooked_whisper.checksums import checksum_of_audio
+from hooked_whisper.config import FRAMES_PER_SECOND, SAMPLE_RATE_HZ, HookedWhisperConfig
+from hooked_whisper.data.recordings import Recording, readable
+from hooked_whisper.errors import AudioLengthError, InputError
+from hooked_whisper.speech.audio import MIN_SAMPLES, load_audio
+from hooked_whisper.speech.mel import to_mel
+from hooked_whisper.speech.tokens import check_tokens, to_tokens
+
+LongRule = Literal["split", "cut", "skip"]
+TextRule = Literal["label", "transcript"]
+
+_AHEAD = 4
+"""Recordings that each worker may be ahead of the model."""
+
+
+@dataclass(frozen=True)
+class ReadingRules:
+    """How recordings become windows and tokens.
+
+    Args:
+        cfg: The model's configuration.
+        long: What to do with a recording that is longer than the window:
+            `"split"` it into windows, `"cut"` it after the first, `"skip"` it.
+        text: Where the decoder's tokens come from; None where it does not run.
+        language: Of texts, unless the label `language` says otherwise.
+        task: Of the tokens' beginning.
+    """
+
+    cfg: HookedWhisperConfig
+    long: LongRule
+    text: TextRule | None
+    language: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recording and its place in a harvest.
+
+    Args:
+        index: Its number among all recordings.
+        shard: The number of its shard.
+        recording: The recording.
+        check_only: Its rows are in the store already; only its checksum is needed.
+    """
+
+    index: int
+    shard: int
+    recording: Recording
+    check_only: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a worker made of a recording.
+
+    Args:
+        job: The recording.
+        checksum: Of its audio; None where it could not be read.
+        mels: `[window mel frame]` in float32, as an array: it travels through a pipe.
+        n_frames: Mel frames of each window that hold sound.
+        n_samples: Its length at 16 kHz.
+        tokens: The decoder's, start sequence included; None where there are none.
+        reason: Why it cannot be used; None where it can.
+    """
+
+    job: Job
+    checksum: str | None = None
+    mels: Any = None
+    n_frames: tuple[int, ...] = ()
+    n_samples: int = 0
+    tokens: tuple[int, ...] | None = None
+    reason: str | None = None
+
+
+class RecordingReader(Dataset[Loaded]):
+    """What runs in the workers: a job comes in as the index, and goes out loaded."""
+
+    def __init__(self, rules: ReadingRules) -> None:
+        self.rules = rules
+
+    def __getitem__(self, job: Job) -> Loaded:
+        """The recording as windows of mels; a bad one as the reason."""
+        try:
+            checksum = checksum_of_audio(job.recording.audio)
+            return Loaded(job, checksum) if job.check_only else self._load(job, checksum)
+        except FileNotFoundError:
+            return Loaded(job, reason=f"there is no file {str(job.recording.audio)!r}.")
+        except (InputError, OSError) as error:
+            return Loaded(job, reason=str(error))
+
+    def _load(self, job: Job, checksum: str) -> Loaded:
+        rules, cfg = self.rules, self.rules.cfg
+        samples = load_audio(readable(job.recording.audio))
+        windows = [piece for piece in samples.split(cfg.n_samples) if len(piece) >= MIN_SAMPLES]
+        if len(samples) > cfg.n_samples:
+            windows = self._of_long(windows, len(samples))
+        mel = to_mel(
+            [(piece, SAMPLE_RATE_HZ) for piece in windows], n_mels=cfg.n_mels, n_frames=cfg.n_frames
+        )
+        return Loaded(
+            job,
+            checksum,
+            mel.values.numpy(),
+            tuple(mel.n_frames.tolist()),
+            len(samples),
+            self._tokens(job.recording) if rules.text == "label" else None,
+        )
+
+    def _of_long(self, windows: list[Tensor], n_samples: int) -> list[Tensor]:
+        rules = self.rules
+        if rules.long == "cut":
+            return windows[:1]
+        seconds, window_s = n_samples / SAMPLE_RATE_HZ, rules.cfg.n_frames / FRAMES_PER_SECOND
+        if rules.long == "skip":
+            raise AudioLengthError(f"{seconds:.2f} s are longer than the window of {window_s:g} s.")
+        if rules.text == "label":
+            raise AudioLengthError(
+                f"{seconds:.2f} s are longer than the window of {window_s:g} s, and no one says "
+                "which part of the text is in which window."
+            )
+        return windows
+
+    def _tokens(self, recording: Recording) -> tuple[int, ...]:
+        cfg = self.rules.cfg
+        if recording.tokens is not None:
+            tokens = torch.tensor([recording.tokens], dtype=torch.int64)
+        elif recording.text is None:
+            raise InputError("it has no text, which the decoder's hooks need.")
+        else:
+            language = recording.labels.get("language") or self.rules.language
+            text = " " + recording.text.strip()  # as Whisper writes
+            tokens = to_tokens(text, cfg, language=language, task=self.rules.task)
+        check_tokens(tokens, cfg.d_vocab, cfg.n_text_ctx)
+        return tuple(tokens[0].tolist())
+
+
+def load_all(jobs: Iterable[Job], rules: ReadingRules, n_workers: int) -> Iterator[Loaded]:
+    """Every job's recording, loaded, in the jobs' order.
+
+    Args:
+        jobs: Taken one by one, a little ahead of what is given back.
+        rules: How recordings become windows.
+        n_workers: Worker processes; 0 reads in this one.
+    """
+    if n_workers:
+        from whisper.audio import mel_filters  # before the fork: its import takes seconds
+
+        mel_filters("cpu", rules.cfg.n_mels)
+    return iter(
+        DataLoader(
+            RecordingReader(rules),
+            sampler=jobs,  # any iterable: what it gives goes to the workers
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=n_workers,
+            prefetch_factor=_AHEAD if n_workers else None,
+        )
+    )
+
+
+def default_workers() -> int:
+    """A worker for each processor but one, shared with the other ranks here; 8 at most."""
+    here = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(8, here - 1))
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded

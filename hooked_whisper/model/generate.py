@@ -1,0 +1,172 @@
+"""Hooked decoding with a KV cache, on openai-whisper's own loop and token rules."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from typing import Any, TypedDict
+
+import torch
+from jaxtyping import Float, Int
+from markupsafe import Markup
+from torch import Tensor
+
+from hooked_whisper.display import box, count, fold, table
+from hooked_whisper.errors import HookNameError, InputError
+from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.model.step_collector import StepCollector
+from hooked_whisper.speech.mel import Mel
+from hooked_whisper.speech.tokens import get_tokenizer
+
+_DEFAULTS = {"language": "en", "without_timestamps": True, "suppress_blank": False}
+_MOST_TEXTS, _MOST_ROWS = 8, 50
+"""Texts that are shown: in a line, and in a notebook's table."""
+_OF_SEARCH = ("beam_size", "best_of", "patience", "length_penalty")
+
+
+class TokenRules(TypedDict, total=False):
+    """Of openai-whisper's `DecodingOptions`: which tokens stand before the text and in it."""
+
+    task: str
+    language: str | None
+    prompt: str | list[int] | None
+    prefix: str | list[int] | None
+    suppress_tokens: str | Iterable[int] | None
+    suppress_blank: bool
+    without_timestamps: bool
+    max_initial_timestamp: float | int | None
+
+
+class GenerateOptions(TokenRules, total=False):
+    """What `generate` takes of openai-whisper's `DecodingOptions`: not those of a search."""
+
+    temperature: float | int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What decoding gave, one row for each recording.
+
+    Args:
+        tokens: Prompt, decoded tokens, and end-of-text to the end of the longest row.
+        n_prompt: Tokens of the prompt.
+        texts: Transcripts, without special tokens.
+        avg_logprob: Mean log-probability of the decoded tokens, in nats.
+        no_speech_prob: Probability of `<|nospeech|>` at the start; NaN where
+            the vocabulary has none.
+        languages: Language codes.
+        cache: Activations of all steps over `tokens[:, :-1]`, if asked for.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    n_prompt: int
+    texts: list[str]
+    avg_logprob: Float[Tensor, " batch"]
+    no_speech_prob: Float[Tensor, " batch"]
+    languages: list[str]
+    cache: WhisperCache | None = None
+
+    def __repr__(self) -> str:
+        more = (
+            "" if len(self.texts) <= _MOST_TEXTS else f" and {len(self.texts) - _MOST_TEXTS} more"
+        )
+        return f"Generation(texts={self.texts[:_MOST_TEXTS]!r}{more}, cache={self.cache!r})"
+
+    def _repr_html_(self) -> str:
+        """Texts with how sure the model is, their tokens, and the cache."""
+        header = ["", "text", "language", "avg_logprob (nats)", "no_speech_prob"]
+        numbers = zip(self.avg_logprob.tolist(), self.no_speech_prob.tolist(), strict=True)
+        rows = [
+            [str(i), text, language, *both]
+            for i, (text, language, both) in enumerate(
+                zip(self.texts, self.languages, numbers, strict=True)
+            )
+        ]
+        tokens = self.tokens[:, self.n_prompt :].tolist()
+        ids = [[str(i), " ".join(map(str, row))] for i, row in enumerate(tokens)]
+        prompt = " ".join(map(str, self.tokens[0, : self.n_prompt].tolist()))
+        parts = [
+            table(header, rows, most=_MOST_ROWS),
+            fold(f"token ids, behind the prompt {prompt}", table([], ids, most=_MOST_ROWS)),
+        ]
+        if self.cache is not None:
+            parts.append(Markup(self.cache._repr_html_()))
+        return box("Generation", count(len(self.texts), "recording"), *parts)
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    mel: Mel | Float[Tensor, "batch mel frame"] | None,
+    max_new_tokens: int | None = None,
+    *,
+    encoder_output: Float[Tensor, "batch pos d_model"] | None = None,
+    return_cache: bool = False,
+    names_filter: NamesFilter = None,
+    **options: Any,
+) -> Generation:
+    """Decode recordings greedily or by sampling; see `HookedWhisper.generate`.
+
+    Source: `whisper.decoding.DecodingTask`, whose loop, token filters and
+    choice of tokens run here.
+    """
+    from whisper.decoding import DecodingTask
+
+    if (mel is None) == (encoder_output is None):
+        what = "neither" if mel is None else "both"
+        raise InputError(f"{what} of mel and encoder_output given; pass one of them.")
+    get_tokenizer(model.cfg)  # refuses a vocabulary that is not Whisper's
+    task = DecodingTask(model, _decoding_options(model, max_new_tokens, options))
+    task.decoder.reset()
+    collector = StepCollector() if return_cache else None
+    names = model.hook_names(names_filter) if return_cache else []
+    if encoder_output is not None and names and all(n.startswith("encoder") for n in names):
+        raise HookNameError(
+            f"none of {names_filter!r} fires with encoder_output=, which skips the encoder."
+        )
+
+    def collecting() -> Any:
+        return model.hooks([(names, collector)]) if collector else nullcontext()
+
+    if encoder_output is None:
+        with collecting():
+            encoder_output = model.encoder(mel)
+    device, n_rows = encoder_output.device, len(encoder_output)
+    prompt = torch.tensor([task.initial_tokens], device=device).repeat(n_rows, 1)
+    languages, _ = task._detect_language(encoder_output, prompt)
+    with collecting():
+        tokens, sum_logprobs, no_speech = task._main_loop(encoder_output, prompt)
+
+    n_prompt, eot = prompt.shape[1], task.tokenizer.eot
+    written = [[token for token in row if token < eot] for row in tokens[:, n_prompt:].tolist()]
+    n_decoded = (tokens[:, n_prompt:] != eot).sum(dim=1) + 1
+    return Generation(
+        tokens=tokens,
+        n_prompt=n_prompt,
+        texts=[task.tokenizer.decode(row).strip() for row in written],
+        avg_logprob=sum_logprobs / n_decoded,
+        no_speech_prob=torch.tensor(no_speech, device=device),
+        languages=languages,
+        cache=collector.join(list(model.hook_dict), model.layer_counts()) if collector else None,
+    )
+
+
+def _decoding_options(model: Any, max_new_tokens: int | None, options: dict[str, Any]) -> Any:
+    """openai-whisper's options, with this package's defaults."""
+    from whisper.decoding import DecodingOptions
+
+    known = {field.name for field in fields(DecodingOptions)} - {*_OF_SEARCH, "fp16", "sample_len"}
+    for name in options:
+        if name in _OF_SEARCH:
+            raise InputError(
+                f"generate decodes one hypothesis; {name} is an option of model.decode."
+            )
+        if name not in known:
+            raise InputError(f"generate has no option {name!r}; it has {sorted(known)}.")
+    if max_new_tokens is not None and not 1 <= max_new_tokens <= model.cfg.n_text_ctx:
+        raise InputError(
+            f"max_new_tokens is {max_new_tokens}; it can be 1 to {model.cfg.n_text_ctx}."
+        )
+    if not model.is_multilingual and options.get("language", "") is None:
+        options = {**options, "language": "en"}  # nothing to detect
+    return DecodingOptions(**{**_DEFAULTS, **options}, fp16=False, sample_len=max_new_tokens)

@@ -1,6 +1,0 @@
-"""Pages to look at and listen to: each one HTML file that works from disk, without a network."""
-
-from hooked_whisper.pages.attention import AttentionPage, attention_page
-from hooked_whisper.pages.features import FeaturePage, feature_page
-
-__all__ = ["AttentionPage", "FeaturePage", "attention_page", "feature_page"]

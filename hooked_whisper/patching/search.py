@@ -1,0 +1,358 @@
+"""Greedy search for the heads and layers that can go without changing a metric."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_whisper.display import progress_bar
+from hooked_whisper.errors import InterventionError
+from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.hooks.names import NamesFilter, stack_of
+from hooked_whisper.interventions.ablation import MeanAblation, SkipLayer, ZeroAblation
+from hooked_whisper.interventions.edits import Edit, SiteEdit
+from hooked_whisper.interventions.examples import Example
+from hooked_whisper.interventions.sites import Site
+from hooked_whisper.metrics.base import metric_name
+from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.patching.fingerprint import conditions, mark
+from hooked_whisper.patching.partial_forward import DEFAULT_MAX_BYTES
+from hooked_whisper.patching.partial_result import check_same, keep_what_is_done
+from hooked_whisper.patching.trials import Trials
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One step of a search.
+
+    Args:
+        edit: What was removed, and how.
+        value: The metric with this and all earlier removals, mean over the examples.
+        change: How far the metric is from the clean one then: mean over the
+            examples of the absolute difference.
+    """
+
+    edit: Edit
+    value: float
+    change: float
+
+
+@dataclass(frozen=True)
+class GreedyAblation:
+    """What can go, in the order of removal, and what is left.
+
+    Args:
+        metric: The metric's name.
+        tolerance: The change that was allowed.
+        baseline: The metric of the clean runs, mean over the examples.
+        removals: The steps, in order.
+        left: The candidates that were not removed.
+        complete: Whether the search came to its end; Ctrl-C stops it before.
+        conditions: What it was measured with: names, and marks to compare by.
+    """
+
+    metric: str
+    tolerance: float | int
+    baseline: float
+    removals: tuple[Removal, ...]
+    left: tuple[Edit, ...]
+    complete: bool
+    conditions: dict[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+    @property
+    def n_done(self) -> int:
+        """How many removals there are."""
+        return len(self.removals)
+
+    @property
+    def edits(self) -> list[Edit]:
+        """All removals, ready for `Interventions(model, *result.edits)`."""
+        return [removal.edit for removal in self.removals]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each step, with the keys
+
+        step     from 1
+        edit     what was removed, in words
+        stack, layer, part, head   where; None where it is not one place
+        value    the metric after the step, mean over the examples
+        change   its mean absolute difference from the clean metric
+        n_left   candidates left after the step
+        """
+        n = len(self.removals) + len(self.left)
+        return [
+            {
+                "step": step,
+                "edit": edit_name(removal.edit),
+                **_place(removal.edit),
+                "value": removal.value,
+                "change": removal.change,
+                "n_left": n - step,
+            }
+            for step, removal in enumerate(self.removals, start=1)
+        ]
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """`rows()` as a table of pandas."""
+        import pandas
+
+        columns = ["step", "edit", "stack", "layer", "part", "head", "value", "change", "n_left"]
+        table = pandas.DataFrame(self.rows(), columns=columns)
+        return table.astype({"layer": "Int64", "head": "Int64"})
+
+    def __repr__(self) -> str:
+        state = "" if self.complete else ", not complete"
+        end = f", to {self.removals[-1].value:.4g}" if self.removals else ""
+        return (
+            f"GreedyAblation({self.metric} from {self.baseline:.4g}{end}: "
+            f"{len(self.removals)} removed, {len(self.left)} left{state})"
+        )
+
+
+def greedy_ablation(
+    model: HookedWhisper,
+    examples: Example | Sequence[Example],
+    metric: Any,
+    candidates: Any = "heads",
+    *,
+    tolerance: float | int,
+    max_removals: int | None = None,
+    max_new_tokens: int | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    progress: bool = True,
+    resume: GreedyAblation | None = None,
+) -> GreedyAblation:
+    """Remove one candidate after the other, each time the one that changes the metric least.
+
+    In every round, each candidate that is left is removed on top of those
+    that are gone. The one whose removal leaves the metric nearest to the clean
+    one goes for good; the search ends when that is too far. What goes later
+    depends on what went before: another order might remove more.
+
+    The encoder is run for the encoder's candidates only, and nothing before a
+    candidate is computed again for it. Hooks of the user's own stay in effect.
+
+    Args:
+        model: The model.
+        examples: What to measure on: an example, one with several rows, or a list.
+        metric: A metric of logits or of the transcript, or a function of
+            logits `[batch pos vocab]`; a list has one for each row.
+        candidates: `"heads"`: each head of the model, zeroed; `"layers"`: each
+            layer, skipped; or a list of edits, such as `head_ablations` and
+            `layer_ablations` give.
+        tolerance: How far the metric may be from the clean one: mean over
+            the examples of the absolute difference. Infinity removes all.
+        max_removals: Candidates to remove at most.
+        max_new_tokens: Of a transcript, which a broken model may never end.
+        max_bytes: About how much memory the runs side by side may take.
+        progress: Show a progress bar on stderr.
+        resume: An earlier result of the same search, to go on with. It is not changed.
+
+    Returns:
+        What was removed and what is left. After Ctrl-C, what was done so far:
+        `result.complete` is False.
+
+    Raises:
+        InterventionError: No examples or candidates, a tolerance below 0, or a
+            result to resume of another model, metric, examples or candidates.
+        MetricError: A metric that gives no finite number, already on the clean runs.
+        SweepError: Something went wrong on the way; `error.result` has what was done.
+
+    Source: Michel et al. 2019, section 4, who sort once; here each round measures anew.
+    """
+    edits = _edits(model, candidates)
+    if not tolerance >= 0:
+        raise InterventionError(f"tolerance is {tolerance}; it must be 0 or more.")
+    if max_removals is not None and max_removals < 1:
+        raise InterventionError(f"max_removals is {max_removals}; it must be 1 or more, or None.")
+    removals = _resumed(edits, resume)
+    trials = Trials(model, examples, metric, edits, max_new_tokens, max_bytes)
+    made_with = {"metric": metric_name(trials.metrics[0]), "max_new_tokens": max_new_tokens}
+    made_with |= conditions(
+        model, trials.metrics, examples=trials.examples, candidates=sorted(map(mark, edits))
+    )
+    if resume is not None:
+        check_same(resume.conditions, made_with)
+    clean = trials.clean()
+    result = GreedyAblation(
+        metric_name(trials.metrics[0]),
+        tolerance,
+        float(clean.mean()),
+        tuple(removals),
+        tuple(edit for edit in edits if not any(edit is each.edit for each in removals)),
+        complete=False,
+        conditions=made_with,
+    )
+    return _Search(trials, clean, max_removals, progress).run(result)
+
+
+class _Search:
+    """The rounds of a search."""
+
+    def __init__(
+        self,
+        trials: Trials,
+        clean: Float[Tensor, "example"],
+        max_removals: int | None,
+        progress: bool,
+    ) -> None:
+        self.trials, self.clean, self.progress = trials, clean, progress
+        self.max_removals = max_removals
+
+    def run(self, result: GreedyAblation) -> GreedyAblation:
+        """Go on from a result, round by round."""
+        bar = progress_bar(desc="greedy ablation", unit="run", show=self.progress)
+        with keep_what_is_done(lambda: result, lambda: f"{result.n_done} removals", bar):
+            while self._may_go_on(result):
+                bar.reset(total=len(result.left) * len(self.clean))
+                bar.set_description(f"greedy ablation, {result.n_done} removed")
+                if (longer := self._round(result, bar)) is None:
+                    break
+                result = longer
+            result = replace(result, complete=True)
+        return result
+
+    def _may_go_on(self, result: GreedyAblation) -> bool:
+        allowed = self.max_removals is None or len(result.removals) < self.max_removals
+        return bool(result.left) and allowed
+
+    def _round(self, result: GreedyAblation, bar: Any) -> GreedyAblation | None:
+        """With one candidate less; None where each would change the metric too much."""
+        values = self.trials.values(result.edits, result.left, bar.update)
+        change = (values - self.clean).abs().mean(dim=1)
+        best = int(change.argmin())
+        if not float(change[best]) <= result.tolerance:
+            return None
+        removal = Removal(result.left[best], float(values[best].mean()), float(change[best]))
+        left = result.left[:best] + result.left[best + 1 :]
+        return replace(result, removals=(*result.removals, removal), left=left)
+
+
+def head_ablations(
+    model: HookedWhisper,
+    names_filter: NamesFilter = "*attn.hook_z",
+    mean: WhisperCache | None = None,
+) -> list[Edit]:
+    """An ablation of each head by itself: candidates for `greedy_ablation`.
+
+    Args:
+        model: The model.
+        names_filter: Which heads, by their `hook_z`: `"decoder.*.cross_attn.hook_z"`.
+        mean: Put in these means, `mean_activations(model, examples, names_filter)`,
+            in place of zeros.
+
+    Raises:
+        HookNameError: No such hook.
+        SiteError: Hooks without heads.
+
+    >>> from hooked_whisper import HookedWhisper
+    >>> len(head_ablations(HookedWhisper.from_pretrained("digits"), "encoder.*.hook_z"))
+    24
+    """
+    ablations: list[Edit] = []
+    for name in model.hook_names(names_filter):
+        for head in range(model.cfg.n_heads(stack_of(name))):
+            site = Site(name, head=head)
+            ablations.append(ZeroAblation(site) if mean is None else MeanAblation(site, mean))
+    for each in ablations:
+        each.hooks(model)
+    return ablations
+
+
+def layer_ablations(
+    model: HookedWhisper, stack: Literal["encoder", "decoder"] | None = None
+) -> list[Edit]:
+    """A skip of each layer by itself: candidates for `greedy_ablation`.
+
+    Args:
+        model: The model.
+        stack: `"encoder"` or `"decoder"`; None is both.
+
+    Raises:
+        InterventionError: No such stack.
+    """
+    if stack not in ("encoder", "decoder", None):
+        raise InterventionError(f'stack is {stack!r}; it can be "encoder", "decoder" or None.')
+    skips: list[Edit] = []
+    for each in ("encoder", "decoder") if stack is None else (stack,):
+        skips += [SkipLayer(each, layer) for layer in range(model.cfg.n_layers(each))]
+    return skips
+
+
+def edit_name(edit: Edit) -> str:
+    """A short name of an edit for tables: where it is, if it is one head or layer.
+
+    >>> edit_name(ZeroAblation(Site("decoder.blocks.2.cross_attn.hook_z", head=1)))
+    'decoder 2 cross_attn head 1'
+    """
+    place = _place(edit)
+    if place["stack"] is None:
+        return " ".join(repr(edit).split())[:120]
+    name = f"{place['stack']} {place['layer']}"
+    if place["head"] is not None:
+        name += f" {place['part']} head {place['head']}"
+    return name if isinstance(edit, ZeroAblation | SkipLayer) else f"{name} ({type(edit).__name__})"
+
+
+def _place(edit: Edit) -> dict[str, Any]:
+    """Stack, layer, part and head of an edit that is one head or one layer."""
+    if isinstance(edit, SkipLayer):
+        return {"stack": edit.stack, "layer": edit.layer, "part": None, "head": None}
+    site = edit.site if isinstance(edit, SiteEdit) else None
+    name = site.name if site is not None else None
+    parts = name.split(".") if isinstance(name, str) else []
+    if site is None or len(parts) != 5 or not parts[2].isdigit() or not isinstance(site.head, int):
+        return dict.fromkeys(("stack", "layer", "part", "head"))
+    return {"stack": parts[0], "layer": int(parts[2]), "part": parts[3], "head": site.head}
+
+
+def _edits(model: HookedWhisper, candidates: Any) -> list[Edit]:
+    """The edits to choose from, all checked."""
+    if candidates == "heads":
+        return head_ablations(model)
+    if candidates == "layers":
+        return layer_ablations(model)
+    if not isinstance(candidates, Sequence) or isinstance(candidates, str):
+        raise InterventionError(
+            f'candidates are {candidates!r}; they can be "heads", "layers" or a list of edits.'
+        )
+    edits = list(candidates)
+    if not edits:
+        raise InterventionError("the list of candidates is empty; give at least one edit.")
+    if len({id(edit) for edit in edits}) < len(edits):
+        raise InterventionError("a candidate is in the list twice; give each once.")
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise InterventionError(
+                f"{edit!r} is no edit. Candidates are edits such as ZeroAblation(site), or those "
+                "of head_ablations(model)."
+            )
+        edit.hooks(model)
+    return edits
+
+
+def _resumed(edits: list[Edit], resume: GreedyAblation | None) -> list[Removal]:
+    """The removals of an earlier result, as edits of this search."""
+    if resume is None:
+        return []
+    names = [edit_name(edit) for edit in edits]
+    earlier = [edit_name(edit) for edit in (*resume.edits, *resume.left)]
+    if sorted(names) != sorted(earlier):
+        raise InterventionError(
+            "the result to resume has other candidates. Give the same ones, or leave out resume "
+            "to begin anew."
+        )
+    if len(set(names)) < len(names):
+        raise InterventionError(
+            "two candidates have one name, so that it is not clear which of them is gone. Leave "
+            "out resume to begin anew."
+        )
+    return [
+        replace(removal, edit=edits[names.index(edit_name(removal.edit))])
+        for removal in resume.removals
+    ]

@@ -1,0 +1,167 @@
+"""Many edits tried out, one at a time, on top of others that stay."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_whisper.errors import InterventionError
+from hooked_whisper.interventions.ablation import MeanAblation, SkipLayer, ZeroAblation
+from hooked_whisper.interventions.edits import Edit, HookPair, Interventions
+from hooked_whisper.interventions.examples import Example
+from hooked_whisper.interventions.sites import Site
+from hooked_whisper.metrics.base import check_values, resolve_positions
+from hooked_whisper.metrics.transcripts import check_value
+from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.patching.pairs import metric_for_each, one_by_one
+from hooked_whisper.patching.partial_forward import BaseRun
+from hooked_whisper.patching.resume_point import find_entry
+from hooked_whisper.patching.rows import RowPatch
+
+_ROW_BY_ROW = (ZeroAblation, MeanAblation, SkipLayer)
+"""Edits that treat rows alike, however many there are side by side."""
+
+
+class Trials:
+    """Runs of some examples with edits, measured by a metric.
+
+    Args:
+        model: The model.
+        examples: What to run: an example, or several.
+        metric: A metric, or one for each row.
+        edits: The edits that will be tried, or will stay.
+        max_new_tokens: Of transcripts.
+        max_bytes: Memory for the runs side by side.
+
+    Raises:
+        InterventionError: No examples, or as many metrics as there are no rows.
+        MetricError: A metric that cannot judge these runs.
+    """
+
+    def __init__(
+        self,
+        model: HookedWhisper,
+        examples: Any,
+        metric: Any,
+        edits: Sequence[Edit],
+        max_new_tokens: int | None,
+        max_bytes: int,
+    ) -> None:
+        if max_bytes <= 0:
+            raise InterventionError(f"max_bytes is {max_bytes}; give a number above 0.")
+        self.model, self.max_new_tokens, self.max_bytes = model, max_new_tokens, max_bytes
+        self.examples = one_by_one(model, examples)
+        self.metrics = metric_for_each(metric, len(self.examples))
+        for example, each in zip(self.examples, self.metrics, strict=True):
+            if not each.reads_transcript:
+                each.check(1, example.n_pos, model.cfg.d_vocab)
+        self.names = {id(edit): [name for name, _ in edit.hooks(model)] for edit in edits}
+        self._encoded: dict[int, tuple[list[int], Tensor]] = {}
+
+    @torch.no_grad()
+    def clean(self) -> Float[Tensor, "example"]:
+        """The metric of each example without edits."""
+        values = []
+        for number, example in enumerate(self.examples):
+            values.append(self._measure(number, example, self._encode(number, ())))
+        return torch.tensor(values)
+
+    @torch.no_grad()
+    def values(
+        self, kept: Sequence[Edit], tried: Sequence[Edit], update: Callable[[int], Any]
+    ) -> Float[Tensor, "edit example"]:
+        """The metric with all the edits that are kept and one that is tried.
+
+        Args:
+            kept: Edits that act in every run.
+            tried: Edits to try, one at a time.
+            update: Called with the number of runs just done.
+        """
+        values = torch.full((len(tried), len(self.examples)), torch.nan)
+        for number, example in enumerate(self.examples):
+            of_encoder, of_decoder, alone = self._sort(kept, tried, number)
+            with Interventions(self.model, *kept):
+                output = self._encode(number, kept) if of_decoder else None
+                for rows, given in ((of_encoder, None), (of_decoder, output)):
+                    for some, found in self._side_by_side(number, tried, rows, given):
+                        values[some, number] = found
+                        update(len(some))
+                for row in alone:
+                    output = None if self._in_encoder(tried[row]) else self._encode(number, kept)
+                    with Interventions(self.model, tried[row]):
+                        values[row, number] = self._measure(number, example, output)
+                    update(1)
+        return values
+
+    def _sort(
+        self, kept: Sequence[Edit], tried: Sequence[Edit], number: int
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Edits to try side by side, of the encoder and of the decoder, and those to try alone."""
+        plain = self.metrics[number].reads_transcript
+        plain = plain or not all(isinstance(edit, _ROW_BY_ROW) for edit in kept)
+        of_encoder: list[int] = []
+        of_decoder: list[int] = []
+        alone: list[int] = []
+        for row, edit in enumerate(tried):
+            if plain or not self._is_patch(edit):
+                alone.append(row)
+            else:
+                (of_encoder if self._in_encoder(edit) else of_decoder).append(row)
+        return of_encoder, of_decoder, alone
+
+    def _is_patch(self, edit: Edit) -> bool:
+        """Whether an edit does the same as patching its result into its one hook."""
+        names = self.names[id(edit)]
+        if not isinstance(edit, _ROW_BY_ROW) or len(names) != 1:
+            return False
+        return find_entry(names[0], self.model.cfg).kind not in ("hook", "start")
+
+    def _encode(self, number: int, kept: Sequence[Edit]) -> Tensor:
+        """The encoder's output with the edits that are in effect, run again if these differ."""
+        acting = [id(edit) for edit in kept if self._in_encoder(edit)]
+        if number not in self._encoded or self._encoded[number][0] != acting:
+            self._encoded[number] = (acting, self.model(self.examples[number].mel))
+        return self._encoded[number][1]
+
+    def _in_encoder(self, edit: Edit) -> bool:
+        return any(name.startswith("encoder") for name in self.names[id(edit)])
+
+    def _side_by_side(
+        self, number: int, tried: Sequence[Edit], rows: list[int], encoder_output: Tensor | None
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Numbers of edits of one stack and the metric with each, as many as fit in the memory."""
+        if not rows:
+            return
+        example, metric = self.examples[number], self.metrics[number]
+        pairs = {row: tried[row].hooks(self.model)[0] for row in rows}
+        names = list(dict.fromkeys(name for name, _ in pairs.values()))
+        positions = resolve_positions(metric, example.n_pos)
+        run = BaseRun(self.model, example, names, positions, encoder_output)
+        rows = sorted(rows, key=lambda row: (run.entries[pairs[row][0]].stop, pairs[row][0]))
+        while rows:
+            patches = [self._patch(run, pairs[rows[0]])]
+            n = max(1, self.max_bytes // run.row_bytes(patches[0]))
+            patches += [self._patch(run, pairs[row]) for row in rows[1:n]]
+            # Whole activations are patched, so that every position may differ.
+            logits = run.finish([run.resume(patches)])
+            yield rows[:n], check_values(metric.of_positions(logits), len(patches), metric)
+            rows = rows[n:]
+
+    def _patch(self, run: BaseRun, pair: HookPair) -> RowPatch:
+        """The edit's result in this run, to be patched in."""
+        name, function = pair
+        value = run.cache[name]
+        result = function(value.clone(), hook=self.model.hook_dict[name])
+        return RowPatch(name, Site(name), value if result is None else result)
+
+    def _measure(self, number: int, example: Example, encoder_output: Tensor | None) -> float:
+        """The metric of one run with the edits that are in effect."""
+        metric = self.metrics[number]
+        mel = None if encoder_output is not None else example.mel
+        if metric.reads_transcript:
+            written = self.model.generate(mel, self.max_new_tokens, encoder_output=encoder_output)
+            return check_value(metric(written.texts[0]), metric)
+        logits = self.model(mel, example.tokens, encoder_output=encoder_output)
+        return float(check_values(metric(logits), 1, metric))

@@ -1,0 +1,6 @@
+"""Pages to look at and listen to: each one HTML file that works from disk, without a network."""
+
+from hooked_whisper.reports.attention import AttentionPage, attention_page
+from hooked_whisper.reports.features import FeaturePage, feature_page
+
+__all__ = ["AttentionPage", "FeaturePage", "attention_page", "feature_page"]

@@ -1,0 +1,242 @@
+"""A page on which every attention head of a model can be looked at, and listened to."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooked_whisper import digits
+from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, SAMPLE_RATE_HZ
+from hooked_whisper.data.recordings import Recording, as_recordings, readable
+from hooked_whisper.display import box, framed
+from hooked_whisper.errors import AudioLengthError, InputError, RecordingsError
+from hooked_whisper.hooks.root import Hook
+from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.reports.attention_data import (
+    KINDS,
+    Axis,
+    Kind,
+    PatternReducer,
+    ReducedHead,
+    choose_axes,
+)
+from hooked_whisper.reports.attention_words import (
+    AlignmentReducer,
+    Times,
+    Transcript,
+    Word,
+    check_words,
+    read_transcript,
+    times_of_words,
+    words_of,
+)
+from hooked_whisper.reports.html import render
+from hooked_whisper.reports.media import encode_mel
+from hooked_whisper.speech.audio import encode_audio, load_audio
+from hooked_whisper.speech.mel import Mel
+from hooked_whisper.store.files import write_whole
+
+MAX_MB = 12.0
+"""What all patterns of a page may take; sound and spectrogram of 30 s add 0.3 MB."""
+
+
+@dataclass(frozen=True)
+class AttentionPage:
+    """A page that was written; a notebook shows it whole.
+
+    Args:
+        path: The file.
+        n_bytes: Its size.
+        text: The transcript on it.
+        bins: Positions, or tokens, in a bin of the queries and of the keys, by
+            kind of attention; 1 and 1 where nothing was gathered.
+    """
+
+    path: Path
+    n_bytes: int
+    text: str
+    bins: Mapping[Kind, tuple[int, int]]
+
+    def _repr_html_(self) -> str:
+        """The page itself."""
+        return box(str(self.path), repr(self.text), framed(self.path))
+
+
+@torch.no_grad()
+def attention_page(
+    model: HookedWhisper,
+    recording: Any,
+    out: str | os.PathLike[str],
+    *,
+    text: str | None = None,
+    words: Sequence[Any] | None = None,
+    language: str | None = "en",
+    cut: bool = False,
+    max_mb: float | int = MAX_MB,
+) -> AttentionPage:
+    """Write one HTML file that shows where every head looks while a recording plays.
+
+    The file works from disk, without a network: a grid of all heads, the
+    pattern of the chosen one, and the sound behind each time and token. What
+    it shows is the mean of the pattern over small bins, as fine as `max_mb`
+    allows; for 3 s and a model of Whisper-Tiny's size every position is there.
+
+    Args:
+        model: The model, as it is: hooks and autoencoders that are attached take effect.
+        recording: A path, a pair of samples and rate, one of
+            `digits.recordings()`, or whatever else `harvest` takes, of one recording.
+        out: The file to write; one that is there is replaced.
+        text: What the decoder reads; None has the model write it down. "" is no text.
+        words: `(start_s, end_s, word)` of what is said, to mark in the
+            spectrogram. None takes a digits recording's own, else the text's
+            words where cross-attention hears them.
+        language: Of the text, a code or name; None has the model find out.
+        cut: Take the first 30 s of what is longer, instead of refusing it.
+        max_mb: Megabytes that the patterns may take; wider bins are chosen until they fit.
+
+    Raises:
+        InputError: A budget that is too small, words that are none, an `out` that is a folder.
+        RecordingsError: No recording, or several.
+        AudioError: No usable audio; its subclasses say why.
+        TokenError: A text of too many tokens, an unknown language.
+        StoreWriteError: The file cannot be written.
+    """
+    path = _check_out(out)
+    max_mb = _check_budget(max_mb)
+    one, known_words = _one_recording(recording, words)
+    samples = _read(model, one, cut)
+    mel = model.to_mel(samples, rate_hz=SAMPLE_RATE_HZ)
+    n_sound = max(1, int(mel.n_positions))
+    choose_axes(model.cfg, n_sound, 2, max_mb)  # refused before the model writes a text
+    transcript = read_transcript(model, mel, text, language)
+    axes = choose_axes(model.cfg, n_sound, transcript.tokens.shape[1], max_mb)
+
+    reducer, alignment = PatternReducer(axes), AlignmentReducer(model, n_sound)
+    hooks: list[Hook] = [("*.hook_pattern", reducer), (alignment.names, alignment)]
+    model.run_with_hooks(mel, transcript.tokens, return_type=None, fwd_hooks=hooks)
+
+    heard = alignment.token_times(transcript.n_prompt)
+    times = times_of_words(model, transcript, known_words) or heard
+    data = {
+        "model": model.cfg.model_name,
+        "recording": one.id,
+        "text": transcript.text,
+        "text_from": "the model" if text is None else "given",
+        "sound_s": len(samples) / SAMPLE_RATE_HZ,
+        "window_s": model.cfg.window_s,
+        "position_s": model.cfg.window_s / model.cfg.n_audio_ctx,
+        "audio": encode_audio(samples),
+        "mel": encode_mel(_with_sound(mel)),
+        "tokens": _tokens(model, transcript, times),
+        "n_prompt": transcript.n_prompt,
+        "words": known_words or words_of(model, transcript, times),
+        "words_from": "given" if known_words else "cross-attention",
+        "times_from": "cross-attention" if times is heard else "given",
+        "padded": n_sound < model.cfg.n_audio_ctx,
+        "about": {kind: _about(kind, *axes[kind]) for kind in KINDS},
+        "timing_heads": model.alignment_heads.to_dense().nonzero().tolist(),
+        "kinds": {kind: _kind(axes[kind], reducer.heads[kind]) for kind in KINDS},
+    }
+    html = render("attention", data, title=f"Attention of {model.cfg.model_name}: {one.id}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = html.encode("utf-8")
+    write_whole(path, lambda file: file.write(encoded))
+    bins = {kind: (query.width, key.width) for kind, (query, key) in axes.items()}
+    return AttentionPage(path, len(encoded), transcript.text, bins)
+
+
+def _check_out(out: Any) -> Path:
+    path = Path(out).expanduser()
+    if path.is_dir():
+        raise InputError(f"out is {str(out)!r}, a folder; name the file: {path / 'attention.html'}")
+    return path
+
+
+def _check_budget(max_mb: Any) -> float:
+    is_number = isinstance(max_mb, int | float) and not isinstance(max_mb, bool)
+    if not is_number or not 0 < max_mb < float("inf"):
+        raise InputError(f"max_mb is {max_mb!r}; it must be a number of megabytes over 0.")
+    return float(max_mb)
+
+
+def _one_recording(recording: Any, words: Any) -> tuple[Recording, list[Word]]:
+    """The recording, and the words that are known to be in it."""
+    known: list[Word] = []
+    if words is not None:
+        known = check_words(words)
+    elif isinstance(recording, digits.Recording):
+        known = [(each.start_s, each.end_s, each.word) for each in recording.words]
+    is_source = isinstance(recording, str | Path | list)
+    found = list(as_recordings(recording if is_source else [recording]))
+    if len(found) != 1:
+        raise RecordingsError(
+            f"{len(found)} recordings were given, and the page shows one: {found[0].id!r}, say."
+        )
+    one = found[0]
+    name = one.id
+    if isinstance(one.audio, str):
+        name = Path(one.audio).name
+    elif isinstance(recording, tuple):
+        name = "recording"  # a pair of samples and rate has no name
+    return replace(one, id=name), known
+
+
+def _read(model: HookedWhisper, recording: Recording, cut: bool) -> Tensor:
+    """The recording's samples at 16 kHz, as long as the model's window at most."""
+    samples = load_audio(readable(recording.audio))
+    if len(samples) > model.cfg.n_samples and not cut:
+        raise AudioLengthError(
+            f"{recording.id} is {len(samples) / SAMPLE_RATE_HZ:.2f} s long; the page shows one "
+            f"window of {model.cfg.window_s:g} s. Pass cut=True for its beginning."
+        )
+    return samples[: model.cfg.n_samples]
+
+
+def _with_sound(mel: Mel) -> Tensor:
+    return mel.values[0, :, : max(1, int(mel.n_frames))]
+
+
+def _tokens(model: HookedWhisper, transcript: Transcript, times: Times) -> list[dict[str, Any]]:
+    """Each token's text and times for the page."""
+    texts = model.to_str_tokens(transcript.tokens[0])
+    return [
+        {"text": text, "start": each[0] if each else None, "end": each[1] if each else None}
+        for text, each in zip(texts, times, strict=True)
+    ]
+
+
+def _about(kind: Kind, query: Axis, key: Axis) -> str:
+    """What a cell of a pattern is."""
+    rows, columns = _size(query, kind == "encoder"), _size(key, kind != "decoder")
+    is_whole = query.width == key.width == 1
+    each = "every value of the pattern," if is_whole else "the mean of the pattern over"
+    of = (
+        f"rows and columns of {rows}"
+        if rows == columns
+        else f"rows of {rows}, columns of {columns}"
+    )
+    return f"{each} {of}."
+
+
+def _size(axis: Axis, is_time: bool) -> str:
+    """How much there is in a bin, with its unit."""
+    unit = ("position" if is_time else "token") + ("" if axis.width == 1 else "s")
+    ms = 1000 * FRAMES_PER_POSITION // FRAMES_PER_SECOND
+    return f"{axis.width} {unit}" + (f" ({axis.width * ms} ms)" if is_time else "")
+
+
+def _kind(axes: tuple[Axis, Axis], layers: Mapping[int, list[ReducedHead]]) -> dict[str, Any]:
+    """One kind of attention for the page."""
+    query, key = ({"edges": each.edges, "n_sound": each.n_sound} for each in axes)
+    heads = [
+        [
+            {"packed": head.packed(), "largest": head.largest, "entropy": head.entropy_nats}
+            for head in layers[layer]
+        ]
+        for layer in sorted(layers)
+    ]
+    return {"query": query, "key": key, "heads": heads}

@@ -1,0 +1,20 @@
+"""Activations of many recordings, stored, read and probed."""
+
+from hooked_whisper.store.dataset import ActivationDataset
+from hooked_whisper.store.probes import ProbeResult, ProbeScore, probe
+from hooked_whisper.store.provenance import RecordingEntry, RowPlaces
+from hooked_whisper.store.reader import ActivationStore
+from hooked_whisper.store.verify import verify_store
+from hooked_whisper.store.writer import harvest
+
+__all__ = [
+    "ActivationDataset",
+    "ActivationStore",
+    "ProbeResult",
+    "ProbeScore",
+    "RecordingEntry",
+    "RowPlaces",
+    "harvest",
+    "probe",
+    "verify_store",
+]

@@ -1,0 +1,175 @@
+"""One shard in the making: its recordings go through the model batch by batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooked_whisper.config import FRAMES_PER_POSITION, SAMPLE_RATE_HZ
+from hooked_whisper.data.loading import Loaded, ReadingRules
+from hooked_whisper.data.passes import Window, run_batch
+from hooked_whisper.data.sites import RowKind, Sites
+from hooked_whisper.errors import RecordingsError
+from hooked_whisper.store.fingerprint import HarvestOptions
+from hooked_whisper.store.shards import TOKENS, ShardRows, shard_name
+
+
+@dataclass(frozen=True)
+class Making:
+    """What is the same for every shard."""
+
+    model: Any
+    sites: Sites
+    rules: ReadingRules
+    options: HarvestOptions
+    strict: bool
+
+
+class ShardMaker:
+    """A shard while its recordings come in, in their order.
+
+    Args:
+        number: The shard's.
+        making: How.
+        folder: The store's.
+    """
+
+    def __init__(self, number: int, making: Making, folder: Path) -> None:
+        self.number = number
+        self.making = making
+        self.rows = ShardRows(folder)
+        self._used: list[tuple[Loaded, list[Window]]] = []
+        self._skipped: list[dict[str, Any]] = []
+        self._waiting: list[Window] = []
+        self._on_the_way: Callable[[], dict[str, Tensor]] | None = None
+
+    def add(self, loaded: Loaded) -> None:
+        """Take a recording, and run the model when a batch is full.
+
+        Raises:
+            RecordingsError: It cannot be used, and the harvest is strict.
+        """
+        recording = loaded.job.recording
+        if loaded.reason is not None:
+            if self.making.strict:
+                raise RecordingsError(
+                    f"recording {loaded.job.index}, {recording.id!r}: {loaded.reason}"
+                )
+            self._skipped.append(
+                {"index": loaded.job.index, "id": recording.id, "reason": loaded.reason}
+            )
+            return
+        windows = self._windows(loaded)
+        self._used.append((replace(loaded, mels=None), windows))
+        self._waiting += windows
+        size = self.making.options.batch_size
+        while len(self._waiting) >= size:
+            self._run(self._waiting[:size])
+            del self._waiting[:size]
+
+    def finish(self) -> None:
+        """Run the model on what waits, and wait for its rows."""
+        if self._waiting:
+            self._run(self._waiting)
+            self._waiting = []
+        self._collect()
+
+    def record(self, written: dict[str, Any]) -> dict[str, Any]:
+        """What was done, ready for JSON.
+
+        Args:
+            written: Size and checksum of the rows.
+        """
+        kinds = self.making.sites.kinds
+        windows = [window for _, each in self._used for window in each]
+        return {
+            "shard": self.number,
+            "file": shard_name(self.number),
+            **written,
+            "rows": {kind: sum(window.n_rows[kind] for window in windows) for kind in kinds},
+            "recordings": [_recording_entry(*each, kinds) for each in self._used],
+            "skipped": self._skipped,
+        }
+
+    def _windows(self, loaded: Loaded) -> list[Window]:
+        cfg, options = self.making.rules.cfg, self.making.options
+        windows = []
+        for number, n_frames in enumerate(loaded.n_frames):
+            n_used = n_frames if options.frames == "speech" else cfg.n_frames
+            n_rows: dict[RowKind, int] = {
+                "encoder": -(-n_used // FRAMES_PER_POSITION),
+                "frame": n_used,
+                "decoder": len(loaded.tokens or ()),
+            }
+            start_s = number * cfg.n_samples / SAMPLE_RATE_HZ
+            mel = torch.from_numpy(loaded.mels[number])
+            windows.append(Window(mel, n_frames, start_s, loaded.tokens, n_rows))
+        return windows
+
+    def _run(self, windows: list[Window]) -> None:
+        making = self.making
+        rules = making.rules
+        options = {"language": rules.language, "task": rules.task}
+        rows = run_batch(
+            making.model, making.sites, windows, making.options.dtype, rules.text, options
+        )
+        if "decoder" in making.sites.kinds:
+            tokens = [token for window in windows for token in window.tokens or ()]
+            rows[TOKENS] = torch.tensor(tokens, dtype=torch.int32)
+        for window in windows:
+            window.mel = torch.empty(0, 0)  # what was there is not needed any more
+        take = _bring_to_host(rows)
+        self._collect()  # of the batch before: on a GPU it has arrived by now
+        self._on_the_way = take
+
+    def _collect(self) -> None:
+        if self._on_the_way is None:
+            return
+        arrived, self._on_the_way = self._on_the_way(), None
+        names = [*self.making.sites.names, *([TOKENS] if TOKENS in arrived else [])]
+        for name in names:
+            self.rows.add(name, arrived[name])
+
+
+def _bring_to_host(rows: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Begin to copy rows off a GPU; call what is returned to wait for them."""
+    if all(each.device.type != "cuda" for each in rows.values()):
+        return lambda: {name: each.cpu() for name, each in rows.items()}
+    host = {
+        name: torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(
+            each, non_blocking=True
+        )
+        for name, each in rows.items()
+    }
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def take() -> dict[str, Tensor]:
+        arrived.synchronize()
+        return host
+
+    return take
+
+
+def _recording_entry(
+    loaded: Loaded, windows: list[Window], kinds: tuple[RowKind, ...]
+) -> dict[str, Any]:
+    recording = loaded.job.recording
+    entry: dict[str, Any] = {
+        "index": loaded.job.index,
+        "id": recording.id,
+        "xxh3_128": loaded.checksum,
+        "seconds": loaded.n_samples / SAMPLE_RATE_HZ,
+        "labels": dict(recording.labels),
+        "windows": [],
+    }
+    for window in windows:
+        own: dict[str, Any] = {"start_s": window.start_s, "n_frames": window.n_frames}
+        own["rows"] = {kind: window.n_rows[kind] for kind in kinds}
+        if window.text is not None:
+            own["text"] = window.text
+        entry["windows"].append(own)
+    return entry
