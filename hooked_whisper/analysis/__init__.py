@@ -19,8 +19,8 @@ from hooked_whisper.analysis.attention_timing import (
     monotonicity,
     time_alignment,
 )
+from hooked_whisper.analysis.moments import GrowingHistogram, Histogram, RunningMoments
 from hooked_whisper.analysis.residual import (
-    Histogram,
     OutlierDimensions,
     cosine_by_layer,
     hoyer_sparsity,
@@ -52,7 +52,9 @@ __all__ = [
     "frame_energy",
     "monotonicity",
     "time_alignment",
+    "GrowingHistogram",
     "Histogram",
+    "RunningMoments",
     "OutlierDimensions",
     "cosine_by_layer",
     "hoyer_sparsity",

@@ -18,24 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.analysis.masking import Count, position_mask
+from hooked_whisper.analysis.moments import Histogram
 from hooked_whisper.errors import InputError
 
 Per = Literal["all", "vector", "dimension"]
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """How many values fall between edges.
-
-    Args:
-        counts: Of each bin; the last one includes its upper edge.
-        edges: One more than bins, rising.
-        n_outside: Values under the first edge or over the last.
-    """
-
-    counts: Int[Tensor, "bin"]
-    edges: Float[Tensor, "edge"]
-    n_outside: int
 
 
 @dataclass(frozen=True)
@@ -287,11 +273,7 @@ def residual_histogram(
     if low == high:
         low, high = low - 0.5, high + 0.5
     edges = torch.linspace(low, high, n_bins + 1, device=x.device)
-    # Compared with the edges that are returned, so that both tell the same.
-    inside = x[(x >= edges[0]) & (x <= edges[-1])]
-    bins = torch.bucketize(inside, edges, right=True).clamp(max=n_bins) - 1
-    counts = torch.bincount(bins, minlength=n_bins)
-    return Histogram(counts, edges, x.numel() - inside.numel())
+    return Histogram.of(x, edges)
 
 
 def norm_by_layer(

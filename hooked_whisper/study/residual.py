@@ -8,11 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.analysis import hoyer_sparsity, kurtosis, speech_vectors
+from hooked_whisper.analysis import (
+    GrowingHistogram,
+    RunningMoments,
+    hoyer_sparsity,
+    kurtosis,
+    speech_vectors,
+)
 from hooked_whisper.figures import plot_histograms
 from hooked_whisper.study.clips import Clip, Hook, Written
 from hooked_whisper.study.exhibits import Claim, Exhibit, Section, Table, number, percent
-from hooked_whisper.study.moments import GrowingHistogram, Moments, normal_cdf, uniform_cdf
 
 OUTLIER_TIMES = 6.0
 """A dimension counts as an outlier when its root mean square is so many times the median's."""
@@ -55,7 +60,7 @@ class StreamStatistics:
     """Takes vectors of a residual stream in clip by clip."""
 
     def __init__(self) -> None:
-        self.moments = Moments()
+        self.moments = RunningMoments(order=4, covariance=True)
         self.of_dimensions = GrowingHistogram(2048)
         self.of_all = GrowingHistogram(2**16)
         self._sums = dict.fromkeys(("norm", "hoyer", "kurtosis_per_vector"), 0.0)
@@ -84,8 +89,8 @@ class StreamStatistics:
         varied = self.moments.variance > 0
         energy = self.moments.variance / self.moments.variance.sum()
         own_std = self.moments.variance.sqrt()
-        own_uniform = self.of_dimensions.distance_to(uniform_cdf(self.moments.mean, own_std))
-        own_normal = self.of_dimensions.distance_to(normal_cdf(self.moments.mean, own_std))
+        own_uniform = self.of_dimensions.distance_to("uniform", self.moments.mean, own_std)
+        own_normal = self.of_dimensions.distance_to("normal", self.moments.mean, own_std)
         return {
             "n_vectors": n,
             "d_model": d_model,
@@ -93,8 +98,8 @@ class StreamStatistics:
             "std": std,
             "kurtosis": tails,
             "kurtosis_by_clip": list(self.by_clip),
-            "ks_to_uniform": float(self.of_all.distance_to(uniform_cdf(middle, spread))[0]),
-            "ks_to_normal": float(self.of_all.distance_to(normal_cdf(middle, spread))[0]),
+            "ks_to_uniform": float(self.of_all.distance_to("uniform", middle, spread)[0]),
+            "ks_to_normal": float(self.of_all.distance_to("normal", middle, spread)[0]),
             "dimensions_nearer_to_uniform": float(
                 (own_uniform < own_normal)[varied].double().mean()
             ),

@@ -69,8 +69,8 @@ ERRORS = {
 
 ROOMS = {
     "analysis": """
-        HEAD_SCORES Histogram Moment OutlierDimensions TimeAlignment attention_entropy
-        attention_received
+        GrowingHistogram HEAD_SCORES Histogram Moment OutlierDimensions RunningMoments
+        TimeAlignment attention_entropy attention_received
         correlation_with_energy cosine_by_layer current_token_score diagonal_half_width
         diagonal_width expected_seconds frame_energy head_table hoyer_sparsity kurtosis
         mean_distance monotonicity norm_by_layer outlier_dimensions participation_ratio

@@ -279,10 +279,10 @@ MUTANTS = [
     Mutant(
         "m07-merged-variance",
         "the variance of merged batches has a wrong weight of their means",
-        "sae/evaluation/reconstruction.py",
-        "float(apart.square().sum()) * self.n * n / total",
-        "float(apart.square().sum()) * n / total",
-        ("sae/evaluation/test_reconstruction.py",),
+        "analysis/moments.py",
+        "powers = _about(self.n, old, self._powers)",
+        "powers = _about(n, old, self._powers)",
+        ("sae/evaluation/test_reconstruction.py", "analysis/test_moments.py"),
     ),
     Mutant(
         "norm-ratio",
@@ -304,8 +304,8 @@ MUTANTS = [
         "density-histogram-edge",
         "a latent that is always on is in no bin of the densities",
         "sae/evaluation/reconstruction.py",
-        "inside = logs[logs >= low]",
-        "inside = logs[(logs >= low) & (logs < 0)]",
+        "return Histogram.of(logs, edges)",
+        "return Histogram.of(logs[logs < 0], edges)",
         ("sae/evaluation/test_reconstruction.py",),
     ),
     Mutant(

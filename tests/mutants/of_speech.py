@@ -150,17 +150,17 @@ MUTANTS = [
     Mutant(
         "histogram-outside",
         "a histogram does not tell what lies outside",
-        "analysis/residual.py",
-        "return Histogram(counts, edges, x.numel() - inside.numel())",
-        "return Histogram(counts, edges, 0)",
+        "analysis/moments.py",
+        "return cls(counts, edges, len(values) - len(inside))",
+        "return cls(counts, edges, 0)",
         ("analysis/test_residual.py",),
     ),
     Mutant(
         "histogram-last-edge",
         "the greatest value is in no bin",
-        "analysis/residual.py",
-        "inside = x[(x >= edges[0]) & (x <= edges[-1])]",
-        "inside = x[(x >= edges[0]) & (x < edges[-1])]",
+        "analysis/moments.py",
+        "inside = values[(values >= edges[0]) & (values <= edges[-1])]",
+        "inside = values[(values >= edges[0]) & (values < edges[-1])]",
         ("analysis/test_residual.py",),
     ),
     Mutant(

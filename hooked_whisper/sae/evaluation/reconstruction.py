@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from hooked_whisper.analysis.residual import Histogram
+from hooked_whisper.analysis.moments import Histogram, RunningMoments
 from hooked_whisper.errors import InputError, SpliceError
 
 ALWAYS_ON = 0.9
@@ -66,10 +66,7 @@ class Reconstruction:
             raise InputError(f"low is {low} and n_bins {n_bins}; low is under 0, n_bins over it.")
         logs = self.density.log10()
         edges = torch.linspace(low, 0, n_bins + 1, dtype=torch.float64)
-        inside = logs[logs >= low]
-        bins = torch.bucketize(inside, edges, right=True).clamp(max=n_bins) - 1
-        counts = torch.bincount(bins, minlength=n_bins)
-        return Histogram(counts, edges, len(logs) - len(inside))
+        return Histogram.of(logs, edges)
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, and the histogram of densities."""
@@ -93,8 +90,8 @@ class ReconstructionMeter:
     """Takes batches of vectors one after the other; `result()` says how they were given back."""
 
     def __init__(self) -> None:
-        self._target = _Moments()
-        self._error = _Moments()
+        self._target = RunningMoments()
+        self._error = RunningMoments()
         self._sums = {"squared_error": 0.0, "cosine": 0.0, "length": 0.0, "length_back": 0.0}
         self._active: Int[Tensor, " latent"] | None = None
 
@@ -159,7 +156,7 @@ def fraction_unexplained(
 ) -> float:
     """`Reconstruction.fvu` alone, of one batch; NaN for errors in vectors that are all alike."""
     target = target.double()
-    spread = _Moments()
+    spread = RunningMoments()
     spread.add(target)
     return _ratio(float((target - recons).square().sum()), spread.spread)
 
@@ -211,9 +208,7 @@ class DecoderCosines:
 
     def histogram(self, n_bins: int = 40) -> Histogram:
         """How many latents have their nearest other one at which cosine, from -1 to 1."""
-        edges = torch.linspace(-1, 1, n_bins + 1)
-        bins = torch.bucketize(self.nearest.clamp(-1, 1), edges, right=True).clamp(max=n_bins) - 1
-        return Histogram(torch.bincount(bins, minlength=n_bins), edges, 0)
+        return Histogram.of(self.nearest.clamp(-1, 1), torch.linspace(-1, 1, n_bins + 1))
 
     def to_dict(self) -> dict[str, Any]:
         """The mean, the quantiles and the histogram."""
@@ -281,27 +276,6 @@ def _decoded_one_by_one(sae: Any) -> Tensor:
     zero = sae.decode(like.new_zeros(1, d_sae))
     ones = torch.eye(d_sae, dtype=like.dtype, device=like.device).split(_ROWS_AT_ONCE)
     return torch.cat([sae.decode(part) - zero for part in ones])
-
-
-class _Moments:
-    """Mean and summed squared distance from it, merged batch by batch.
-
-    Source: Chan, Golub and LeVeque 1983, equation 2.1.
-    """
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.mean = torch.zeros(())
-        self.spread = 0.0
-
-    def add(self, vectors: Float64[Tensor, "vector d"]) -> None:
-        n, mean = len(vectors), vectors.mean(dim=0)
-        spread = float((vectors - mean).square().sum())
-        if self.n:
-            apart, total = mean - self.mean, self.n + n
-            spread += self.spread + float(apart.square().sum()) * self.n * n / total
-            mean = self.mean + apart * (n / total)
-        self.n, self.mean, self.spread = self.n + n, mean, spread
 
 
 def _ratio(part: float, whole: float) -> float:
