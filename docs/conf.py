@@ -77,7 +77,10 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|jaxtyping|numpy|pandas|matplotlib|transformer_lens|collections|os|abc)\..*"),
     ("py:.*", r"(pathlib|contextlib|typing|typing_extensions|markupsafe)\..*"),
     ("py:.*", r"hooked_whisper\.([a-z_]+\.)*(GenerateOptions|TranscribeOptions|LoggedTraining)"),
-    ("py:.*", r"hooked_whisper\.([a-z_]+\.)*(_\w+|Part|Labels|Model|Recordings|Ranks|KVCache)"),
+    (
+        "py:.*",
+        r"hooked_whisper\.([a-z_]+\.)*(_\w+|Part|Labels|Model|Recordings|ProcessGroup|KVCache)",
+    ),
     ("py:.*", r"hooked_whisper\.weights\.files\.StoredTensor"),
 ]
 

@@ -15,7 +15,6 @@ import torch
 
 from hooked_whisper import HookedWhisper, HookedWhisperConfig, config, errors
 from hooked_whisper.config import Stack
-from hooked_whisper.model.axes import axis_sizes
 
 DOCS = Path(__file__).parent
 BEGIN, END = "<!-- {}: written by docs/tables.py -->", "<!-- end -->"
@@ -83,7 +82,7 @@ def hook_table(stack: Stack, behind_switch: bool = False) -> str:
             continue
         shape = ", ".join(
             axis if size is None else str(size)
-            for axis, size in zip(point.axes, axis_sizes(model, name), strict=True)
+            for axis, size in zip(point.axes, model.axis_sizes(name), strict=True)
         )
         order, text = next(
             (number, text)

@@ -20,7 +20,7 @@ _SMALL = 1 << 16
 """From how many elements on a tensor is sent by itself."""
 
 
-class Ranks:
+class ProcessGroup:
     """This process among those that share some work.
 
     Args:
@@ -48,7 +48,7 @@ class Ranks:
         cls,
         error: type[HookedWhisperError] = HookedWhisperError,
         patience: datetime.timedelta = PATIENCE,
-    ) -> "Ranks":
+    ) -> "ProcessGroup":
         """The ranks of PyTorch's process group, where one was made; every rank must call this.
 
         Args:
@@ -75,25 +75,25 @@ class Ranks:
 
     # Objects
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather_objects(self, value: Any) -> list[Any]:
         """What each rank has, in their order."""
         if self.n == 1:
             return [value]
         found: list[Any] = [None] * self.n
-        with self.talking():
+        with self.reporting_lost_ranks():
             dist.all_gather_object(found, value, group=self._group)
         return found
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """What the first rank has."""
         if self.n == 1:
             return value
         box = [value]
-        with self.talking():
+        with self.reporting_lost_ranks():
             dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
-    def once(self, function: Callable[[], Any]) -> Any:
+    def run_on_first(self, function: Callable[[], Any]) -> Any:
         """What a function gives, run by the first rank alone; its error is everybody's."""
         result: Any = None
         if self.is_first:
@@ -103,15 +103,15 @@ class Ranks:
                 if self.n == 1:
                     raise
                 result = (False, error)
-        fine, value = self.share(result)
+        fine, value = self.broadcast_object(result)
         if not fine:
             raise value
         return value
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on when everybody is here."""
         if self.n > 1:
-            with self.talking():
+            with self.reporting_lost_ranks():
                 dist.barrier(group=self._group)
 
     # Tensors
@@ -128,7 +128,7 @@ class Ranks:
         sent = [each.contiguous() for each in large]
         if small:
             sent.append(torch.cat([each.flatten().double() for each in small]))
-        with self.talking():
+        with self.reporting_lost_ranks():
             running = [
                 dist.all_reduce(each, group=self.group_of(each), async_op=True) for each in sent
             ]
@@ -142,30 +142,30 @@ class Ranks:
             for given, summed in zip(small, parts, strict=True):
                 given.copy_(summed.view_as(given))
 
-    def least(self, number: float) -> float:
+    def minimum(self, number: float) -> float:
         """The least of the ranks' numbers."""
         if self.n == 1:
             return number
         box = torch.tensor(number, dtype=torch.float64)
-        with self.talking():
+        with self.reporting_lost_ranks():
             dist.all_reduce(box, dist.ReduceOp.MIN, group=self._group)
         return float(box)
 
-    def counts(self, *own: int) -> list[list[int]]:
+    def gather_counts(self, *own: int) -> list[list[int]]:
         """Each rank's integers; all give as many."""
         if self.n == 1:
             return [list(own)]
         box = torch.zeros(self.n, len(own), dtype=torch.int64)
         box[self.rank] = torch.tensor(own)
-        with self.talking():
+        with self.reporting_lost_ranks():
             dist.all_reduce(box, group=self._group)
         found: list[list[int]] = box.tolist()
         return found
 
-    def copy_first_(self, tensor: Tensor) -> None:
+    def broadcast_(self, tensor: Tensor) -> None:
         """Make a tensor, which all ranks have in one shape, that of the first rank."""
         if self.n > 1:
-            with self.talking():
+            with self.reporting_lost_ranks():
                 dist.broadcast(tensor, src=0, group=self.group_of(tensor))
 
     def gather_rows(self, rows: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -183,7 +183,7 @@ class Ranks:
         padded = own.new_empty(max(sizes) * row_bytes)
         padded[: len(own)] = own
         found = [torch.empty_like(padded) for _ in sizes]
-        with self.talking():
+        with self.reporting_lost_ranks():
             dist.all_gather(found, padded, group=self.group_of(padded))
         return [
             each[: size * row_bytes].view(rows.dtype).view(size, *row_shape).to(rows.device)
@@ -206,7 +206,7 @@ class Ranks:
         return None if self._on_gpus and tensor.is_cuda else self._group
 
     @contextmanager
-    def talking(self) -> Iterator[None]:
+    def reporting_lost_ranks(self) -> Iterator[None]:
         """While it lasts, a failure says that another process is lost."""
         try:
             yield

@@ -71,10 +71,9 @@ def info(
 
 
 def _row(model: Any, name: str, flag: str | None) -> dict[str, Any]:
-    from hooked_whisper.model.axes import axis_sizes
 
     axes = model.hook_dict[name].axes
-    return {"name": name, "axes": list(axes), "shape": list(axis_sizes(model, name)), "flag": flag}
+    return {"name": name, "axes": list(axes), "shape": list(model.axis_sizes(name)), "flag": flag}
 
 
 def _by_layer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, HookedWhisperConfig, Stack
 from hooked_whisper.errors import StoreError
 from hooked_whisper.hooks.names import NamesFilter, stack_of
-from hooked_whisper.model.axes import axis_sizes
 
 RowKind = Literal["encoder", "frame", "decoder"]
 ROW_KINDS: tuple[RowKind, ...] = get_args(RowKind)
@@ -105,7 +104,7 @@ def _site(model: Any, name: str) -> Site:
             "differs. Store other hooks, or read this one with model.run_with_cache."
         )
     kind: RowKind = "frame" if row == "frame" else "encoder" if row == "key" else stack
-    sizes = dict(zip(axes, axis_sizes(model, name), strict=True))
+    sizes = dict(zip(axes, model.axis_sizes(name), strict=True))
     widths = tuple(sizes[axis] or 0 for axis in axes if axis not in ("batch", row))
     return Site(name, kind, axes.index(row), widths)
 

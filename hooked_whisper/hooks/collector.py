@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION
@@ -92,6 +93,39 @@ class Collector:
     def shares_memory(self, value: Tensor) -> bool:
         """Whether a tensor lies in memory that the collection already holds."""
         return value.untyped_storage().data_ptr() in self._memory
+
+
+class StepCollector:
+    """A forward hook that keeps each decoding step's activations, and joins them along positions.
+
+    Steps see ever more keys. Where a step's queries did not see a later key
+    yet, the joined pattern holds 0 and the joined scores -inf: what the
+    causal mask gives in one pass.
+    """
+
+    def __init__(self) -> None:
+        self.axes: dict[str, tuple[str, ...]] = {}
+        self._steps: dict[str, list[Tensor]] = {}
+
+    def __call__(self, value: Tensor, *, hook: Any) -> None:
+        """Keep a copy of one step's activation."""
+        self._steps.setdefault(hook.name, []).append(value.detach().clone())
+        self.axes[hook.name] = hook.axes
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The activations of all steps, as one pass would give them."""
+        return {name: self._join(name) for name in self._steps}
+
+    def _join(self, name: str) -> Tensor:
+        steps, axes = self._steps[name], self.axes[name]
+        if len(steps) == 1:
+            return steps[0]
+        if "query" in axes:
+            n_keys = max(step.shape[-1] for step in steps)
+            unseen = float("-inf") if name.endswith("hook_attn_scores") else 0.0
+            steps = [F.pad(step, (0, n_keys - step.shape[-1]), value=unseen) for step in steps]
+        return torch.cat(steps, dim=axes.index("query" if "query" in axes else "pos"))
 
 
 def take(

@@ -61,7 +61,7 @@ class HookPoint(lens.HookPoint):
         """Whether a hook, ours or a bare torch one, sees the activation."""
         return bool(self._forward_hooks or self._backward_hooks or self._forward_pre_hooks)
 
-    def own(self, value: Tensor) -> Tensor:
+    def clone_if_hooked(self, value: Tensor) -> Tensor:
         """The value itself, or a copy of it where hooks could keep or edit it in place.
 
         For values that somebody else holds too: a user's input, a parameter,

@@ -8,10 +8,18 @@ import torch
 from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 
+from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import CacheError, HookError, HookNameError
 from hooked_whisper.hooks.cache import WhisperCache
-from hooked_whisper.hooks.collector import Collector, Index, any_hooked
-from hooked_whisper.hooks.names import NamesFilter, count_layers, is_exact, match_names
+from hooked_whisper.hooks.collector import Collector, Index, StepCollector, any_hooked
+from hooked_whisper.hooks.names import (
+    NamesFilter,
+    count_layers,
+    is_exact,
+    match_names,
+    site_of,
+    stack_of,
+)
 from hooked_whisper.hooks.points import Direction, HookPoint
 
 Hook = tuple[NamesFilter, Callable[..., Any]]
@@ -42,6 +50,9 @@ class HookedEncoderDecoder(HookedRootModule):
     at the end of its constructor. Names are then the tree's own paths.
     """
 
+    cfg: HookedWhisperConfig
+    encoder: nn.Module
+    decoder: nn.Module
     hook_dict: dict[str, HookPoint]  # type: ignore[assignment]
 
     def __dir__(self) -> list[str]:
@@ -64,6 +75,36 @@ class HookedEncoderDecoder(HookedRootModule):
         """
         enabled = [name for name, point in self.hook_dict.items() if point.enabled]
         return match_names(names_filter, enabled, self._disabled)
+
+    def axis_sizes(self, name: str) -> tuple[int | None, ...]:
+        """The length of each axis of an activation; None where it depends on the input.
+
+        That is the batch and, in the decoder, the positions and the keys of self-attention.
+
+        Args:
+            name: A hook, also one of an autoencoder that is spliced in.
+        """
+        cfg, point = self.cfg, self.hook_dict[name]
+        base, stack = site_of(name), stack_of(name)
+        n_pos = None if stack == "decoder" else cfg.n_audio_ctx
+        sizes: dict[str, int | None] = {
+            "mel": cfg.n_mels,
+            "frame": cfg.n_frames,
+            "pos": n_pos,
+            "query": n_pos,
+            "key": cfg.n_audio_ctx if "cross" in name else n_pos,
+            "head": cfg.n_heads(stack),
+            "d_head": cfg.d_head(stack),
+            "d_model": cfg.d_model,
+            "d_mlp": cfg.d_mlp,
+            "vocab": cfg.d_vocab,
+        }
+        if base.endswith("hook_scale"):
+            sizes["d_model"] = 1  # one number for each vector
+        if ".ln1." in base and cfg.use_split_qkv_input:
+            sizes["head"] = 3 * cfg.n_heads(stack)  # the inputs of q, k and v, side by side
+        sizes |= point.sizes
+        return tuple(sizes.get(axis) for axis in point.axes)
 
     def add_hook(
         self,
@@ -223,12 +264,12 @@ class HookedEncoderDecoder(HookedRootModule):
             output = output.clone()
         return output, self._make_cache(collector, *args, **kwargs)
 
-    def _make_cache(self, collector: Collector, *args: Any, **kwargs: Any) -> WhisperCache:
-        """The cache of what was collected; for subclasses that know more of their input."""
-        in_order = {name: None for name in self.hook_dict}
+    def _make_cache(
+        self, collector: Collector | StepCollector, *args: Any, **kwargs: Any
+    ) -> WhisperCache:
+        """What was collected, in the model's order; subclasses may know more of their input."""
         found = collector.tensors
-        names = [name for name in in_order if name in found]
-        names += [name for name in found if name not in in_order]
+        names = dict.fromkeys(name for name in (*self.hook_dict, *found) if name in found)
         tensors = {name: found[name] for name in names}
         return WhisperCache(tensors, collector.axes, n_layers=self.layer_counts())
 

@@ -112,7 +112,7 @@ class Splice:
         axes = {"input": read_point.axes, "acts_pre": latent_axes, "acts_post": latent_axes}
         self.points: dict[str, HookPoint] = {}
         for each in POINTS:
-            if each == "acts_pre" and not self.tells_pre:
+            if each == "acts_pre" and not self.has_pre_acts:
                 continue
             inner = HookPoint(
                 " ".join(axes.get(each, point.axes)),
@@ -170,7 +170,7 @@ class Splice:
                     f"the autoencoder {type(self.sae).__name__} gives {what} of type "
                     f"{type(value).__name__}; they must be tensors."
                 )
-        self.tells_pre = len(fired) == 1 and fired[0].shape == latents.shape
+        self.has_pre_acts = len(fired) == 1 and fired[0].shape == latents.shape
         return latents, self._unflatten(recons)
 
     def _check_values(self, latents: Tensor, recons: Tensor) -> None:
@@ -245,7 +245,7 @@ class Splice:
     def _reconstruct(self, read: Tensor, changes: "_Changes") -> Tensor:
         """The reconstruction, with hooks on the way."""
         x = changes.at(self.points["input"], read)
-        if self.tells_pre and self.points["acts_pre"].is_hooked:
+        if self.has_pre_acts and self.points["acts_pre"].is_hooked:
             with self._hooking_pre(lambda pre: changes.at(self.points["acts_pre"], pre)):
                 latents = self.sae.encode(self._flatten(x))
         else:

@@ -26,7 +26,6 @@ from hooked_whisper.interventions.sites import (
     places_on,
     window_to_places,
 )
-from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
 Heads = int | Sequence[int] | None
@@ -157,7 +156,7 @@ class CutAttention(_CutEdges):
 
     def _check(self, model: HookedWhisper, name: str) -> None:
         """Refuse what is not there, and rows that would have no key left."""
-        _, n_head, n_query, n_key = axis_sizes(model, name)
+        _, n_head, n_query, n_key = model.axis_sizes(name)
         head_mask(self.head, n_head or 0, name)
         if self.window_s is not None and n_key is None:
             raise SiteError(
@@ -239,7 +238,7 @@ class ReplacePattern(Edit):
         return pattern[(None,) * (4 - pattern.ndim)]
 
     def _check_shape(self, model: HookedWhisper, name: str, pattern: Tensor) -> None:
-        _, n_head, n_query, n_key = axis_sizes(model, name)
+        _, n_head, n_query, n_key = model.axis_sizes(name)
         head_mask(self.head, n_head or 0, name)
         _, got_head, got_query, got_key = pattern.shape
         fits = got_head in (1, n_head)

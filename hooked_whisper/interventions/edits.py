@@ -18,7 +18,6 @@ from hooked_whisper.errors import AlignmentError, InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.interventions.sites import Part, Site, first_pos
-from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
 HookPair = tuple[str, Callable[..., Any]]
@@ -117,7 +116,7 @@ def check_fits(
         AlignmentError: Another length.
     """
     axes = model.hook_dict[name].axes
-    for axis, size, got in zip(axes, axis_sizes(model, name), source.shape, strict=True):
+    for axis, size, got in zip(axes, model.axis_sizes(name), source.shape, strict=True):
         if size is not None and got != size and not (broadcasts and got == 1):
             raise AlignmentError(
                 f"{what} for {name!r} has shape {tuple(source.shape)} = [{' '.join(axes)}]; "

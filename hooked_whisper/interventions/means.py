@@ -13,7 +13,6 @@ from hooked_whisper.errors import InputError, SiteError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.interventions.examples import Example
-from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
 
@@ -149,7 +148,7 @@ def _averageable(model: HookedWhisper, names_filter: NamesFilter) -> list[str]:
     names = model.hook_names(names_filter)
     for name in names:
         axes = model.hook_dict[name].axes
-        if "key" in axes and axis_sizes(model, name)[axes.index("key")] is None:
+        if "key" in axes and model.axis_sizes(name)[axes.index("key")] is None:
             raise SiteError(
                 f"{name!r} has no mean: its keys grow with the text. Give ReplacePattern a pattern."
             )

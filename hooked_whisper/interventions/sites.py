@@ -11,7 +11,6 @@ from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.errors import SiteError
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.hooks.passes import pass_info
-from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
 Positions = int | slice | Sequence[int]
@@ -132,7 +131,7 @@ class Site:
         return next((axis for axis in ("pos", "query") if axis in axes), None)
 
     def _check(self, model: HookedWhisper, name: str) -> None:
-        axes, sizes = model.hook_dict[name].axes, axis_sizes(model, name)
+        axes, sizes = model.hook_dict[name].axes, model.axis_sizes(name)
         if self.head is not None:
             if "head" not in axes:
                 raise SiteError(f"{name!r} has axes {axes}: no heads. Leave out head.")

@@ -21,7 +21,6 @@ from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.interventions.edits import HookPair, SiteEdit, take, widen
 from hooked_whisper.interventions.sites import Part, Site
-from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
 
@@ -86,7 +85,7 @@ class ProjectOut(SiteEdit):
         if bool((self.direction.norm(dim=-1) == 0).any()) or self.direction.numel() == 0:
             raise InterventionError("a direction is zero, which points nowhere; leave it out.")
         for name in self.site.names(model):
-            axes, width = model.hook_dict[name].axes, axis_sizes(model, name)[-1]
+            axes, width = model.hook_dict[name].axes, model.axis_sizes(name)[-1]
             if not axes[-1].startswith("d_") and axes[-1] != "vocab":
                 raise SiteError(f"{name!r} has axes {axes}: no vectors on the last one.")
             if self.direction.shape[-1] != width:

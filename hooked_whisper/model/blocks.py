@@ -1,4 +1,4 @@
-"""A block of either stack: attention, in the decoder cross-attention too, and an MLP.
+"""The blocks of both stacks: attention, in the decoder cross-attention too, and an MLP.
 
 Every sublayer reads the residual stream through a LayerNorm and adds to it:
 
@@ -6,6 +6,9 @@ Every sublayer reads the residual stream through a LayerNorm and adds to it:
     resid_mid_cross = resid_mid + cross_attn_out        (decoder)
     resid_post      = resid_mid(_cross) + mlp_out
 """
+
+import operator
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,8 +18,7 @@ from hooked_whisper.config import HookedWhisperConfig, Stack
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.model.attention import Attention
 from hooked_whisper.model.kv_cache import KVCache
-from hooked_whisper.model.layers import LayerNorm
-from hooked_whisper.model.mlp import MLP
+from hooked_whisper.model.layers import MLP, LayerNorm
 
 Residual = Float[Tensor, "batch pos d_model"]
 
@@ -86,7 +88,7 @@ class Block(nn.Module):
     def _mlp(self, resid: Residual, norm: LayerNorm) -> Residual:
         """What the MLP writes, from the residual stream after attention."""
         if self.hook_mlp_in.enabled:
-            resid = self.hook_mlp_in(self.hook_mlp_in.own(resid))
+            resid = self.hook_mlp_in(self.hook_mlp_in.clone_if_hooked(resid))
         return self.hook_mlp_out(self.mlp(norm(resid)))
 
     def _for_each_head(self, x: Residual) -> Float[Tensor, "batch pos head d_model"]:
@@ -170,3 +172,57 @@ class DecoderBlock(Block):
         else:
             k = v = encoder_output
         return self.hook_cross_attn_out(self.cross_attn(self.ln2(x), k, v, kv_cache)[0])
+
+
+class StackedWeight:
+    """A weight of every block, joined along a new first axis `layer`.
+
+    A copy, as PyTorch has no view of separate tensors: edit weights in the
+    blocks. Gradients flow through it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.__doc__ = f"`blocks[l].{self.path}` of every layer l, stacked."
+
+    def __get__(self, stack: Any, owner: type | None = None) -> Any:
+        if stack is None:
+            return self
+        read = operator.attrgetter(self.path)
+        return torch.stack([read(block) for block in stack.blocks])
+
+
+class TransformerStack(nn.Module):
+    """Blocks that pass a residual stream on, and their weights stacked over layers."""
+
+    blocks: nn.ModuleList
+
+    W_Q = StackedWeight("attn.W_Q")
+    W_K = StackedWeight("attn.W_K")
+    W_V = StackedWeight("attn.W_V")
+    W_O = StackedWeight("attn.W_O")
+    b_Q = StackedWeight("attn.b_Q")
+    b_K = StackedWeight("attn.b_K")
+    b_V = StackedWeight("attn.b_V")
+    b_O = StackedWeight("attn.b_O")
+    W_in = StackedWeight("mlp.W_in")
+    b_in = StackedWeight("mlp.b_in")
+    W_out = StackedWeight("mlp.W_out")
+    b_out = StackedWeight("mlp.b_out")
+
+    def run_blocks(
+        self, resid: Tensor, *args: Any, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """Pass the residual stream through the blocks from `start` to just before `stop`.
+
+        Args:
+            resid: The stream before block `start`.
+            args: What the blocks take beside it.
+            start: The first block to run.
+            stop: The first block not to run; None runs to the end.
+        """
+        for block in self.blocks[start:stop]:
+            resid = block(resid, *args)
+        return resid

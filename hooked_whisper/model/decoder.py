@@ -10,10 +10,9 @@ from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import InputError, TokenError
 from hooked_whisper.hooks.passes import PassInfo, running
 from hooked_whisper.hooks.points import HookPoint
-from hooked_whisper.model.blocks import DecoderBlock, Residual
+from hooked_whisper.model.blocks import DecoderBlock, Residual, StackedWeight, TransformerStack
 from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.layers import LayerNorm, Linear
-from hooked_whisper.model.stack import StackedWeight, TransformerStack
 from hooked_whisper.speech.tokens import check_tokens
 
 EncoderOutput = Float[Tensor, "audio_batch key d_model"]
@@ -95,7 +94,7 @@ class Decoder(TransformerStack):
         else:
             logits = self.unembedding(resid)
         # Decoding writes over logits: what hooks saw must not change with them.
-        return self.hook_logits.own(self.hook_logits(logits.float()))
+        return self.hook_logits.clone_if_hooked(self.hook_logits(logits.float()))
 
     def run_from(
         self,

@@ -7,9 +7,8 @@ from hooked_whisper.config import FRAMES_PER_POSITION, HookedWhisperConfig
 from hooked_whisper.errors import MelError
 from hooked_whisper.hooks.passes import PassInfo, running
 from hooked_whisper.hooks.points import HookPoint, is_watched
-from hooked_whisper.model.blocks import EncoderBlock, Residual
+from hooked_whisper.model.blocks import EncoderBlock, Residual, TransformerStack
 from hooked_whisper.model.layers import Conv1d, LayerNorm, gelu, sinusoids
-from hooked_whisper.model.stack import TransformerStack
 from hooked_whisper.speech.mel import Mel, check_mel, positions_before_padding
 
 MelInput = Mel | Float[Tensor, "batch mel frame"]
@@ -61,7 +60,7 @@ class Encoder(TransformerStack):
     def embed(self, mel: MelInput) -> Residual:
         """The residual stream before the first block, of a mel that `pass_over` has checked."""
         values = mel.values if isinstance(mel, Mel) else mel
-        x = self.hook_mel(self.hook_mel.own(values))
+        x = self.hook_mel(self.hook_mel.clone_if_hooked(values))
         x = self.hook_conv1(gelu(self.conv1(x), overwrite=not is_watched(self.conv1)))
         x = self.hook_conv2(gelu(self.conv2(x), overwrite=not is_watched(self.conv2)))
         x = self.hook_embed(x.permute(0, 2, 1))
@@ -73,7 +72,7 @@ class Encoder(TransformerStack):
 
     def finish(self, resid: Residual) -> Residual:
         """The encoder's output, from the residual stream after the last block."""
-        return self.ln_final.hook_normalized.own(self.ln_final(resid))
+        return self.ln_final.hook_normalized.clone_if_hooked(self.ln_final(resid))
 
     def run_from(self, layer: int, resid: Residual, info: PassInfo) -> Residual:
         """The encoder's output, from the residual stream before block `layer`."""

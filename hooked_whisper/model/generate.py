@@ -10,11 +10,13 @@ from jaxtyping import Float, Int
 from markupsafe import Markup
 from torch import Tensor
 
+from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.display import box, count, fold, table
 from hooked_whisper.errors import HookNameError, InputError
 from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.hooks.collector import StepCollector
 from hooked_whisper.hooks.names import NamesFilter
-from hooked_whisper.model.step_collector import StepCollector
+from hooked_whisper.hooks.root import HookedEncoderDecoder
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import get_tokenizer
 
@@ -96,7 +98,7 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    model: Any,
+    model: HookedEncoderDecoder,
     mel: Mel | Float[Tensor, "batch mel frame"] | None,
     max_new_tokens: int | None = None,
     *,
@@ -116,7 +118,7 @@ def generate(
         what = "neither" if mel is None else "both"
         raise InputError(f"{what} of mel and encoder_output given; pass one of them.")
     get_tokenizer(model.cfg)  # refuses a vocabulary that is not Whisper's
-    task = DecodingTask(model, _decoding_options(model, max_new_tokens, options))
+    task = DecodingTask(model, _decoding_options(model.cfg, max_new_tokens, options))
     task.decoder.reset()
     collector = StepCollector() if return_cache else None
     names = model.hook_names(names_filter) if return_cache else []
@@ -147,11 +149,13 @@ def generate(
         avg_logprob=sum_logprobs / n_decoded,
         no_speech_prob=torch.tensor(no_speech, device=device),
         languages=languages,
-        cache=collector.join(list(model.hook_dict), model.layer_counts()) if collector else None,
+        cache=model._make_cache(collector, mel) if collector else None,
     )
 
 
-def _decoding_options(model: Any, max_new_tokens: int | None, options: dict[str, Any]) -> Any:
+def _decoding_options(
+    cfg: HookedWhisperConfig, max_new_tokens: int | None, options: dict[str, Any]
+) -> Any:
     """openai-whisper's options, with this package's defaults."""
     from whisper.decoding import DecodingOptions
 
@@ -163,10 +167,8 @@ def _decoding_options(model: Any, max_new_tokens: int | None, options: dict[str,
             )
         if name not in known:
             raise InputError(f"generate has no option {name!r}; it has {sorted(known)}.")
-    if max_new_tokens is not None and not 1 <= max_new_tokens <= model.cfg.n_text_ctx:
-        raise InputError(
-            f"max_new_tokens is {max_new_tokens}; it can be 1 to {model.cfg.n_text_ctx}."
-        )
-    if not model.is_multilingual and options.get("language", "") is None:
+    if max_new_tokens is not None and not 1 <= max_new_tokens <= cfg.n_text_ctx:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; it can be 1 to {cfg.n_text_ctx}.")
+    if not cfg.is_multilingual and options.get("language", "") is None:
         options = {**options, "language": "en"}  # nothing to detect
     return DecodingOptions(**{**_DEFAULTS, **options}, fp16=False, sample_len=max_new_tokens)

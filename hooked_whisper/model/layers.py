@@ -1,4 +1,4 @@
-"""The plain parts: linear maps, convolution, LayerNorm and GELU, as openai-whisper computes them.
+"""The plain parts: linear maps, convolution, LayerNorm, GELU, MLP, as openai-whisper computes them.
 
 Activations keep the dtype they arrive in, weights are cast to it where they
 are used, and LayerNorm works in float32. With the same weights this gives the
@@ -9,11 +9,12 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.hooks.points import HookPoint, is_watched
 
 
 class Linear(nn.Linear):
@@ -90,6 +91,42 @@ def gelu(x: Float[Tensor, "*shape"], overwrite: bool) -> Float[Tensor, "*shape"]
     if overwrite and not x.requires_grad:
         return torch.ops.aten.gelu_(x)
     return F.gelu(x)
+
+
+class MLP(nn.Module):
+    """Two linear maps with a GELU between, hooked before and after it."""
+
+    def __init__(self, cfg: HookedWhisperConfig) -> None:
+        super().__init__()
+        self.fc_in = Linear(cfg.d_model, cfg.d_mlp)
+        self.fc_out = Linear(cfg.d_mlp, cfg.d_model)
+        self.hook_pre = HookPoint("batch pos d_mlp")
+        self.hook_post = HookPoint("batch pos d_mlp")
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        pre = self.hook_pre(self.fc_in(x))
+        overwrite = not is_watched(self.fc_in, self.hook_pre)
+        return self.fc_out(self.hook_post(gelu(pre, overwrite)))
+
+    @property
+    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
+        """What each neuron reads; a view of the weight."""
+        return rearrange(self.fc_in.weight, "d_mlp d_model -> d_model d_mlp")
+
+    @property
+    def b_in(self) -> Float[Tensor, "d_mlp"]:
+        """What is added to each neuron before the GELU."""
+        return self.fc_in.bias
+
+    @property
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
+        """What each neuron writes; a view of the weight."""
+        return rearrange(self.fc_out.weight, "d_model d_mlp -> d_mlp d_model")
+
+    @property
+    def b_out(self) -> Float[Tensor, "d_model"]:
+        """What the MLP writes whatever its neurons do."""
+        return self.fc_out.bias
 
 
 def sinusoids(length: int, channels: int, max_timescale: float = 10_000) -> Tensor:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ, HookedWhisperConfig
 from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.hooks.root import HookedEncoderDecoder
 from hooked_whisper.model.generate import GenerateOptions, Generation, TokenRules, generate
 from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.speech.audio import load_audio
@@ -63,7 +64,7 @@ class TranscribeOptions(TokenRules, total=False):
     fp16: bool
 
 
-class OpenAIInterface(nn.Module):
+class OpenAIInterface(HookedEncoderDecoder):
     """The attributes and methods of openai-whisper's `Whisper`."""
 
     cfg: HookedWhisperConfig
@@ -231,7 +232,7 @@ class OpenAIInterface(nn.Module):
                 neither or both of mel and encoder output.
             HookNameError: A name that matches nothing, or nothing that fires.
         """
-        result = generate(
+        return generate(
             self,
             mel,
             max_new_tokens,
@@ -240,6 +241,3 @@ class OpenAIInterface(nn.Module):
             names_filter=names_filter,
             **options,
         )
-        if result.cache is not None and isinstance(mel, Mel):
-            result.cache.n_frames = mel.n_frames
-        return result

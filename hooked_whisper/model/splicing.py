@@ -13,7 +13,6 @@ from hooked_whisper.hooks.names import NamesFilter, is_inside_sae, site_of
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.hooks.root import HookedEncoderDecoder
 from hooked_whisper.hooks.splice import Reader, Splice, configured, site_written
-from hooked_whisper.model.axes import axis_sizes
 
 SAEs = Mapping[Any, Any] | Iterable[Any]
 """Autoencoders by hook name, several as a list; or autoencoders that name their hook themselves."""
@@ -42,8 +41,6 @@ class Splicing(HookedEncoderDecoder):
     Autoencoders are no part of the model's parameters or state dict, and are
     not moved or converted with it.
     """
-
-    encoder: Any
 
     def add_sae(
         self,
@@ -242,7 +239,7 @@ class Splicing(HookedEncoderDecoder):
 
     def _some_shape(self, name: str) -> tuple[int, ...]:
         """A shape that the activation can have, small where it depends on the input."""
-        *lead, width = [2 if size is None else size for size in axis_sizes(self, name)]
+        *lead, width = [2 if size is None else size for size in self.axis_sizes(name)]
         axes = self.hook_dict[name].axes
         long = ("pos", "query", "frame")
         return (

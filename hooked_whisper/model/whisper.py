@@ -14,7 +14,7 @@ from hooked_whisper.device import as_device
 from hooked_whisper.display import box, facts
 from hooked_whisper.errors import ConfigError, InputError, TokenError
 from hooked_whisper.hooks.cache import WhisperCache
-from hooked_whisper.hooks.collector import Collector
+from hooked_whisper.hooks.collector import Collector, StepCollector
 from hooked_whisper.hooks.passes import PassInfo
 from hooked_whisper.model.calls import Calls, Output, ReturnType, StopAt, by_name
 from hooked_whisper.model.decoder import Decoder
@@ -294,7 +294,9 @@ class HookedWhisper(Pretrained, Calls):
             )
         return stack, layer + n_layers if layer < 0 else layer
 
-    def _make_cache(self, collector: Collector, *args: Any, **kwargs: Any) -> WhisperCache:
+    def _make_cache(
+        self, collector: Collector | StepCollector, *args: Any, **kwargs: Any
+    ) -> WhisperCache:
         cache = super()._make_cache(collector, *args, **kwargs)
         mel = args[0] if args else kwargs.get("mel")
         cache.n_frames = mel.n_frames if isinstance(mel, Mel) else None

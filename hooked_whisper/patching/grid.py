@@ -11,7 +11,6 @@ from hooked_whisper.errors import AlignmentError, InterventionError
 from hooked_whisper.hooks.names import NamesFilter, stack_of
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import Site, check_window
-from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
 Per = Literal["head", "pos", "window", "neuron", "latent"] | None
@@ -124,7 +123,7 @@ def _all_parts(
         elif per == "pos":
             counts.add(model.cfg.n_audio_ctx if stack == "encoder" else examples[0].n_pos)
     if per in ("neuron", "latent"):
-        counts = {axis_sizes(model, name)[-1] or 0 for name in hooks}
+        counts = {model.axis_sizes(name)[-1] or 0 for name in hooks}
     if len(counts) > 1:
         raise InterventionError(
             f"these hooks have different numbers of parts, {sorted(counts)}. Sweep them apart, or "

@@ -20,7 +20,6 @@ from hooked_whisper.metrics.base import (
     resolve_positions,
 )
 from hooked_whisper.metrics.transcripts import check_value
-from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.fingerprint import conditions
 from hooked_whisper.patching.grid import Grid, Per, make_grid
@@ -221,7 +220,7 @@ class _PairSweep:
         """The shape of an activation in the base run."""
         n_pos, axes = self.base.example.n_pos, self.model.hook_dict[name].axes
         unknown = [1 if axis == "batch" else n_pos for axis in axes]
-        sizes = axis_sizes(self.model, name)
+        sizes = self.model.axis_sizes(name)
         return [n if size is None else size for n, size in zip(unknown, sizes, strict=True)]
 
     def _groups(self) -> Iterator[tuple[list[Any], list[RowPatch]]]:

@@ -14,7 +14,6 @@ from hooked_whisper.config import FRAMES_PER_POSITION, Stack
 from hooked_whisper.data.sites import choose_sites
 from hooked_whisper.errors import InputError, SpliceError
 from hooked_whisper.hooks.names import stack_of
-from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.site import VECTORS_AT_ONCE, JudgedSite, judged_site
 from hooked_whisper.speech.mel import Mel
@@ -175,7 +174,7 @@ def _axes(model: HookedWhisper, name: Any) -> tuple[tuple[str, ...], list[int]]:
     names = model.hook_names(name)
     if names != [name]:
         raise InputError(f"{name!r} is {len(names)} hooks; a page is about one.")
-    axes, sizes = tuple(model.hook_dict[name].axes), axis_sizes(model, name)
+    axes, sizes = tuple(model.hook_dict[name].axes), model.axis_sizes(name)
     if axes[:2] != ("batch", "pos") or len(axes) < 3 or None in sizes[2:]:
         raise InputError(
             f"{name!r} has axes [{' '.join(axes)}]; a page of features needs [batch pos ... "

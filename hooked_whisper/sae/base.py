@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hooked_whisper.display import box, facts, fold, size, table
-from hooked_whisper.distributed import Ranks
+from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import SAEConfigError, SAEError
 
 
@@ -138,7 +138,7 @@ class SAE(nn.Module, ABC):
     Config: ClassVar[type[SAEConfig]]
     cfg: SAEConfig
 
-    ranks: Ranks | None = None
+    ranks: ProcessGroup | None = None
     """Who else has a part of the batch that `losses` is of, while several train one autoencoder."""
 
     W_enc: Float[Tensor, "d_in latent"]

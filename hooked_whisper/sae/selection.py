@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooked_whisper.distributed import Ranks
+from hooked_whisper.distributed import ProcessGroup
 
 _CHUNK_ELEMENTS = 3 << 19
 """Pre-activations made at once on the CPU: 6 MB in fp32."""
@@ -167,7 +167,7 @@ def select_top_of_batch(
     b_enc: Float[Tensor, " latent"],
     n: int,
     scale: Float[Tensor, " latent"] | None = None,
-    ranks: Ranks | None = None,
+    ranks: ProcessGroup | None = None,
 ) -> tuple[Float[Tensor, " entry"], Selection]:
     """The n largest pre-activations of the whole batch, as far as they are positive.
 
@@ -186,12 +186,12 @@ def select_top_of_batch(
     Returns:
         Their pre-activations (not multiplied), and which they are; of this rank's vectors.
     """
-    ranks = ranks or Ranks()
+    ranks = ranks or ProcessGroup()
     surplus = 1.2
     while True:
-        bound = ranks.least(_bound_for(surplus * n / len(x), x, W_enc, b_enc, scale))
+        bound = ranks.minimum(_bound_for(surplus * n / len(x), x, W_enc, b_enc, scale))
         compared, places, values = _over(bound, x, W_enc, b_enc, scale)
-        found, wanted = zip(*ranks.counts(len(places), n), strict=True)
+        found, wanted = zip(*ranks.gather_counts(len(places), n), strict=True)
         if sum(found) >= sum(wanted) or bound == 0:
             break
         surplus *= 2

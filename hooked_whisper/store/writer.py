@@ -22,7 +22,7 @@ from hooked_whisper.data.loading import (
 from hooked_whisper.data.recordings import Recordings, as_recordings
 from hooked_whisper.data.sites import choose_sites
 from hooked_whisper.display import progress_bar
-from hooked_whisper.distributed import Ranks
+from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import RecordingsError, StoreError
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.speech.tokens import get_tokenizer
@@ -119,7 +119,7 @@ def harvest(
         make_identity(model, sites, source, rules, options),
         default_workers() if n_workers is None else n_workers,
     )
-    _run(plan, Ranks.current(StoreError), verify=verify, progress=progress)
+    _run(plan, ProcessGroup.current(StoreError), verify=verify, progress=progress)
     return ActivationStore(folder)
 
 
@@ -133,7 +133,7 @@ class Plan:
     identity: dict[str, Any]
     n_workers: int
 
-    def jobs(self, ranks: Ranks, done: set[int], counted: list[int]) -> Iterator[Job]:
+    def jobs(self, ranks: ProcessGroup, done: set[int], counted: list[int]) -> Iterator[Job]:
         """This rank's recordings; how many there are in all is appended at the end."""
         size, n = self.identity["recordings_per_shard"], 0
         for recording in self.recordings:
@@ -144,7 +144,7 @@ class Plan:
         counted.append(n)
 
 
-def _run(plan: Plan, ranks: Ranks, *, verify: bool, progress: bool) -> None:
+def _run(plan: Plan, ranks: ProcessGroup, *, verify: bool, progress: bool) -> None:
     with ExitStack() as stack:
 
         def begin() -> set[int]:
@@ -154,15 +154,15 @@ def _run(plan: Plan, ranks: Ranks, *, verify: bool, progress: bool) -> None:
             remove_parts(plan.folder)
             return _complete_shards(plan.folder, verify=verify)
 
-        done = ranks.once(begin)
-        first, *others = ranks.gather(plan.identity)
+        done = ranks.run_on_first(begin)
+        first, *others = ranks.gather_objects(plan.identity)
         for other in others:  # a rank with another model or list is a mistake
             check_same(first, other, plan.folder)
         counted: list[int] = []
         with _bar(plan, ranks, progress) as bar:
             _make_shards(plan, ranks, done, counted, bar)
-        ranks.wait()
-        ranks.once(lambda: _finish(plan, counted[0]))
+        ranks.barrier()
+        ranks.run_on_first(lambda: _finish(plan, counted[0]))
 
 
 def _complete_shards(folder: Path, *, verify: bool) -> set[int]:
@@ -171,7 +171,9 @@ def _complete_shards(folder: Path, *, verify: bool) -> set[int]:
     return complete - set(damaged_shards(folder, complete)) if verify else complete
 
 
-def _make_shards(plan: Plan, ranks: Ranks, done: set[int], counted: list[int], bar: Any) -> None:
+def _make_shards(
+    plan: Plan, ranks: ProcessGroup, done: set[int], counted: list[int], bar: Any
+) -> None:
     """Make what is missing; the shard before is written while the model runs on the next."""
     loaded = load_all(plan.jobs(ranks, done, counted), plan.making.rules, plan.n_workers)
     with ThreadPoolExecutor(max_workers=1) as thread:
@@ -245,7 +247,7 @@ def _check_texts(recordings: Recordings, rules: ReadingRules) -> None:
 
 
 @contextmanager
-def _bar(plan: Plan, ranks: Ranks, progress: bool) -> Iterator[Any]:
+def _bar(plan: Plan, ranks: ProcessGroup, progress: bool) -> Iterator[Any]:
     """A progress bar of this rank's recordings, shown by the first rank."""
     if not progress or not ranks.is_first:
         with nullcontext() as nothing:

@@ -8,7 +8,6 @@ import torch
 from hooked_whisper.errors import HookNameError, SiteError
 from hooked_whisper.interventions.sites import (
     Site,
-    axis_sizes,
     first_pos,
     n_recordings,
     window_to_places,
@@ -184,7 +183,7 @@ def test_axis_sizes_are_those_of_a_run(fresh_model, tiny_mel, tiny_tokens):
 def check_sizes(model, mel, tokens):
     _, cache = model.run_with_cache(mel, tokens)
     for name, value in cache.items():
-        sizes = axis_sizes(model, name)
+        sizes = model.axis_sizes(name)
         of_input = {"batch": 2, "pos": 7, "query": 7, "key": 7}
         expected = [
             of_input[axis] if size is None else size

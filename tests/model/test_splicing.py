@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from hooked_whisper.errors import HookDisabledError, HookNameError, SpliceError
-from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.speech.mel import Mel
 
 SITE = "encoder.blocks.1.hook_resid_post"
@@ -53,7 +52,7 @@ def test_every_hook_takes_an_autoencoder(
     clean = run(model, mel, tokens)
     n_sites, n_acting = 0, 0
     for name in model.hook_names():
-        width = axis_sizes(model, name)[-1]
+        width = model.axis_sizes(name)[-1]
         if width is None:
             continue  # self-attention over a text has no fixed width
         sae = plain_autoencoder(width)

@@ -94,7 +94,7 @@ MUTANTS = [
     Mutant(
         "gelu-writes-over-hooked",
         "the GELU writes over the pre-activation that a hook was given",
-        "model/mlp.py",
+        "model/layers.py",
         "overwrite = not is_watched(self.fc_in, self.hook_pre)",
         "overwrite = True",
         ("hooks/test_collector.py", "parity/test_activations.py"),
@@ -367,7 +367,7 @@ MUTANTS = [
     Mutant(
         "steps-unseen-scores",
         "joined scores of decoding hold 0, not -inf, at keys not seen yet",
-        "model/step_collector.py",
+        "hooks/collector.py",
         'unseen = float("-inf") if name.endswith("hook_attn_scores") else 0.0',
         "unseen = 0.0",
         ("model/test_generate.py::TestTrap7WhatHooksSee",),
@@ -375,7 +375,7 @@ MUTANTS = [
     Mutant(
         "steps-not-copied",
         "activations of decoding change with the logits that the rules write over",
-        "model/step_collector.py",
+        "hooks/collector.py",
         "append(value.detach().clone())",
         "append(value.detach())",
         ("model/test_generate.py::TestCache",),

@@ -94,7 +94,7 @@ class BatchTopKSAE(TopKSAE):
         """Move the threshold towards a batch's smallest active latent."""
         least = values.min().to(self.topk_threshold.dtype) if len(values) else None
         if self.ranks is not None:
-            found = self.ranks.least(inf if least is None else float(least))
+            found = self.ranks.minimum(inf if least is None else float(least))
             least = None if found == inf else self.topk_threshold.new_tensor(found)
         if least is None:
             return

@@ -13,7 +13,6 @@ from torch import Tensor
 from hooked_whisper.config import Stack
 from hooked_whisper.errors import InputError, SpliceError
 from hooked_whisper.hooks.splice import configured, site_written
-from hooked_whisper.model.axes import axis_sizes
 from hooked_whisper.model.whisper import HookedWhisper
 
 VECTORS_AT_ONCE = 4096
@@ -217,7 +216,7 @@ def _widths(model: HookedWhisper, name: str) -> list[int]:
     names = model.hook_names(name)
     if names != [name]:
         raise InputError(f"{name!r} is {len(names)} hooks; an autoencoder is judged at one.")
-    axes, sizes = model.hook_dict[name].axes, axis_sizes(model, name)
+    axes, sizes = model.hook_dict[name].axes, model.axis_sizes(name)
     if axes[:2] != ("batch", "pos") or len(axes) < 3 or sizes[-1] is None:
         raise SpliceError(
             f"{name!r} has axes [{' '.join(axes)}]; an autoencoder needs [batch pos ... width], as "

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hooked_whisper.distributed import Ranks, is_torchrun, join_torchrun
+from hooked_whisper.distributed import ProcessGroup, is_torchrun, join_torchrun
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.sae.training.config import TrainingConfig
 
@@ -38,7 +38,7 @@ class Said(NamedTuple):
     parts: Any = ()
 
 
-def agreed_ranks(cfgs: Mapping[str, TrainingConfig]) -> Ranks:
+def agreed_ranks(cfgs: Mapping[str, TrainingConfig]) -> ProcessGroup:
     """The ranks that train together, which must train the same.
 
     They are those of PyTorch's process group; under torchrun, it is made if there is none.
@@ -50,9 +50,9 @@ def agreed_ranks(cfgs: Mapping[str, TrainingConfig]) -> Ranks:
         join_torchrun(PATIENCE)
         # Not at the end of this training: under torchrun, a group can be made once only.
         atexit.register(_leave)
-    ranks = Ranks.current(TrainingError, PATIENCE)
+    ranks = ProcessGroup.current(TrainingError, PATIENCE)
     own = {name: cfg.to_dict() for name, cfg in cfgs.items()}
-    for rank, given in enumerate(ranks.gather(own)):
+    for rank, given in enumerate(ranks.gather_objects(own)):
         if given != own:
             raise TrainingError(
                 f"rank {rank} trains {given} and rank {ranks.rank} trains {own}; all must train "
@@ -66,7 +66,7 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def in_turns(stream: Iterator[Any], ranks: Ranks, first: int) -> Numbered:
+def in_turns(stream: Iterator[Any], ranks: ProcessGroup, first: int) -> Numbered:
     """All batches of a source of which each rank reads every n-th.
 
     Args:
@@ -83,7 +83,7 @@ def in_turns(stream: Iterator[Any], ranks: Ranks, first: int) -> Numbered:
             yield number, item
 
 
-def alike(stream: Iterator[Any], ranks: Ranks, first: int) -> Numbered:
+def alike(stream: Iterator[Any], ranks: ProcessGroup, first: int) -> Numbered:
     """All batches of a source that every rank reads as a whole.
 
     Raises:
@@ -94,7 +94,7 @@ def alike(stream: Iterator[Any], ranks: Ranks, first: int) -> Numbered:
         return
     for number in count(first):
         item, said = _next(stream)
-        everyone = ranks.gather(said)
+        everyone = ranks.gather_objects(said)
         _raise_errors(everyone, ranks, item)
         if "end" in [each.kind for each in everyone]:
             return
@@ -107,7 +107,7 @@ def alike(stream: Iterator[Any], ranks: Ranks, first: int) -> Numbered:
         yield number, item
 
 
-def in_parts(items: Iterator[Any], ranks: Ranks, first: int) -> Numbered:
+def in_parts(items: Iterator[Any], ranks: ProcessGroup, first: int) -> Numbered:
     """Batches put together from what each rank's own iterator gives, in the order of the ranks.
 
     They end where the first of the iterators ends.
@@ -148,10 +148,10 @@ def _next(items: Iterator[Any]) -> tuple[Any, Said]:
     return item, Said(kind, parts)
 
 
-def _exchange(items: Iterator[Any], ranks: Ranks) -> list[Any]:
+def _exchange(items: Iterator[Any], ranks: ProcessGroup) -> list[Any]:
     """The next batch of each rank; None for one that has come to its end."""
     item, said = _next(items)
-    everyone: list[Said] = ranks.gather(said)
+    everyone: list[Said] = ranks.gather_objects(said)
     _raise_errors(everyone, ranks, item)
     own = {} if item is None else _tensors(item) or {}
     found: list[dict[Any, Tensor]] = [{} for _ in everyone]
@@ -172,7 +172,7 @@ def _exchange(items: Iterator[Any], ranks: Ranks) -> list[Any]:
     return [_rebuild(each.kind, parts) for each, parts in zip(everyone, found, strict=True)]
 
 
-def _raise_errors(everyone: list[Said], ranks: Ranks, own: Any) -> None:
+def _raise_errors(everyone: list[Said], ranks: ProcessGroup, own: Any) -> None:
     """Stop on all ranks where one has no batch to give."""
     for rank, each in enumerate(everyone):
         if each.kind == "error":

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hooked_whisper.distributed import Ranks
+from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.sae.base import SAE, Losses
 
 
-def is_shared(ranks: Ranks, n_vectors: int) -> bool:
+def is_shared(ranks: ProcessGroup, n_vectors: int) -> bool:
     """Whether a batch is cut into parts; one with fewer vectors than ranks is done by all."""
     return 1 < ranks.n <= n_vectors
 
 
-def own_part(ranks: Ranks, n_vectors: int) -> slice:
+def own_part(ranks: ProcessGroup, n_vectors: int) -> slice:
     """The vectors of a batch that this rank learns from."""
     return ranks.part(n_vectors) if is_shared(ranks, n_vectors) else slice(0, n_vectors)
 
 
 @contextmanager
-def selecting_together(sae: SAE, ranks: Ranks, n_vectors: int) -> Iterator[None]:
+def selecting_together(sae: SAE, ranks: ProcessGroup, n_vectors: int) -> Iterator[None]:
     """While it lasts, what an autoencoder chooses in a batch, it chooses in all ranks' parts."""
     sae.ranks = ranks if is_shared(ranks, n_vectors) else None
     try:
@@ -48,7 +48,7 @@ class LossesOfPart(nn.Module):
         return self.sae.losses(x, target, **options)
 
 
-def losses_on_all_ranks(sae: SAE, ranks: Ranks) -> nn.Module:
+def losses_on_all_ranks(sae: SAE, ranks: ProcessGroup) -> nn.Module:
     """What computes the losses of this rank's part so that gradients become those of all parts."""
     module = LossesOfPart(sae)
     if ranks.n == 1:
@@ -56,7 +56,7 @@ def losses_on_all_ranks(sae: SAE, ranks: Ranks) -> nn.Module:
     return DistributedDataParallel(module, process_group=ranks.group_of(sae.b_dec))
 
 
-def go_backward(losses: Losses, ranks: Ranks, n_vectors: int) -> None:
+def go_backward(losses: Losses, ranks: ProcessGroup, n_vectors: int) -> None:
     """Leave the gradient of the whole batch in the weights, on every rank.
 
     All losses are means over vectors: the whole's is the mean of the parts', each
@@ -65,12 +65,12 @@ def go_backward(losses: Losses, ranks: Ranks, n_vectors: int) -> None:
     if ranks.n == 1:
         losses.total.backward()
         return
-    with ranks.talking():
+    with ranks.reporting_lost_ranks():
         (losses.total * (ranks.n * _weight(ranks, n_vectors))).backward()
 
 
 @torch.no_grad()
-def reduce_losses(losses: Losses, ranks: Ranks, n_vectors: int) -> Losses:
+def reduce_losses(losses: Losses, ranks: ProcessGroup, n_vectors: int) -> Losses:
     """The losses of the whole batch from those of the parts.
 
     Args:
@@ -97,14 +97,14 @@ def reduce_losses(losses: Losses, ranks: Ranks, n_vectors: int) -> Losses:
     )
 
 
-def _weight(ranks: Ranks, n_vectors: int) -> float:
+def _weight(ranks: ProcessGroup, n_vectors: int) -> float:
     """This rank's share in a mean over the batch; all ranks' add up to 1."""
     part = own_part(ranks, n_vectors)
     n_counted = n_vectors if is_shared(ranks, n_vectors) else n_vectors * ranks.n
     return (part.stop - part.start) / n_counted
 
 
-def whole_recons(recons: Tensor, ranks: Ranks, n_vectors: int) -> Tensor:
+def whole_recons(recons: Tensor, ranks: ProcessGroup, n_vectors: int) -> Tensor:
     """The reconstruction of a whole batch from those of the parts."""
     if not is_shared(ranks, n_vectors):
         return recons

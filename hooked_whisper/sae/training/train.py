@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from hooked_whisper.display import progress_bar
-from hooked_whisper.distributed import Ranks
+from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.base import SAE
@@ -143,7 +143,7 @@ class _Run:
     """Trainers side by side on the batches of one pass."""
 
     def __init__(
-        self, trainers: Mapping[str, Trainer], progress: bool, on_log: OnLog, ranks: Ranks
+        self, trainers: Mapping[str, Trainer], progress: bool, on_log: OnLog, ranks: ProcessGroup
     ) -> None:
         self.trainers, self.ranks = trainers, ranks
         self.logs = Logs(on_log)
@@ -180,7 +180,7 @@ class _Run:
         error: BaseException | None = None
         try:
             if self.unfinished:
-                self.ranks.once(self._begin_logs)
+                self.ranks.run_on_first(self._begin_logs)
             while self.unfinished:
                 number, item = next(items, (-1, None))
                 if number < 0:
@@ -257,7 +257,7 @@ class _Run:
                 sae.save(trainer.folder)
 
         with uninterrupted():
-            self.ranks.once(write)
+            self.ranks.run_on_first(write)
         name = next(name for name, each in self.trainers.items() if each is trainer)
         self.results[name] = sae
         self.unfinished.remove(trainer)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.distributed import Ranks, has_restarted
+from hooked_whisper.distributed import ProcessGroup, has_restarted
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.sae.base import SAE, Losses
 from hooked_whisper.sae.evaluation.reconstruction import fraction_unexplained
@@ -55,10 +55,14 @@ class Trainer:
     """
 
     def __init__(
-        self, cfg: TrainingConfig, name: str = "", data: Any = None, ranks: Ranks | None = None
+        self,
+        cfg: TrainingConfig,
+        name: str = "",
+        data: Any = None,
+        ranks: ProcessGroup | None = None,
     ) -> None:
         self.cfg, self.name, self.data = cfg, name, data
-        self.ranks = ranks or Ranks(error=TrainingError)
+        self.ranks = ranks or ProcessGroup(error=TrainingError)
         self.sae: SAE = make_sae(cfg.sae, torch.Generator().manual_seed(cfg.seed)).train()
         self.has_target = has_target(cfg.sae)
         self.folder = None if cfg.folder is None else Path(cfg.folder).expanduser()
@@ -195,9 +199,9 @@ class Trainer:
         if self.cfg.normalize:
             self.scale_in, self.scale_out = find_scale(x), find_scale(target)
         self.sae.b_dec.copy_(first_b_dec(self.cfg.init_b_dec, target * self.scale_out))
-        self.scale_in, self.scale_out = self.ranks.share((self.scale_in, self.scale_out))
+        self.scale_in, self.scale_out = self.ranks.broadcast_object((self.scale_in, self.scale_out))
         for value in self._weights().values():
-            self.ranks.copy_first_(value)
+            self.ranks.broadcast_(value)
 
     @contextmanager
     def _untouched_on_failure(self) -> Iterator[None]:
@@ -288,7 +292,7 @@ class Trainer:
                 there is no such folder, or one with another training.
             SAEFileError: Its checkpoint cannot be read.
         """
-        found = self.ranks.once(lambda: self._open_folder(resume=resume))
+        found = self.ranks.run_on_first(lambda: self._open_folder(resume=resume))
         if found is not None:
             self._restore(*found)
 
