@@ -1,35 +1,49 @@
 """`hooked-whisper features`: a page of what latents or neurons respond to."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from hooked_whisper.cli.commands import Command
-from hooked_whisper.cli.options import (
-    batch_option,
-    chosen_recordings,
-    json_option,
-    language_option,
-    load_model,
-    model_options,
-    new_path,
-    note,
-    out_option,
-    overwrite_option,
-    quiet_option,
-    recordings_argument,
-    short_name,
-)
-from hooked_whisper.cli.output import echo_json
-from hooked_whisper.cli.sae_eval import load_saes
+from hooked_whisper.cli import options as opt
+from hooked_whisper.cli.sae import load_saes
 from hooked_whisper.errors import InputError
 
-_COUNT = click.IntRange(0)
 
-
-@click.command(
-    cls=Command,
+@opt.command(
+    opt.RECORDINGS,
+    opt.SAE,
+    opt.flag("--neurons", help="The neurons of --hook instead of latents."),
+    opt.option(
+        "--hook", help="Which of a suite, or whose neurons.  [default: the encoder's last layer]"
+    ),
+    opt.option(
+        "--latent",
+        "latents",
+        type=opt.COUNT,
+        multiple=True,
+        help="Only these; repeat it.  [default: all]",
+    ),
+    opt.option("--clips", "n_clips", type=opt.COUNT_FROM_1, default=10, help="Moments of each."),
+    opt.option(
+        "--effects",
+        "n_effects",
+        type=opt.COUNT,
+        help="How many get transcripts without them and with more of them.  [default: 24]",
+    ),
+    opt.option(
+        "--effect-clips", "n_effect_clips", type=opt.COUNT, default=1, help="For how many moments."
+    ),
+    opt.option("--amplify", type=float, default=4.0, help="What more of one is multiplied with."),
+    opt.option("--max-mb", type=opt.OVER_0, default=30.0, help="The file's size."),
+    opt.flag("--all-frames", help="Count the padding of the window too."),
+    opt.option(
+        "--transcribe/--no-transcribe", default=True, help="Write down recordings without a text."
+    ),
+    opt.LANGUAGE,
+    opt.BATCH_SIZE,
+    opt.option("--seed", type=opt.COUNT, default=0, help="Of what is drawn from a latent's range."),
+    opt.option("--title", help="Of the page."),
+    out=("The HTML file", "MODEL-features.html"),
     examples="""
     hooked-whisper features
     hooked-whisper features --hook encoder.blocks.1.hook_resid_post --latent 7 --latent 12
@@ -37,62 +51,7 @@ _COUNT = click.IntRange(0)
     hooked-whisper features --neurons --hook encoder.blocks.2.mlp.hook_post --effects 0
     """,
 )
-@recordings_argument
-@click.option(
-    "--sae",
-    "sae_source",
-    default="digits",
-    help="An autoencoder's file or folder, a suite's folder, or digits for the shipped suite.",
-)
-@click.option("--neurons", is_flag=True, help="The neurons of --hook instead of latents.")
-@click.option(
-    "--hook", help="Which of a suite, or whose neurons.  [default: the encoder's last layer]"
-)
-@click.option(
-    "--latent", "latents", type=_COUNT, multiple=True, help="Only these; repeat it.  [default: all]"
-)
-@click.option("--clips", "n_clips", type=click.IntRange(1), default=10, help="Moments of each.")
-@click.option(
-    "--effects",
-    "n_effects",
-    type=_COUNT,
-    help="How many get transcripts without them and with more of them.  [default: 24]",
-)
-@click.option(
-    "--effect-clips", "n_effect_clips", type=_COUNT, default=1, help="For how many moments."
-)
-@click.option("--amplify", type=float, default=4.0, help="What more of one is multiplied with.")
-@click.option(
-    "--max-mb", type=click.FloatRange(0, min_open=True), default=30.0, help="The file's size."
-)
-@click.option("--all-frames", is_flag=True, help="Count the padding of the window too.")
-@click.option(
-    "--transcribe/--no-transcribe", default=True, help="Write down recordings without a text."
-)
-@language_option
-@batch_option
-@click.option("--seed", type=_COUNT, default=0, help="Of what is drawn from a latent's range.")
-@click.option("--title", help="Of the page.")
-@model_options
-@out_option("The HTML file", "MODEL-features.html")
-@overwrite_option
-@json_option
-@quiet_option
-def features(
-    recordings: tuple[Path, ...],
-    sae_source: str,
-    neurons: bool,
-    hook: str | None,
-    latents: tuple[int, ...],
-    source: str,
-    device: str | None,
-    model_dtype: str,
-    out: Path | None,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
-) -> None:
+def features(args: opt.Options) -> None:
     """Write a page of what each latent responds to on RECORDINGS, to look at and to listen to.
 
     A table with search and sort; for each latent the moments at which it is
@@ -101,27 +60,28 @@ def features(
     """
     from hooked_whisper.reports.features import feature_page
 
-    path = new_path(out, f"{short_name(source)}-features.html", overwrite=overwrite)
-    chosen = chosen_recordings(recordings, quiet)
-    model = load_model(source, device, model_dtype)
-    if neurons:
+    path = args.new_path("features.html")
+    chosen = args.chosen_recordings()
+    model, hook = args.load_model(), args.hook
+    if args.neurons:
         name, sae = hook or model.hook_names("encoder.blocks.*.mlp.hook_post")[-1], None
     else:
-        name, sae = _one(load_saes(sae_source, (hook,) if hook else (), model), model)
+        saes = load_saes(args.sae_source, (hook,) if hook else (), model)
+        name, sae = _one(saes, model)
     if hook is None:
-        note(f"no --hook named: taking {name}.", quiet)
+        args.note(f"no --hook named: taking {name}.")
     page = feature_page(
         model,
         sae,
         chosen,
         path,
         hook_name=name,
-        latents=list(latents) or None,
-        progress=not quiet,
-        **options,
+        latents=list(args.latents) or None,
+        progress=not args.quiet,
+        **args.besides("sae_source", "neurons", "hook", "latents"),
     )
-    if as_json:
-        echo_json({"page": page.path, "hook": name, "features": page.table})
+    if args.as_json:
+        opt.echo_json({"page": page.path, "hook": name, "features": page.table})
     else:
         click.echo(page.path)
 

@@ -5,20 +5,12 @@ from typing import Any
 
 import click
 
-from hooked_whisper.cli.commands import Command
-from hooked_whisper.cli.options import (
-    hooks_option,
-    json_option,
-    load_model,
-    model_options,
-    note,
-    quiet_option,
-)
-from hooked_whisper.cli.output import echo_json, echo_table
+from hooked_whisper.cli import options as opt
 
 
-@click.command(
-    cls=Command,
+@opt.command(
+    opt.hooks_option(None),
+    opt.flag("--switched-off", help="Also list hooks that fire only while a flag is on."),
     examples="""
     hooked-whisper info
     hooked-whisper info --hook 'encoder.blocks.0.*' --hook decoder.hook_logits
@@ -27,47 +19,32 @@ from hooked_whisper.cli.output import echo_json, echo_table
     hooked-whisper info --model tiny.en
     """,
 )
-@hooks_option(None)
-@click.option(
-    "--switched-off", is_flag=True, help="Also list hooks that fire only while a flag is on."
-)
-@model_options
-@json_option
-@quiet_option
-def info(
-    hooks: tuple[str, ...],
-    switched_off: bool,
-    source: str,
-    device: str | None,
-    model_dtype: str,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def info(args: opt.Options) -> None:
     """Show a model's configuration and its hook names with their shapes.
 
     Without --hook, the blocks' hooks are listed once, with * for the layer.
     A shape has a number for each axis, or the axis's name where its length
     depends on the input.
     """
-    model = load_model(source, device, model_dtype)
-    names = model.hook_names(list(hooks) or None)
+    model = args.load_model()
+    names = model.hook_names(list(args.hooks) or None)
     flags = {name: point.flag for name, point in model.hook_dict.items() if not point.enabled}
-    if switched_off:
+    if args.switched_off:
         names += list(flags)
     rows = [_row(model, name, flags.get(name)) for name in names]
     config = model.cfg.to_dict()
-    n_parameters = sum(each.numel() for each in model.parameters())
-    if as_json:
-        echo_json({"model": source, "config": config, "n_parameters": n_parameters, "hooks": rows})
+    n_parameters = sum(weights.numel() for weights in model.parameters())
+    if args.as_json:
+        numbers = {"model": args.source, "config": config, "n_parameters": n_parameters}
+        opt.echo_json({**numbers, "hooks": rows})
         return
-    numbers = {**config, "n_parameters": f"{n_parameters:,}"}
-    for key, value in numbers.items():
+    for key, value in {**config, "n_parameters": f"{n_parameters:,}"}.items():
         click.echo(f"{key:24}{value}")
     click.echo()
-    shown = rows if hooks else _by_layer(rows)
-    echo_table([_readable(row, with_flag=switched_off) for row in shown])
-    if not switched_off and not hooks and flags:
-        note(f"{len(flags)} more fire only while a flag is on: --switched-off lists them.", quiet)
+    shown = rows if args.hooks else _by_layer(rows)
+    opt.echo_table([_readable(row, with_flag=args.switched_off) for row in shown])
+    if not args.switched_off and not args.hooks and flags:
+        args.note(f"{len(flags)} more fire only while a flag is on: --switched-off lists them.")
 
 
 def _row(model: Any, name: str, flag: str | None) -> dict[str, Any]:

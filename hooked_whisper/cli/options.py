@@ -1,111 +1,211 @@
-"""Options that commands share, and what they stand for."""
+"""What commands share: their options, what these stand for, and how results are printed."""
 
-from collections.abc import Callable, Iterable, Iterator
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hooked_whisper.cli.main import Command
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError, RecordingsError
 
 if TYPE_CHECKING:
     from hooked_whisper.model.whisper import HookedWhisper
 
-FILE = click.Path(path_type=Path)
-DTYPES = click.Choice(["fp32", "fp16", "bf16"])
 RESIDUAL_STREAM = "*.hook_resid_post"
+ENCODER_STREAM = "encoder.blocks.*.hook_resid_post"
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _Item = TypeVar("_Item")
 
-
-def model_options(function: _Function) -> _Function:
-    """`--model`, `--device`, `--model-dtype`: which weights, where, and in what."""
-    for option in (
-        click.option("--model-dtype", type=DTYPES, default="fp32", help="What the model runs in."),
-        click.option("--device", help="Such as cuda:1.  [default: a GPU where there is one]"),
-        click.option(
-            "--model",
-            "source",
-            default="digits",
-            help="digits, a release such as tiny.en, a checkpoint, a folder or a hub id.",
-        ),
-    ):
-        function = option(function)
-    return function
+FILE = click.Path(path_type=Path)
+DTYPE = click.Choice(["fp32", "fp16", "bf16"])
+COUNT = click.IntRange(0)
+COUNT_FROM_1 = click.IntRange(1)
+OVER_0 = click.FloatRange(0, min_open=True)
 
 
-recordings_argument = click.argument("recordings", nargs=-1, type=FILE)
+def option(*names: str, **settings: Any) -> click.Option:
+    """An option of a command, as `click.option` has it."""
+    return click.Option(names, **settings)
+
+
+def flag(*names: str, **settings: Any) -> click.Option:
+    """An option that is there or not."""
+    return click.Option(names, is_flag=True, **settings)
+
+
+def file_argument(name: str, **settings: Any) -> click.Argument:
+    """A path, by its place in the command line."""
+    return click.Argument([name], type=FILE, **settings)
+
+
+MODEL = (
+    option(
+        "--model",
+        "source",
+        default="digits",
+        help="digits, a release such as tiny.en, a checkpoint, a folder or a hub id.",
+    ),
+    option("--device", help="Such as cuda:1.  [default: a GPU where there is one]"),
+    option("--model-dtype", type=DTYPE, default="fp32", help="What the model runs in."),
+)
+"""Which weights, where, and in what."""
+
+RECORDINGS = file_argument("recordings", nargs=-1, required=False)
 """Files, folders, CSV or JSONL manifests; none for those that come with the package."""
 
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
-)
-quiet_option = click.option("--quiet", is_flag=True, help="No progress and no notes.")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there already.")
-language_option = click.option(
-    "--language", default="en", help="Of what is said, as a code such as de."
-)
-found_language_option = click.option(
+JSON = flag("--json", "as_json", help="Print one JSON document and nothing else.")
+QUIET = flag("--quiet", help="No progress and no notes.")
+OVERWRITE = flag("--overwrite", help="Replace what is there already.")
+LANGUAGE = option("--language", default="en", help="Of what is said, as a code such as de.")
+LANGUAGE_OR_AUTO = option(
     "--language", default="en", help="Of what is said, as a code such as de; auto finds it out."
 )
-batch_option = click.option(
-    "--batch-size", type=click.IntRange(1), default=8, help="Recordings side by side."
+TASK = option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe")
+BATCH_SIZE = option("--batch-size", type=COUNT_FROM_1, default=8, help="Recordings side by side.")
+SAE = option(
+    "--sae",
+    "sae_source",
+    default="digits",
+    help="An autoencoder's file or folder, a suite's folder, or digits for the shipped suite.",
 )
 
 
-def out_option(what: str, default: str) -> Callable[[_Function], _Function]:
+def out_option(what: str, default: str) -> click.Option:
     """`--out`: where to write."""
-    return click.option("--out", type=FILE, help=f"{what}  [default: {default}]")
+    return option("--out", type=FILE, help=f"{what}  [default: {default}]")
 
 
-def hooks_option(default: str | None) -> Callable[[_Function], _Function]:
+def hooks_option(default: str | None) -> click.Option:
     """`--hook`, which may be repeated."""
-    return click.option(
-        "--hook",
-        "hooks",
-        multiple=True,
-        help="A hook name or glob; repeat it." + (f"  [default: {default}]" if default else ""),
-    )
+    shown = f"  [default: {default}]" if default else ""
+    return option("--hook", "hooks", multiple=True, help=f"A hook name or glob; repeat it.{shown}")
 
 
-def load_model(source: str, device: Any, model_dtype: str) -> "HookedWhisper":
-    """The model of `model_options`."""
-    from hooked_whisper.model.whisper import HookedWhisper
-    from hooked_whisper.store.fingerprint import as_dtype
+class Options(SimpleNamespace):
+    """What a command line says, each option by its name; and what the shared ones stand for."""
 
-    context = click.get_current_context()
-    if context.get_parameter_source("source") is click.core.ParameterSource.DEFAULT:
-        quiet = context.params.get("quiet", False)
-        note(f"no --model named: taking {source}, which comes with the package.", quiet)
-    return HookedWhisper.from_pretrained(source, device=device, dtype=as_dtype(model_dtype))
+    recordings: tuple[Path, ...]
+    source: str
+    device: str | None
+    model_dtype: str
+    out: Path | None
+    overwrite: bool
+    as_json: bool
+    quiet: bool = False
+
+    def besides(self, *names: str) -> dict[str, Any]:
+        """The command's own options but some: those that the package takes as they are."""
+        taken = {*Options.__annotations__, *names}
+        return {name: value for name, value in vars(self).items() if name not in taken}
+
+    def load_model(self, device: Any = None) -> "HookedWhisper":
+        """The model of `MODEL`; on `device` where the command line names none."""
+        from hooked_whisper.model.whisper import HookedWhisper
+        from hooked_whisper.store.fingerprint import as_dtype
+
+        named = click.get_current_context().get_parameter_source("source")
+        if named is click.core.ParameterSource.DEFAULT:
+            self.note(f"no --model named: taking {self.source}, which comes with the package.")
+        dtype = as_dtype(self.model_dtype)
+        return HookedWhisper.from_pretrained(self.source, device=self.device or device, dtype=dtype)
+
+    def chosen_recordings(self, *, say: bool = True) -> list[Any]:
+        """What RECORDINGS names, as `harvest` takes it; else the shipped ones, and says so.
+
+        Raises:
+            RecordingsError: A path that leads nowhere.
+        """
+        if not self.recordings:
+            from hooked_whisper import digits
+
+            shipped = digits.recordings()
+            if say:
+                n = len(shipped)
+                self.note(f"no recordings named: taking the {n} that come with the package.")
+            return list(shipped)
+        for path in self.recordings:
+            if not path.expanduser().exists():
+                raise RecordingsError(f"there is no file or folder {str(path)!r}.")
+        return list(self.recordings)
+
+    def listed_recordings(self) -> list[Any]:
+        """Each recording by itself, of folders and manifests too."""
+        from hooked_whisper.data.recordings import as_recordings
+
+        chosen = self.chosen_recordings()
+        is_one_path = len(chosen) == 1 and isinstance(chosen[0], Path)
+        return list(as_recordings(chosen[0] if is_one_path else chosen))
+
+    def out_path(self, ending: str) -> Path:
+        """`--out`, or a name made of the model's: `tiny-store` for tiny.pt and `store`."""
+        name = Path(self.source).name or "model"
+        name = name.removesuffix(".pt").removesuffix(".safetensors")
+        return self.out or Path(f"{name}-{ending}")
+
+    def new_path(self, ending: str, *, goes_on: bool = False) -> Path:
+        """The path of `out_path`, once it is sure that nothing is lost by writing there."""
+        return new_path(self.out_path(ending), overwrite=self.overwrite or goes_on)
+
+    def note(self, text: str) -> None:
+        """A remark on standard error, unless the command is quiet."""
+        if not self.quiet:
+            note(text)
+
+    def with_bar(self, items: Iterable[_Item], what: str) -> Iterator[_Item]:
+        """Items with a progress bar on standard error."""
+        yield from progress_bar(list(items), desc=what, unit="recording", show=not self.quiet)
 
 
-def chosen_recordings(paths: tuple[Path, ...], quiet: bool) -> list[Any]:
-    """What `recordings_argument` names, as `harvest` takes it; else the shipped recordings.
+def command(
+    *own: click.Parameter,
+    examples: str,
+    out: tuple[str, str] | None = None,
+    model: bool = True,
+    quiet: bool = True,
+) -> Callable[[Callable[[Options], None]], Command]:
+    """Make a command of a function of `Options`, whose docstring is the help.
+
+    Args:
+        own: Its own arguments and options, in the order of the help; behind
+            them come those that it shares with others, `--json` always.
+        examples: Command lines, one a line.
+        out: What `--out` names, and its default; `--overwrite` goes with it.
+        model: Whether it has the options of `MODEL`.
+        quiet: Whether it has `--quiet`.
+    """
+    shared = [*(MODEL if model else ()), *([out_option(*out), OVERWRITE] if out else ()), JSON]
+    parameters = [*own, *shared, *([QUIET] if quiet else ())]
+
+    def make(function: Callable[[Options], None]) -> Command:
+        return Command(
+            function.__name__,
+            params=parameters,
+            callback=lambda **values: function(Options(**values)),
+            help=function.__doc__,
+            examples=examples,
+        )
+
+    return make
+
+
+def new_path(path: Path, *, overwrite: bool) -> Path:
+    """A path to write to, once it is sure that nothing is lost by it.
 
     Raises:
-        RecordingsError: A path that leads nowhere.
+        InputError: Something is there already, or its folder is not.
     """
-    if not paths:
-        from hooked_whisper import digits
-
-        shipped = digits.recordings()
-        note(f"no recordings named: taking the {len(shipped)} that come with the package.", quiet)
-        return list(shipped)
-    for path in paths:
-        if not path.expanduser().exists():
-            raise RecordingsError(f"there is no file or folder {str(path)!r}.")
-    return list(paths)
-
-
-def listed(recordings: list[Any]) -> list[Any]:
-    """Each recording by itself, of folders and manifests too."""
-    from hooked_whisper.data.recordings import as_recordings
-
-    is_one_path = len(recordings) == 1 and isinstance(recordings[0], Path)
-    return list(as_recordings(recordings[0] if is_one_path else recordings))
+    path = path.expanduser()
+    is_there = any(path.iterdir()) if path.is_dir() else path.exists()
+    if is_there and not overwrite:
+        raise InputError(f"{path} exists. Name another --out, or pass --overwrite.")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to write {path.name} into.")
+    return path
 
 
 def file_names(recordings: list[Any], ending: str) -> list[str]:
@@ -114,9 +214,9 @@ def file_names(recordings: list[Any], ending: str) -> list[str]:
     Raises:
         InputError: Two would have one name.
     """
-    names = [Path(each.id).stem for each in recordings]
+    names = [Path(recording.id).stem for recording in recordings]
     if len(set(names)) < len(names):
-        paths = [Path(each.id).with_suffix("") for each in recordings]
+        paths = [Path(recording.id).with_suffix("") for recording in recordings]
         names = ["-".join(path.parts).lstrip("/-") for path in paths]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -131,33 +231,51 @@ def spaced(text: str) -> str:
     return f" {text.strip()}" if text.strip() else ""
 
 
-def short_name(source: str) -> str:
-    """What files of a model are called: `whisper-tiny` for openai/whisper-tiny."""
-    name = Path(source).name or "model"
-    return name.removesuffix(".pt").removesuffix(".safetensors")
-
-
-def new_path(out: Path | None, default: str, *, overwrite: bool) -> Path:
-    """Where to write, once it is sure that nothing is lost by it.
-
-    Raises:
-        InputError: Something is there already, or its folder is not.
-    """
-    path = (out or Path(default)).expanduser()
-    is_there = any(path.iterdir()) if path.is_dir() else path.exists()
-    if is_there and not overwrite:
-        raise InputError(f"{path} exists. Name another --out, or pass --overwrite.")
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent} to write {path.name} into.")
-    return path
-
-
-def note(text: str, quiet: bool) -> None:
+def note(text: str) -> None:
     """A remark on standard error."""
-    if not quiet:
-        click.echo(text, err=True)
+    click.echo(text, err=True)
 
 
-def with_bar(items: Iterable[_Item], what: str, quiet: bool) -> Iterator[_Item]:
-    """Items with a progress bar on standard error."""
-    yield from progress_bar(items, desc=what, unit="recording", show=not quiet)
+def echo_json(document: Any) -> None:
+    """One JSON document; what is no finite number becomes null."""
+    click.echo(json.dumps(_as_json(document), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def echo_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table with a line of names above; the columns are those of the first row."""
+    if not rows:
+        return
+    names = list(rows[0])
+    lines = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    is_number = [
+        all(isinstance(row.get(name), int | float) or row.get(name) is None for row in rows)
+        for name in names
+    ]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, is_number, strict=True)
+        ]
+        click.echo("  ".join(cells).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
+
+
+def _as_json(value: Any) -> Any:
+    """Values as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_as_json(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy's numbers and tensors
+        return _as_json(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,34 +1,62 @@
 """`hooked-whisper patch`: one run's activations into another, place by place."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hooked_whisper.cli.commands import INTERRUPTED, Command
-from hooked_whisper.cli.options import (
-    FILE,
-    hooks_option,
-    json_option,
-    language_option,
-    load_model,
-    model_options,
-    new_path,
-    note,
-    out_option,
-    overwrite_option,
-    quiet_option,
-    short_name,
-)
-from hooked_whisper.cli.output import echo_json, echo_table
-from hooked_whisper.cli.patch_pair import METRICS, Pair, make_pair
+from hooked_whisper.cli import options as opt
+from hooked_whisper.cli.main import INTERRUPTED
 from hooked_whisper.errors import InputError
 
-DEFAULT_HOOK = "encoder.blocks.*.hook_resid_post"
+METRICS = (
+    "logit-difference",
+    "log-prob",
+    "probability",
+    "text-log-prob",
+    "transcript",
+    "word-error-rate",
+)
 
 
-@click.command(
-    cls=Command,
+@opt.command(
+    opt.file_argument("clean", required=False),
+    opt.file_argument("corrupted", required=False),
+    opt.option("--corrupt", type=click.Choice(["silence", "noise"]), help="Instead of CORRUPTED."),
+    opt.option(
+        "--corrupt-window",
+        type=(float, float),
+        metavar="START END",
+        help="The seconds to corrupt.  [default: all]",
+    ),
+    opt.option("--text", help="What is said in CLEAN; else the model writes it down."),
+    opt.LANGUAGE,
+    opt.hooks_option(opt.ENCODER_STREAM),
+    opt.option(
+        "--per",
+        type=click.Choice(["auto", "whole", "window", "pos", "head", "neuron"]),
+        default="auto",
+        help="What is patched at a time. auto: heads where there are some; else windows of time in "
+        "the encoder, positions in the decoder.",
+    ),
+    opt.option("--window-s", type=opt.OVER_0, default=0.5, help="A window's length."),
+    opt.flag("--all-frames", help="Windows over the padding too."),
+    opt.option(
+        "--direction",
+        type=click.Choice(["denoising", "noising"]),
+        default="denoising",
+        help="Clean activations into the corrupted run, or the other way round.",
+    ),
+    opt.option("--metric", type=click.Choice(METRICS), default="logit-difference"),
+    opt.option(
+        "--token",
+        type=opt.COUNT,
+        help="Which token of the text is measured, from 0.  [default: the first that differs]",
+    ),
+    opt.option("--top", type=opt.COUNT_FROM_1, default=10, help="Places to print."),
+    opt.flag("--resume", help="Go on with the unfinished sweep in the folder."),
+    out=("A folder for the table, the plot and the result", "MODEL-patch"),
     examples="""
     hooked-whisper patch
     hooked-whisper patch --hook 'decoder.blocks.*.cross_attn.hook_z' --direction noising
@@ -38,118 +66,151 @@ DEFAULT_HOOK = "encoder.blocks.*.hook_resid_post"
     hooked-whisper patch --hook encoder.blocks.1.hook_resid_post --metric transcript --top 3
     """,
 )
-@click.argument("clean", required=False, type=FILE)
-@click.argument("corrupted", required=False, type=FILE)
-@click.option("--corrupt", type=click.Choice(["silence", "noise"]), help="Instead of CORRUPTED.")
-@click.option(
-    "--corrupt-window",
-    type=(float, float),
-    metavar="START END",
-    help="The seconds to corrupt.  [default: all]",
-)
-@click.option("--text", help="What is said in CLEAN; else the model writes it down.")
-@language_option
-@hooks_option(DEFAULT_HOOK)
-@click.option(
-    "--per",
-    type=click.Choice(["auto", "whole", "window", "pos", "head", "neuron"]),
-    default="auto",
-    help="What is patched at a time. auto: heads where there are some; else windows of time in "
-    "the encoder, positions in the decoder.",
-)
-@click.option(
-    "--window-s", type=click.FloatRange(0, min_open=True), default=0.5, help="A window's length."
-)
-@click.option("--all-frames", is_flag=True, help="Windows over the padding too.")
-@click.option(
-    "--direction",
-    type=click.Choice(["denoising", "noising"]),
-    default="denoising",
-    help="Clean activations into the corrupted run, or the other way round.",
-)
-@click.option("--metric", type=click.Choice(list(METRICS)), default="logit-difference")
-@click.option(
-    "--token",
-    type=click.IntRange(0),
-    help="Which token of the text is measured, from 0.  [default: the first that differs]",
-)
-@click.option("--top", type=click.IntRange(1), default=10, help="Places to print.")
-@click.option("--resume", is_flag=True, help="Go on with the unfinished sweep in the folder.")
-@model_options
-@out_option("A folder for the table, the plot and the result", "MODEL-patch")
-@overwrite_option
-@json_option
-@quiet_option
-def patch(
-    clean: Path | None,
-    corrupted: Path | None,
-    corrupt: str | None,
-    corrupt_window: tuple[float, float] | None,
-    text: str | None,
-    language: str,
-    hooks: tuple[str, ...],
-    per: str,
-    window_s: float,
-    all_frames: bool,
-    direction: Any,
-    metric: str,
-    token: int | None,
-    top: int,
-    resume: bool,
-    source: str,
-    device: str | None,
-    model_dtype: str,
-    out: Path | None,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def patch(args: opt.Options) -> None:
     """Patch a clean run into a corrupted one, and see what brings the answer back.
 
     CLEAN and CORRUPTED are recordings; both runs are given CLEAN's text. The
     folder gets sweep.csv, sweep.png and sweep.safetensors. After Ctrl-C, it
     has what was done, and --resume does the rest.
     """
-    if clean is not None and (corrupted is None) == (corrupt is None):
+    if args.clean is not None and (args.corrupted is None) == (args.corrupt is None):
         raise click.UsageError("name a CORRUPTED recording, or give --corrupt; one of them.")
-    if corrupt_window and not corrupt:
+    if args.corrupt_window and not args.corrupt:
         raise click.UsageError("--corrupt-window needs --corrupt silence or --corrupt noise.")
     from hooked_whisper.patching import SweepResult, patch_sweep
 
-    folder = new_path(out, f"{short_name(source)}-patch", overwrite=overwrite or resume)
-    earlier = SweepResult.load(folder / "sweep.safetensors") if resume else None
-    model = load_model(source, device, model_dtype)
-    names = model.hook_names(list(hooks) or DEFAULT_HOOK)
-    pair = make_pair(
-        model, clean, corrupted, corrupt, corrupt_window, text, language, metric, token
-    )
-    note(f"clean: {pair.clean_name}; corrupted: {pair.corrupted_name}; {pair.measures}.", quiet)
+    folder = args.new_path("patch", goes_on=args.resume)
+    earlier = SweepResult.load(folder / "sweep.safetensors") if args.resume else None
+    model = args.load_model()
+    names = model.hook_names(list(args.hooks) or opt.ENCODER_STREAM)
+    pair = make_pair(model, args)
+    args.note(f"clean: {pair.clean_name}; corrupted: {pair.corrupted_name}; {pair.measures}.")
     result = patch_sweep(
         model,
         pair.clean,
         pair.corrupted,
         names,
         metric=pair.metric,
-        per=_per(model, names, per),
-        direction=direction,
-        window_s=window_s,
-        all_frames=all_frames,
-        progress=not quiet,
+        per=_per(model, names, args.per),
+        direction=args.direction,
+        window_s=args.window_s,
+        all_frames=args.all_frames,
+        progress=not args.quiet,
         resume=earlier,
     )
     _save(result, folder)
-    _report(result, pair, folder, top, as_json=as_json, quiet=quiet)
+    _report(result, pair, folder, args)
     if not result.complete:
-        note("unfinished: the same command with --resume does the rest.", False)
+        opt.note("unfinished: the same command with --resume does the rest.")
         raise SystemExit(INTERRUPTED)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs on the same tokens.
+
+    Args:
+        clean: The run that is right.
+        corrupted: The run that is not.
+        clean_name: What the first is called.
+        corrupted_name: What the second is called.
+        metric: What is measured.
+        measures: The same in words.
+    """
+
+    clean: Any
+    corrupted: Any
+    clean_name: str
+    corrupted_name: str
+    metric: Any
+    measures: str
+
+
+def make_pair(model: Any, args: opt.Options) -> Pair:
+    """The two runs and the metric; of the shipped recordings where none is named.
+
+    Raises:
+        InputError: Both runs predict the same tokens, or there is no such token.
+    """
+    from hooked_whisper import digits
+    from hooked_whisper.interventions import Example
+
+    clean, corrupted, text = args.clean, args.corrupted, args.text
+    if clean is None:
+        first, second = digits.recordings()[:2]
+        clean, text = first.path, text or first.text
+        corrupted = None if args.corrupt else second.path
+    spoken = None if text is None else opt.spaced(text)
+    right = Example.from_audio(model, clean, spoken, language=args.language)
+    window = args.corrupt_window
+    if corrupted is not None:
+        wrong, name = Example(model.to_mel(corrupted), right.tokens), corrupted.name
+    elif args.corrupt == "silence":
+        wrong, name = right.with_silence(window), "silence"
+    else:
+        wrong, name = right.with_white_noise(model, window), "noise"
+    if corrupted is None and window:
+        name += " from {:g} to {:g} s".format(*window)
+    metric, measures = _metric(model, right, wrong, args)
+    return Pair(right, wrong, clean.name, name, metric, measures)
+
+
+def _metric(model: Any, right: Any, wrong: Any, args: opt.Options) -> tuple[Any, str]:
+    """The metric, and what it measures in words."""
+    from hooked_whisper import metrics
+
+    n_prompt = model.to_tokens("", language=args.language).shape[1]
+    text = model.to_string(right.tokens)[0].strip()
+    if args.metric == "transcript":
+        return metrics.ExactTranscript(text), f"measured is whether the transcript is {text!r}"
+    if args.metric == "word-error-rate":
+        return metrics.WordErrorRate(text), f"measured is the word error rate to {text!r}"
+    if args.metric == "text-log-prob":
+        whole = metrics.SequenceLogProb(right.tokens, start=n_prompt)
+        return whole, f"measured is the log-probability of {text!r}"
+    place, good, bad = _contrast(model, right, wrong, n_prompt, args)
+    names = [repr(model.to_string([[token]])[0]) for token in (good, bad)]
+    measures = f"measured is {names[0]} as token {place} of the text"
+    pos = n_prompt + place - 1
+    if args.metric == "log-prob":
+        return metrics.LogProb(good, pos=pos), measures
+    if args.metric == "probability":
+        return metrics.Probability(good, pos=pos), measures
+    return metrics.LogitDifference(good, bad, pos=pos), f"{measures} against {names[1]}"
+
+
+def _contrast(
+    model: Any, right: Any, wrong: Any, n_prompt: int, args: opt.Options
+) -> tuple[int, int, int]:
+    """Which token of the text is measured, its id, and what the corrupted run has there."""
+    import torch
+
+    with torch.no_grad():
+        predicted = model(wrong.mel, right.tokens)[0, n_prompt - 1 : -1].argmax(dim=-1).tolist()
+    wanted = right.tokens[0, n_prompt:].tolist()
+    token: int | None = args.token
+    if not wanted:
+        raise InputError("the clean text is empty; give --text, or another recording.")
+    if token is not None and token >= len(wanted):
+        raise InputError(f"--token is {token}; the text has tokens 0 to {len(wanted) - 1}.")
+    differ = [i for i, pair in enumerate(zip(wanted, predicted, strict=True)) if pair[0] != pair[1]]
+    places = differ if token is None else [i for i in differ if i == token]
+    if not places and token is not None and args.metric != "logit-difference":
+        places = [token]
+    if not places:
+        which = "every token" if token is None else f"token {token}"
+        raise InputError(
+            f"the corrupted run predicts {which} of the clean text too, so that there is nothing "
+            "to tell apart. Choose another pair, or --metric log-prob with --token."
+        )
+    return places[0], wanted[places[0]], predicted[places[0]]
 
 
 def _per(model: Any, names: list[str], per: str) -> Any:
     """What to patch one by one."""
     if per != "auto":
         return None if per == "whole" else per
-    axes = [model.hook_dict[name].axes for name in names]
-    if all("head" in each for each in axes):
+    if all("head" in model.hook_dict[name].axes for name in names):
         return "head"
     return "window" if all(name.startswith("encoder") for name in names) else "pos"
 
@@ -159,39 +220,41 @@ def _save(result: Any, folder: Path) -> None:
     result.save(folder / "sweep.safetensors")
     result.to_dataframe().to_csv(folder / "sweep.csv", index=False)
     if result.n_done:
-        result.plot(effect=_tells(result)).savefig(folder / "sweep.png")
+        result.plot(effect=_has_effects(result)).savefig(folder / "sweep.png")
 
 
-def _tells(result: Any) -> bool:
+def _has_effects(result: Any) -> bool:
     """Whether the metric differs between the two runs."""
     return not bool((result.clean == result.corrupted).any())
 
 
-def _report(result: Any, pair: Pair, folder: Path, top: int, *, as_json: bool, quiet: bool) -> None:
-    if not _tells(result):
+def _report(result: Any, pair: Pair, folder: Path, args: opt.Options) -> None:
+    """Print the best places, or all of them as JSON."""
+    clean, corrupted = float(result.clean[0]), float(result.corrupted[0])
+    if not _has_effects(result):
         raise InputError(
-            f"{result.metric} is {float(result.clean[0]):.4g} in both runs, so that no patch can "
+            f"{result.metric} is {clean:.4g} in both runs, so that no patch can "
             f"be told from another; the numbers are in {folder}. Choose another --metric or pair."
         )
-    best = result.best(top)
-    if as_json:
-        rows = result.to_dataframe().to_dict("records")
-        echo_json({**pair.to_dict(), **_baselines(result), "best": best, "patches": rows})
+    best = result.best(args.top)
+    if args.as_json:
+        document = {
+            "clean": pair.clean_name,
+            "corrupted": pair.corrupted_name,
+            "measures": pair.measures,
+            "direction": result.direction,
+            "metric": result.metric,
+            "metric_clean": clean,
+            "metric_corrupted": corrupted,
+            "complete": result.complete,
+            "best": best,
+            "patches": result.to_dataframe().to_dict("records"),
+        }
+        opt.echo_json(document)
         return
     click.echo(
-        f"{result.metric}: {float(result.clean[0]):.4g} in the clean run, "
-        f"{float(result.corrupted[0]):.4g} in the corrupted one"
+        f"{result.metric}: {clean:.4g} in the clean run, {corrupted:.4g} in the corrupted one"
     )
     shown = ("name", "start_s", "end_s", "head", "pos", "neuron", "effect")
-    echo_table([{key: row[key] for key in shown if key in row} for row in best])
-    note(f"sweep.csv, sweep.png and sweep.safetensors are in {folder}.", quiet)
-
-
-def _baselines(result: Any) -> dict[str, Any]:
-    return {
-        "direction": result.direction,
-        "metric": result.metric,
-        "metric_clean": float(result.clean[0]),
-        "metric_corrupted": float(result.corrupted[0]),
-        "complete": result.complete,
-    }
+    opt.echo_table([{key: row[key] for key in shown if key in row} for row in best])
+    args.note(f"sweep.csv, sweep.png and sweep.safetensors are in {folder}.")

@@ -1,14 +1,12 @@
 """`hooked-whisper store`: looking at an activation store."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from hooked_whisper.cli.commands import Command, Group
-from hooked_whisper.cli.options import FILE, json_option, note
-from hooked_whisper.cli.output import echo_json, echo_table
+from hooked_whisper.cli import options as opt
+from hooked_whisper.cli.main import Group
 
 
 @click.group(
@@ -19,65 +17,65 @@ def store() -> None:
     """Look at an activation store."""
 
 
-@click.command(
-    cls=Command,
+@opt.command(
+    opt.file_argument("folder"),
+    model=False,
+    quiet=False,
     examples="""
     hooked-whisper store verify digits-store
     """,
 )
-@click.argument("folder", type=FILE)
-@json_option
-def verify(folder: Path, as_json: bool) -> None:
+def verify(args: opt.Options) -> None:
     """Compare every file of the store in FOLDER with its checksum; exit code 1 on damage."""
     from hooked_whisper.store import verify_store
 
-    damaged = verify_store(folder)
-    if as_json:
-        echo_json({"folder": folder, "damaged": damaged})
+    damaged = verify_store(args.folder)
+    if args.as_json:
+        opt.echo_json({"folder": args.folder, "damaged": damaged})
     else:
         for name, what in damaged.items():
             click.echo(f"{name} {what}")
     if damaged:
-        note("Run the same harvest again with --verify: it makes only these again.", False)
+        opt.note("Run the same harvest again with --verify: it makes only these again.")
         sys.exit(1)
-    if not as_json:
+    if not args.as_json:
         click.echo("every file is as its checksum says")
 
 
-@click.command(
-    cls=Command,
+@opt.command(
+    opt.file_argument("folder"),
+    model=False,
+    quiet=False,
     examples="""
     hooked-whisper store info digits-store
     hooked-whisper store info digits-store --json
     """,
 )
-@click.argument("folder", type=FILE)
-@json_option
-def info(folder: Path, as_json: bool) -> None:
+def info(args: opt.Options) -> None:
     """Say what the store in FOLDER holds, and what made it."""
     from hooked_whisper.store import ActivationStore
 
-    told = summary(ActivationStore(folder))
-    if as_json:
-        echo_json(told)
+    found = summary(ActivationStore(args.folder))
+    if args.as_json:
+        opt.echo_json(found)
         return
     lines = {
-        "model": f"{told['model']} ({told['model_xxh3_128']})",
-        "recordings": f"{told['n_recordings']}, {told['hours']:.3f} hours",
-        "skipped": str(len(told["skipped"])),
-        "dtype": told["dtype"],
-        "frames": told["frames"],
-        "size": f"{told['bytes'] / 2**20:.1f} MiB in {told['n_shards']} shards",
-        "made by": f"hooked_whisper {told['package']} on {told['device']}",
+        "model": f"{found['model']} ({found['model_xxh3_128']})",
+        "recordings": f"{found['n_recordings']}, {found['hours']:.3f} hours",
+        "skipped": str(len(found["skipped"])),
+        "dtype": found["dtype"],
+        "frames": found["frames"],
+        "size": f"{found['bytes'] / 2**20:.1f} MiB in {found['n_shards']} shards",
+        "made by": f"hooked_whisper {found['package']} on {found['device']}",
     }
-    if told["note"]:
-        lines["note"] = told["note"]
+    if found["note"]:
+        lines["note"] = found["note"]
     for name, value in lines.items():
         click.echo(f"{name:12}{value}")
     click.echo()
-    echo_table(told["hooks"])
-    for each in told["skipped"]:
-        click.echo(f"skipped {each['id']}: {each['reason']}")
+    opt.echo_table(found["hooks"])
+    for skipped in found["skipped"]:
+        click.echo(f"skipped {skipped['id']}: {skipped['reason']}")
 
 
 def summary(found: Any) -> dict[str, Any]:

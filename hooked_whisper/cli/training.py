@@ -1,15 +1,15 @@
-"""Options of training autoencoders, and what `sae train` and `sae suite` do with them."""
+"""`hooked-whisper sae train` and `sae suite`: autoencoders of activations."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from hooked_whisper.cli.output import echo_json
+from hooked_whisper.cli import options as opt
 
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk", "standard", "jumprelu", "gated")
 """What can be trained here: all but transcoders, which read one hook and write another."""
@@ -21,152 +21,234 @@ _PENALTIES = {
 }
 """What --sparsity is called."""
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_POSITIVE = click.FloatRange(0, min_open=True)
 _SHARE = click.FloatRange(0, 1)
 
-
-def training_options(function: _Function) -> _Function:
-    """How each autoencoder is trained."""
-    for option in reversed(
-        [
-            click.option("--architecture", type=click.Choice(ARCHITECTURES), default="topk"),
-            click.option("--sparsity", type=float, help="Weight of the L1 or L0 penalty."),
-            click.option("--epochs", type=_POSITIVE, help="How often each vector comes."),
-            click.option(
-                "--vectors", "n_vectors", type=click.IntRange(1), help="Instead of --epochs."
-            ),
-            click.option("--steps", "n_steps", type=click.IntRange(1), help="Instead of --epochs."),
-            click.option(
-                "--batch-size", type=click.IntRange(1), default=4096, help="Over all ranks."
-            ),
-            click.option("--lr", type=_POSITIVE, default=3e-4, help="Learning rate."),
-            click.option("--lr-warm-up", type=_SHARE, default=0.02, help="Share of the steps."),
-            click.option("--lr-decay", type=_SHARE, default=0.2, help="Share of the steps."),
-            click.option("--sparsity-warm-up", type=_SHARE, default=0.05),
-            click.option("--dead-after-vectors", type=click.IntRange(1), default=500_000),
-            click.option("--clip-grad-norm", type=_POSITIVE, default=1.0),
-            click.option(
-                "--normalize/--no-normalize", default=True, help="Scale activations to one length."
-            ),
-            click.option("--seed", type=click.IntRange(0), default=0),
-            click.option("--autocast", type=click.Choice(["bf16"]), help="Losses in bfloat16."),
-            click.option("--train-device", help="Where to train, such as cuda:1."),
-            click.option(
-                "--checkpoint-every",
-                type=click.IntRange(1),
-                default=1000,
-                help="Steps between checkpoints.",
-            ),
-            click.option(
-                "--log-every", type=click.IntRange(1), default=100, help="Steps between log lines."
-            ),
-            click.option("--tensorboard", is_flag=True, help="Log into OUT/tensorboard too."),
-            click.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases too."),
-            click.option("--resume", is_flag=True, help="Go on from the checkpoints."),
-        ]
-    ):
-        function = option(function)
-    return function
+TRAINING = (
+    opt.option("--architecture", type=click.Choice(ARCHITECTURES), default="topk"),
+    opt.option("--sparsity", type=float, help="Weight of the L1 or L0 penalty."),
+    opt.option("--epochs", type=opt.OVER_0, help="How often each vector comes."),
+    opt.option("--vectors", "n_vectors", type=opt.COUNT_FROM_1, help="Instead of --epochs."),
+    opt.option("--steps", "n_steps", type=opt.COUNT_FROM_1, help="Instead of --epochs."),
+    opt.option("--batch-size", type=opt.COUNT_FROM_1, default=4096, help="Over all ranks."),
+    opt.option("--lr", type=opt.OVER_0, default=3e-4, help="Learning rate."),
+    opt.option("--lr-warm-up", type=_SHARE, default=0.02, help="Share of the steps."),
+    opt.option("--lr-decay", type=_SHARE, default=0.2, help="Share of the steps."),
+    opt.option("--sparsity-warm-up", type=_SHARE, default=0.05),
+    opt.option("--dead-after-vectors", type=opt.COUNT_FROM_1, default=500_000),
+    opt.option("--clip-grad-norm", type=opt.OVER_0, default=1.0),
+    opt.option("--normalize/--no-normalize", default=True, help="Scale activations to one length."),
+    opt.option("--seed", type=opt.COUNT, default=0),
+    opt.option("--autocast", type=click.Choice(["bf16"]), help="Losses in bfloat16."),
+    opt.option("--train-device", help="Where to train, such as cuda:1."),
+    opt.option(
+        "--checkpoint-every", type=opt.COUNT_FROM_1, default=1000, help="Steps between checkpoints."
+    ),
+    opt.option("--log-every", type=opt.COUNT_FROM_1, default=100, help="Steps between log lines."),
+    opt.flag("--tensorboard", help="Log into OUT/tensorboard too."),
+    opt.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases too."),
+    opt.flag("--resume", help="Go on from the checkpoints."),
+)
+"""How each autoencoder is trained."""
 
 
-def training_config(
-    store: Any,
-    hook: str,
-    folder: Path,
-    *,
-    architecture: str,
-    d_sae: int | None,
-    k: int | None,
-    sparsity: float | None,
-    epochs: float | None,
-    train_device: str | None,
-    **options: Any,
+@opt.command(
+    opt.file_argument("store"),
+    opt.option(
+        "--hook", "hooks", multiple=True, required=True, help="A hook name or glob; repeat it."
+    ),
+    opt.option("--out", required=True, type=opt.FILE, help="The folder to write."),
+    opt.option("--latents", "d_sae", type=opt.COUNT_FROM_1, help="[default: 8 x the width]"),
+    opt.option(
+        "--k", type=opt.COUNT_FROM_1, help="Active latents a vector, where they are chosen."
+    ),
+    *TRAINING,
+    model=False,
+    examples="""
+    hooked-whisper sae train digits-store --hook encoder.blocks.2.hook_resid_post --out sae
+    hooked-whisper sae train store --hook '*.hook_resid_post' --latents 3072 --k 32 --out saes
+    hooked-whisper sae train store --hook '*.hook_mlp_out' --architecture gated --sparsity 2 --out g
+    hooked-whisper sae train store --hook '*.hook_mlp_out' --tensorboard --wandb speech --out saes
+    torchrun --nproc-per-node 8 -m hooked_whisper sae train store --hook '*.hook_z' --out saes
+    """,
+)
+def train(args: opt.Options) -> None:
+    """Train an autoencoder of each hook of the activation store in STORE.
+
+    One hook's goes into the folder itself; those of several become a suite, a
+    folder for each, from one pass over the store, an epoch long unless told
+    otherwise. The log of each, log.csv, is beside it. Under torchrun, the processes
+    share each batch, and a restarted one goes on from the checkpoint.
+    """
+    from hooked_whisper.hooks.names import match_names
+    from hooked_whisper.store import ActivationStore
+
+    folder: Any = args.out
+    store = ActivationStore(args.store)
+    names = match_names(list(args.hooks), store.hook_names)
+    cfgs = {
+        name: _training_config(
+            args,
+            store,
+            name,
+            folder if len(names) == 1 else folder / name,
+            d_sae=args.d_sae,
+            k=args.k,
+        )
+        for name in names
+    }
+    _train_from_store(args, store, cfgs, _logs(args, folder))
+
+
+@opt.command(
+    opt.RECORDINGS,
+    opt.option(
+        "--store", type=opt.FILE, help="A store that is there already, instead of RECORDINGS."
+    ),
+    opt.hooks_option(opt.ENCODER_STREAM),
+    opt.option(
+        "--latents",
+        "widths",
+        type=opt.COUNT_FROM_1,
+        multiple=True,
+        help="Repeat it.  [default: 8 x the width]",
+    ),
+    opt.option("--k", "ks", type=opt.COUNT_FROM_1, multiple=True, help="Repeat it.  [default: 32]"),
+    *TRAINING,
+    *opt.MODEL,
+    opt.out_option("A folder with a folder for each autoencoder", "MODEL-saes"),
+    model=False,
+    examples="""
+    hooked-whisper sae suite --steps 200 --batch-size 512
+    hooked-whisper sae suite --hook encoder.blocks.2.hook_resid_post --k 8 --k 32 --epochs 50
+    hooked-whisper sae suite recordings/ --model tiny --latents 1536 --latents 6144 --epochs 3
+    hooked-whisper sae suite --store digits-store --hook '*.hook_resid_post' --epochs 50 --out saes
+    """,
+)
+def suite(args: opt.Options) -> None:
+    """Train autoencoders of every --hook, --latents and --k, in one pass over RECORDINGS.
+
+    The recordings' activations are harvested into OUT/activations first, so
+    that the model runs once. Of several widths or k, each pair becomes a suite
+    of its own, OUT/768-k32 and so on, that the other commands take by --sae.
+    """
+    from hooked_whisper.hooks.names import match_names
+    from hooked_whisper.store import ActivationStore, harvest
+
+    if args.store is not None and args.recordings:
+        raise click.UsageError("give one of RECORDINGS and --store.")
+    folder = args.out_path("saes")
+    hooks = list(args.hooks) or [opt.ENCODER_STREAM]
+    logs = _logs(args, folder)
+    if args.store is not None:
+        store = ActivationStore(args.store)
+    else:
+        recordings, progress = args.chosen_recordings(), not args.quiet
+        model = args.load_model()
+        store = harvest(model, recordings, hooks, folder / "activations", progress=progress)
+    cfgs = {}
+    for name in match_names(hooks, store.hook_names):
+        for width in args.widths or (None,):
+            for k in args.ks or (None,):
+                place = Path(_variant(width, k, args), name)
+                cfgs[str(place)] = _training_config(
+                    args, store, name, folder / place, d_sae=width, k=k
+                )
+    _train_from_store(args, store, cfgs, logs)
+    args.note(f"hooked-whisper sae eval --sae {next(iter(cfgs.values())).folder.parent}")
+
+
+def _variant(width: int | None, k: int | None, args: opt.Options) -> str:
+    """The folder of one width and k, where there are several."""
+    parts = [str(width)] if len(args.widths) > 1 else []
+    parts += [f"k{k}"] if len(args.ks) > 1 else []
+    return "-".join(parts)
+
+
+def _training_config(
+    args: opt.Options, store: Any, hook: str, folder: Path, *, d_sae: int | None, k: int | None
 ) -> Any:
     """How to train the autoencoder of one hook of a store."""
     from hooked_whisper.sae import TrainingConfig
 
-    if sum(each is not None for each in (epochs, options["n_vectors"], options["n_steps"])) > 1:
+    lengths = (args.epochs, args.n_vectors, args.n_steps)
+    if sum(length is not None for length in lengths) > 1:
         raise click.UsageError("give one of --epochs, --vectors and --steps.")
-    if options["n_vectors"] is None and options["n_steps"] is None:
-        options["n_vectors"] = max(1, round((epochs or 1) * store.n_rows(hook)))
+    n_vectors = args.n_vectors
+    if n_vectors is None and args.n_steps is None:
+        n_vectors = max(1, round((args.epochs or 1) * store.n_rows(hook)))
     d_in = prod(store.row_shape(hook))
-    sae = _config(architecture, d_in=d_in, d_sae=d_sae, hook=hook, k=k, sparsity=sparsity)
-    return TrainingConfig(sae, folder=folder, device=train_device, **options)
+    sae = _sae_config(args, d_in=d_in, d_sae=d_sae, hook=hook, k=k)
+    given = {option.name: getattr(args, option.name or "") for option in TRAINING}
+    own = {name: value for name, value in given.items() if name in TrainingConfig.__annotations__}
+    own["n_vectors"] = n_vectors
+    return TrainingConfig(sae, folder=folder, device=args.train_device, **own)
 
 
-def training_logs(folder: Path, tensorboard: bool, wandb: str | None) -> list[Any]:
+def _sae_config(
+    args: opt.Options, *, d_in: int, d_sae: int | None, hook: str, k: int | None
+) -> Any:
+    """The configuration of an architecture, with the options that it has."""
+    from hooked_whisper.errors import SAEConfigError
+    from hooked_whisper.sae.registry import config_from_dict
+
+    architecture: str = args.architecture
+    values: dict[str, Any] = {"architecture": architecture, "d_in": d_in, "hook_name": hook}
+    values["d_sae"] = d_sae or 8 * d_in
+    if args.sparsity is not None:
+        if architecture not in _PENALTIES:
+            raise SAEConfigError(
+                f"{architecture} has no penalty; --sparsity is for {', '.join(_PENALTIES)}."
+            )
+        values[_PENALTIES[architecture]] = args.sparsity
+    if k is not None:
+        if architecture in _PENALTIES:
+            raise SAEConfigError(f"{architecture} chooses no k latents; give --sparsity.")
+        values["k"] = k
+    return config_from_dict(values)
+
+
+def _logs(args: opt.Options, folder: Path) -> list[Any]:
     """What follows the training beside `log.csv`."""
     from hooked_whisper.sae import TensorBoardLog, WandbLog
 
-    logs: list[Any] = [TensorBoardLog(folder / "tensorboard")] if tensorboard else []
-    return [*logs, WandbLog(wandb)] if wandb else logs
+    logs: list[Any] = [TensorBoardLog(folder / "tensorboard")] if args.tensorboard else []
+    return [*logs, WandbLog(args.wandb)] if args.wandb else logs
 
 
-def train_from_store(
-    store: Any,
-    cfgs: Mapping[str, Any],
-    *,
-    on_log: list[Any],
-    resume: bool,
-    quiet: bool,
-    as_json: bool,
+def _train_from_store(
+    args: opt.Options, store: Any, cfgs: Mapping[str, Any], logs: list[Any]
 ) -> None:
     """Train in one pass over a store, and report each autoencoder."""
     from hooked_whisper.distributed import is_first_rank
     from hooked_whisper.sae import train_saes
     from hooked_whisper.store.dataset import Epochs
 
-    seed = next(iter(cfgs.values())).seed
     with _answering_sigterm():
         trained = train_saes(
-            cfgs, Epochs(store), seed=seed, resume=resume, progress=not quiet, on_log=on_log
+            cfgs,
+            Epochs(store),
+            seed=args.seed,
+            resume=args.resume,
+            progress=not args.quiet,
+            on_log=logs,
         )
     if not is_first_rank():
         return
     rows = []
-    for name, each in trained.items():
-        cfg, last = cfgs[name], each.cfg.metadata["training"]
-        row = {"hook": each.cfg.hook_name, "d_sae": each.cfg.d_sae, "folder": cfg.folder}
+    for name, sae in trained.items():
+        cfg, last = cfgs[name], sae.cfg.metadata["training"]
+        row = {"hook": sae.cfg.hook_name, "d_sae": sae.cfg.d_sae, "folder": cfg.folder}
         row |= {key: last[key] for key in ("n_vectors", "fvu", "l0", "dead")}
         rows.append(row)
-        if not as_json:
+        if not args.as_json:
             fvu = "unknown" if last["fvu"] is None else f"{last['fvu']:.3f}"
             click.echo(
                 f"{row['hook']}: {row['d_sae']} latents, {last['n_vectors']:,} vectors, "
                 f"FVU {fvu}, L0 {last['l0']:.1f}, {last['dead']:.1%} dead, "
                 f"in {cfg.folder}"
             )
-    if as_json:
-        echo_json({"saes": rows})
-
-
-def _config(
-    architecture: str,
-    *,
-    d_in: int,
-    d_sae: int | None,
-    hook: str,
-    k: int | None,
-    sparsity: float | None,
-) -> Any:
-    """The configuration of an architecture, with the options that it has."""
-    from hooked_whisper.errors import SAEConfigError
-    from hooked_whisper.sae.registry import config_from_dict
-
-    values: dict[str, Any] = {"architecture": architecture, "d_in": d_in, "hook_name": hook}
-    values["d_sae"] = d_sae or 8 * d_in
-    if sparsity is not None:
-        if architecture not in _PENALTIES:
-            raise SAEConfigError(
-                f"{architecture} has no penalty; --sparsity is for {', '.join(_PENALTIES)}."
-            )
-        values[_PENALTIES[architecture]] = sparsity
-    if k is not None:
-        if architecture in _PENALTIES:
-            raise SAEConfigError(f"{architecture} chooses no k latents; give --sparsity.")
-        values["k"] = k
-    return config_from_dict(values)
+    if args.as_json:
+        opt.echo_json({"saes": rows})
 
 
 @contextmanager

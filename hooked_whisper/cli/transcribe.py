@@ -6,29 +6,31 @@ from typing import Any
 
 import click
 
-from hooked_whisper.cli.commands import Command
-from hooked_whisper.cli.options import (
-    chosen_recordings,
-    file_names,
-    found_language_option,
-    json_option,
-    listed,
-    load_model,
-    model_options,
-    new_path,
-    note,
-    overwrite_option,
-    quiet_option,
-    recordings_argument,
-    with_bar,
-)
-from hooked_whisper.cli.output import echo_json
+from hooked_whisper.cli import options as opt
 
 FORMATS = ("text", "srt", "vtt", "tsv", "json")
 
 
-@click.command(
-    cls=Command,
+@opt.command(
+    opt.RECORDINGS,
+    *opt.MODEL,
+    opt.LANGUAGE_OR_AUTO,
+    opt.TASK,
+    opt.option("--beam-size", type=opt.COUNT_FROM_1, help="Beam search instead of greedy."),
+    opt.option("--best-of", type=opt.COUNT_FROM_1, help="Samples to choose from."),
+    opt.option(
+        "--temperature",
+        "temperatures",
+        type=click.FloatRange(0, 1),
+        multiple=True,
+        help="Repeated: each is tried when the one before fails.  [default: 0, 0.2, ..., 1]",
+    ),
+    opt.option("--prompt", help="Text that comes before, for its words and style."),
+    opt.flag("--word-timestamps", help="Time every word, by cross-attention."),
+    opt.option("--format", "form", type=click.Choice(FORMATS), default="text"),
+    opt.option("--out", type=opt.FILE, help="A folder that gets a file a recording."),
+    opt.OVERWRITE,
+    model=False,
     examples="""
     hooked-whisper transcribe
     hooked-whisper transcribe clip.wav --model tiny.en
@@ -38,40 +40,7 @@ FORMATS = ("text", "srt", "vtt", "tsv", "json")
     hooked-whisper transcribe --json --quiet
     """,
 )
-@recordings_argument
-@model_options
-@found_language_option
-@click.option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe")
-@click.option("--beam-size", type=click.IntRange(1), help="Beam search instead of greedy.")
-@click.option("--best-of", type=click.IntRange(1), help="Samples to choose from.")
-@click.option(
-    "--temperature",
-    "temperatures",
-    type=click.FloatRange(0, 1),
-    multiple=True,
-    help="Repeated: each is tried when the one before fails.  [default: 0, 0.2, ..., 1]",
-)
-@click.option("--prompt", help="Text that comes before, for its words and style.")
-@click.option("--word-timestamps", is_flag=True, help="Time every word, by cross-attention.")
-@click.option("--format", "form", type=click.Choice(FORMATS), default="text")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="A folder that gets a file a recording."
-)
-@overwrite_option
-@json_option
-@quiet_option
-def transcribe(
-    recordings: tuple[Path, ...],
-    source: str,
-    device: str | None,
-    model_dtype: str,
-    form: str,
-    out: Path | None,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
-) -> None:
+def transcribe(args: opt.Options) -> None:
     """Write down what is said in RECORDINGS: files, folders, CSV or JSONL manifests.
 
     The text of one recording is printed as it is; several come as a line each,
@@ -79,57 +48,59 @@ def transcribe(
     """
     from tqdm import tqdm
 
-    chosen = listed(chosen_recordings(recordings, quiet))
-    if form != "text" and out is None and len(chosen) > 1:
-        raise click.UsageError(f"{form} of {len(chosen)} recordings needs --out FOLDER.")
-    paths = _paths(chosen, form, out, overwrite=overwrite) if out else [None] * len(chosen)
-    model = load_model(source, device, model_dtype)
-    wanted = _decoding(model, options)
+    recordings, form = args.listed_recordings(), args.form
+    if form != "text" and args.out is None and len(recordings) > 1:
+        raise click.UsageError(f"{form} of {len(recordings)} recordings needs --out FOLDER.")
+    paths = _paths(recordings, args) if args.out else [None] * len(recordings)
+    model = args.load_model()
+    decoding = _decoding(args)
     documents = []
-    for each, path in with_bar(list(zip(chosen, paths, strict=True)), "transcribing", quiet):
-        result = model.transcribe(each.audio, **wanted)
-        documents.append(_document(each, result))
+    for recording, path in args.with_bar(zip(recordings, paths, strict=True), "transcribing"):
+        result = model.transcribe(recording.audio, **decoding)
+        documents.append(_document(recording, result))
         if path is not None:
             with path.open("w", encoding="utf-8") as file:
                 _write(result, form, file)
-        elif not as_json:
+        elif not args.as_json:
             with tqdm.external_write_mode(file=sys.stdout):  # not into the bar's line
-                _print(each, result, form, alone=len(chosen) == 1)
-    if as_json:
-        echo_json({"model": source, "recordings": documents})
-    elif out:
-        note(f"{len(chosen)} transcripts are in {out}.", quiet)
+                _print(recording, result, form, alone=len(recordings) == 1)
+    if args.as_json:
+        opt.echo_json({"model": args.source, "recordings": documents})
+    elif args.out:
+        args.note(f"{len(recordings)} transcripts are in {args.out}.")
 
 
-def _decoding(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _decoding(args: opt.Options) -> dict[str, Any]:
     """openai-whisper's arguments; what is not given keeps its own default."""
-    temperatures, prompt = options.pop("temperatures"), options.pop("prompt")
-    wanted = {name: value for name, value in options.items() if value is not None}
-    if temperatures:
-        wanted["temperature"] = tuple(temperatures)
-    if prompt:
-        wanted["initial_prompt"] = prompt
+    given = args.besides("temperatures", "prompt", "form")
+    wanted = {name: value for name, value in given.items() if value is not None}
+    if args.temperatures:
+        wanted["temperature"] = tuple(args.temperatures)
+    if args.prompt:
+        wanted["initial_prompt"] = args.prompt
     if wanted["language"] == "auto":
         del wanted["language"]
     return wanted
 
 
-def _paths(chosen: list[Any], form: str, out: Path, *, overwrite: bool) -> list[Path]:
+def _paths(recordings: list[Any], args: opt.Options) -> list[Path]:
     """The file of each recording, none of which is lost."""
-    names = file_names(chosen, "txt" if form == "text" else form)
-    paths = [out.expanduser() / name for name in names]
+    assert args.out is not None
+    folder = args.out.expanduser()
+    names = opt.file_names(recordings, "txt" if args.form == "text" else args.form)
+    paths = [folder / name for name in names]
     for path in paths:
         if path.exists():
-            new_path(path, "", overwrite=overwrite)
-    out.expanduser().mkdir(parents=True, exist_ok=True)
+            opt.new_path(path, overwrite=args.overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
     return paths
 
 
 def _document(recording: Any, result: dict[str, Any]) -> dict[str, Any]:
-    told = {"id": recording.id, "text": result["text"].strip(), "language": result["language"]}
+    found = {"id": recording.id, "text": result["text"].strip(), "language": result["language"]}
     if recording.text is not None:
-        told["reference"] = recording.text.strip()
-    return {**told, "segments": result["segments"]}
+        found["reference"] = recording.text.strip()
+    return {**found, "segments": result["segments"]}
 
 
 def _print(recording: Any, result: dict[str, Any], form: str, *, alone: bool) -> None:

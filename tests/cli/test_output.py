@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hooked_whisper.cli.output import echo_json, echo_table
+from hooked_whisper.cli.options import echo_json, echo_table
 
 
 def test_json_has_no_nan_and_no_paths(capsys: pytest.CaptureFixture[str]) -> None:
