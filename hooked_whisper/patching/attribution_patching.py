@@ -32,8 +32,15 @@ from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import Site
 from hooked_whisper.metrics.base import check_values, metric_name
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.patching.grid import Grid, Per, make_grid
-from hooked_whisper.patching.pairs import Corrupted, Direction, metric_for_each, pair_up
+from hooked_whisper.patching.grid import (
+    Corrupted,
+    Direction,
+    Per,
+    SweepGrid,
+    make_grid,
+    metric_for_each,
+    pair_up,
+)
 from hooked_whisper.patching.partial_result import keep_what_is_done
 from hooked_whisper.patching.results import SweepResult
 from hooked_whisper.patching.sweep import empty_result, patches_done
@@ -106,8 +113,7 @@ def attribution_patch(
     Circuits", section 3. Here the points are the middles of `n_steps` equal steps.
     """
     pairs = pair_up(model, clean, corrupted, direction)
-    examples = [base for base, _ in pairs]
-    grid = make_grid(model, examples, names_filter, per, parts, window_s, all_frames)
+    grid = make_grid(model, pairs, names_filter, per, parts, window_s, all_frames)
     metrics = metric_for_each(metric, len(pairs))
     for each, (base, source) in zip(metrics, pairs, strict=True):
         _check(model, each, base, source, n_steps, along)
@@ -147,7 +153,7 @@ def attribution_patch(
     return result
 
 
-def _cells(grid: Grid, group: list[str]) -> list[Any]:
+def _cells(grid: SweepGrid, group: list[str]) -> list[Any]:
     """The places of some hooks."""
     return [cell for cell in grid.cells() if cell[1] in group]
 

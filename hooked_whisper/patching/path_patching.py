@@ -33,7 +33,7 @@ from hooked_whisper.metrics.base import (
 )
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.fingerprint import conditions
-from hooked_whisper.patching.pairs import Direction, check_direction
+from hooked_whisper.patching.grid import Direction, check_direction
 from hooked_whisper.patching.partial_result import keep_what_is_done
 from hooked_whisper.patching.path_effects import PathEffects
 from hooked_whisper.patching.paths import (

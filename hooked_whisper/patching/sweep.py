@@ -22,8 +22,15 @@ from hooked_whisper.metrics.base import (
 from hooked_whisper.metrics.transcripts import check_value
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.fingerprint import conditions
-from hooked_whisper.patching.grid import Grid, Per, make_grid
-from hooked_whisper.patching.pairs import Corrupted, Direction, metric_for_each, pair_up
+from hooked_whisper.patching.grid import (
+    Corrupted,
+    Direction,
+    Per,
+    SweepGrid,
+    make_grid,
+    metric_for_each,
+    pair_up,
+)
 from hooked_whisper.patching.partial_forward import DEFAULT_MAX_BYTES, BaseRun
 from hooked_whisper.patching.partial_result import keep_what_is_done
 from hooked_whisper.patching.results import SweepResult
@@ -67,7 +74,8 @@ def patch_sweep(
         parts: Only these heads, positions, neurons, or windows as pairs of seconds.
         direction: `"denoising"` puts clean activations into the corrupted
             run; `"noising"` corrupted ones into the clean run.
-        window_s: Length of a window, in seconds.
+        window_s: Length of a window, in seconds. Windows cover what holds sound in
+            either run.
         all_frames: Have windows over the padding too.
         max_bytes: About how much memory the runs side by side may take.
         progress: Show a progress bar on stderr.
@@ -87,9 +95,7 @@ def patch_sweep(
     Source: Meng et al. 2022 (ROME), causal tracing; names after Heimersheim and Nanda 2024.
     """
     pairs = pair_up(model, clean, corrupted, direction)
-    grid = make_grid(
-        model, [base for base, _ in pairs], names_filter, per, parts, window_s, all_frames
-    )
+    grid = make_grid(model, pairs, names_filter, per, parts, window_s, all_frames)
     metrics = metric_for_each(metric, len(pairs))
     if max_bytes <= 0:
         raise InterventionError(f"max_bytes is {max_bytes}; give a number of bytes above 0.")
@@ -269,7 +275,7 @@ class _PairSweep:
 
 def empty_result(
     model: HookedWhisper,
-    grid: Grid,
+    grid: SweepGrid,
     pairs: Sequence[tuple[Example, Any]],
     metrics: Sequence[Any],
     direction: str,

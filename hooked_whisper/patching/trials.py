@@ -15,7 +15,7 @@ from hooked_whisper.interventions.sites import Site
 from hooked_whisper.metrics.base import check_values, resolve_positions
 from hooked_whisper.metrics.transcripts import check_value
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.patching.pairs import metric_for_each, one_by_one
+from hooked_whisper.patching.grid import metric_for_each, one_by_one
 from hooked_whisper.patching.partial_forward import BaseRun
 from hooked_whisper.patching.resume_point import find_entry
 from hooked_whisper.patching.rows import RowPatch

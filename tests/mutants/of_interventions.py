@@ -295,8 +295,16 @@ MUTANTS = [
         "sweep-windows",
         "the last part of a recording is in no window",
         "patching/grid.py",
-        "torch.tensor(end_s / window_s).sub(1e-6).ceil()",
-        "torch.tensor(end_s / window_s).floor()",
+        "math.ceil(end_s / window_s - 1e-6)",
+        "math.floor(end_s / window_s)",
+        ("patching/test_sweep.py",),
+    ),
+    Mutant(
+        "sweep-windows-of-the-base",
+        "windows end where the run that is patched does, though the other one has more",
+        "patching/grid.py",
+        "runs = [run for pair in pairs for run in pair]",
+        "runs = [pair[0] for pair in pairs]",
         ("patching/test_sweep.py",),
     ),
     Mutant(

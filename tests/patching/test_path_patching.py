@@ -14,7 +14,7 @@ from hooked_whisper.errors import (
 )
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.tokens import LogitDifference
-from hooked_whisper.patching.pairs import check_direction
+from hooked_whisper.patching.grid import check_direction
 from hooked_whisper.patching.path_patching import path_patch, path_patch_heads
 from hooked_whisper.patching.paths import (
     Head,

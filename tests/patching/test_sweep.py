@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hooked_whisper import WhisperCache
+from hooked_whisper import Mel, WhisperCache
 from hooked_whisper.errors import (
     InterventionError,
     SweepError,
@@ -18,6 +18,7 @@ from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.base import Metric, as_metric
 from hooked_whisper.metrics.sequences import SequenceLogProb
 from hooked_whisper.metrics.tokens import LogProb
+from hooked_whisper.patching.attribution_patching import attribution_patch
 from hooked_whisper.patching.results import SweepResult
 from hooked_whisper.patching.sweep import patch_sweep
 
@@ -175,6 +176,63 @@ def test_windows_go_to_the_end(tiny_model: Any, pair: tuple[Example, Example]) -
     options: dict[str, Any] = {"per": "window", "window_s": 0.25, "all_frames": True}
     result = patch_sweep(tiny_model, *pair, name, metric=metric, progress=False, **options)
     assert result.axes["window_s"] == [(0.0, 0.25), (0.25, 0.5), (0.5, 0.6)]
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("n_frames", [(50, 20), (20, 50)], ids=["clean-longer", "clean-shorter"])
+def test_windows_cover_the_longer_recording(
+    tiny_model: Any, pair: tuple[Example, Example], direction: Any, n_frames: tuple[int, int]
+) -> None:
+    """What one run holds behind the other's end counts, whichever of them is patched."""
+    clean, corrupted = (
+        Example(Mel(example.mel.values, torch.tensor([n])), example.tokens)
+        for example, n in zip(pair, n_frames, strict=True)
+    )
+    name, metric = "encoder.blocks.1.hook_resid_post", METRICS["every-position"]
+    result = patch_sweep(
+        tiny_model,
+        clean,
+        corrupted,
+        name,
+        metric=metric,
+        per="window",
+        window_s=0.25,
+        direction=direction,
+        progress=False,
+    )
+    assert result.axes["window_s"] == [(0.0, 0.25), (0.25, 0.5)]
+    base, other = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+    index = index_of(tiny_model, name, "window", (0.25, 0.5))
+    wanted = plain(tiny_model, base, cache_of(tiny_model, other), name, index, metric)
+    assert result.values[0, 0, 0, 1].item() == pytest.approx(wanted.item(), abs=1e-5)
+    estimate = attribution_patch(
+        tiny_model,
+        clean,
+        corrupted,
+        name,
+        metric=metric,
+        per="window",
+        window_s=0.25,
+        direction=direction,
+    )
+    assert estimate.axes == result.axes
+
+
+def test_windows_cover_what_a_cache_holds(tiny_model: Any, pair: tuple[Example, Example]) -> None:
+    short = Example(Mel(pair[0].mel.values, torch.tensor([20])), pair[0].tokens)
+    long = Example(Mel(pair[1].mel.values, torch.tensor([50])), pair[1].tokens)
+    result = patch_sweep(
+        tiny_model,
+        short,
+        cache_of(tiny_model, long),
+        "encoder.blocks.1.hook_resid_post",
+        metric=METRICS["last"],
+        per="window",
+        window_s=0.25,
+        direction="noising",
+        progress=False,
+    )
+    assert result.axes["window_s"] == [(0.0, 0.25), (0.25, 0.5)]
 
 
 def test_a_metric_of_all_positions(tiny_model: Any, pair: tuple[Example, Example]) -> None:
