@@ -23,9 +23,16 @@ from hooked_whisper.interventions.attention_edits import (
     ReplacePattern,
     RestrictAttention,
 )
-from hooked_whisper.interventions.edits import Edit, Interventions, Patch, SiteEdit
+from hooked_whisper.interventions.edits import (
+    Add,
+    Clamp,
+    Edit,
+    Interventions,
+    Patch,
+    Scale,
+    SiteEdit,
+)
 from hooked_whisper.interventions.examples import Example
-from hooked_whisper.interventions.feature_edits import Add, Clamp, Scale
 from hooked_whisper.interventions.means import mean_activations
 from hooked_whisper.interventions.sites import Site
 from hooked_whisper.interventions.steering import ProjectOut, Steer, class_mean_difference

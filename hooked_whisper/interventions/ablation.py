@@ -15,13 +15,13 @@ from hooked_whisper.interventions.edits import (
     Edit,
     HookPair,
     SiteEdit,
+    check_broadcasts,
     check_fits,
     source_at,
-    take,
-    widen,
+    with_leading_axes,
 )
 from hooked_whisper.interventions.means import position_index
-from hooked_whisper.interventions.sites import Part, Site, first_pos, n_recordings
+from hooked_whisper.interventions.sites import Part, Site, n_recordings
 from hooked_whisper.model.whisper import HookedWhisper
 
 
@@ -58,7 +58,7 @@ class MeanAblation(SiteEdit):
     def hooks(self, model: HookedWhisper) -> list[HookPair]:
         for name in self.site.names(model):
             if self.mean is not None:
-                widen(source_at(self.mean, name), model, name, "the mean")
+                check_broadcasts(source_at(self.mean, name), model, name, "the mean")
             elif not name.startswith("encoder"):
                 raise SiteError(
                     f"{name!r}: the decoder has no mean over positions that are yet to come. "
@@ -69,14 +69,12 @@ class MeanAblation(SiteEdit):
     def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
         if self.mean is None:
             return old.mean(dim=position_index(point.axes), keepdim=True)
-        mean = source_at(self.mean, point.name or "")
-        mean = mean[(None,) * (old.ndim - mean.ndim)]
-        rows = torch.zeros(old.shape[0], dtype=torch.long)
-        return take(mean, part, point, rows, broadcasts=True)
+        mean = with_leading_axes(source_at(self.mean, point.name or ""), old.ndim)
+        return part.read(mean, point, broadcasts=True)
 
 
 @dataclass(frozen=True, eq=False)
-class ResampleAblation(Edit):
+class ResampleAblation(SiteEdit):
     """Put in what another example has at the same place, drawn at random.
 
     One example is drawn for each recording of the run. The same one serves
@@ -94,11 +92,10 @@ class ResampleAblation(Edit):
     seed: int = 0
 
     def hooks(self, model: HookedWhisper) -> list[HookPair]:
-        names, cache = self.site.names(model), self.cache
-        for name in names:
-            if cache is None:
+        for name in self.site.names(model):
+            if self.cache is None:
                 break
-            source = source_at(cache, name)
+            source = source_at(self.cache, name)
             axes = model.hook_dict[name].axes
             if source.ndim != len(axes) or len(source) == 0:
                 raise AlignmentError(
@@ -106,23 +103,15 @@ class ResampleAblation(Edit):
                     f"{axes}, with a row for each. Cache them without remove_batch_dim."
                 )
             check_fits(source, model, name, "the examples")
+        return super().hooks(model)
 
-        def function(value: Tensor, hook: HookPoint) -> Tensor | None:
-            name = hook.name or ""
-            part = self.site.part(name, hook.axes, value.shape, first_pos(name))
-            if part is None:
-                return None
-            source = None if self.cache is None else source_at(self.cache, name)
-            n_source = None if source is None else len(source)
-            rows = self._rows(len(value), n_recordings(name, len(value)), n_source)
-            edited = value.clone()
-            if source is None:
-                edited[part.here] = value[(rows[part.here[0]], *part.here[1:])]
-            else:
-                edited[part.here] = take(source, part, hook, rows).to(value)
-            return edited
-
-        return [(name, function) for name in names]
+    def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
+        name = point.name or ""
+        n_of_run = n_recordings(name, len(old))
+        if self.cache is None:
+            return old[self._rows(len(old), n_of_run, None)]
+        source = source_at(self.cache, name)
+        return part.read(source, point)[self._rows(len(old), n_of_run, len(source))]
 
     def _rows(self, n_rows: int, n_recordings: int, n_source: int | None) -> Tensor:
         """The source's row for each row of the run."""

@@ -98,7 +98,7 @@ class RestrictAttention(_CutEdges):
             )
         n_layers = model.cfg.n_layers(self.stack)
         every = range(n_layers) if self.layers is None else self.layers
-        layers = places_on(every, n_layers, "layer", self.stack).tolist()
+        layers = places_on(every, n_layers, "layer", self.stack)
         names = [f"{self.stack}.blocks.{layer}.attn.{_SCORES}" for layer in layers]
         head_mask(self.heads, model.cfg.n_heads(self.stack), names[0])
         return self._hooks(model, names, self.heads)
@@ -283,7 +283,7 @@ def head_mask(heads: Heads, n_heads: int, name: str) -> Bool[Tensor, "head_or_1 
     if heads is None:
         return torch.ones(1, 1, 1, dtype=torch.bool)
     mask = torch.zeros(n_heads, 1, 1, dtype=torch.bool)
-    mask[places_on(heads, n_heads, "head", name)] = True
+    mask[list(places_on(heads, n_heads, "head", name))] = True
     return mask
 
 
@@ -292,8 +292,7 @@ def _rows_of_pass(
 ) -> Tensor:
     """What a pass's scores have of those of a pass over all positions."""
     n_rows, _, n_query, n_key = scores.shape
-    if len(whole) > 1:
-        whole = whole[rows_for(n_rows, len(whole), name)]
+    whole = whole[rows_for(n_rows, len(whole), name)]
     is_causal = name.startswith("decoder") and "cross" not in name
     if is_causal or whole.shape[2] > 1:
         if start + n_query > whole.shape[2]:
@@ -310,7 +309,7 @@ def _mark(wanted: Positions | None, n: int, what: str, name: str) -> Bool[Tensor
     """True at the wanted places among `n`; places beyond are not there yet."""
     mask = torch.zeros(n, dtype=torch.bool)
     places = places_on(slice(None) if wanted is None else wanted, n, what, name, may_be_absent=True)
-    mask[places[(places >= 0) & (places < n)]] = True
+    mask[[place for place in places if 0 <= place < n]] = True
     return mask
 
 

@@ -46,22 +46,32 @@ class SiteEdit(Edit):
         """The new value of the part, which broadcasts to the old one.
 
         Args:
-            old: The part's value in this pass; a copy.
+            old: The part's value in this pass, in all rows; a copy.
             part: Where it lies.
             point: The hook.
         """
 
     def hooks(self, model: HookedWhisper) -> list[HookPair]:
         def function(value: Tensor, hook: HookPoint) -> Tensor | None:
-            start = first_pos(hook.name or "")
-            part = self.site.part(hook.name or "", hook.axes, value.shape, start)
-            if part is None:
-                return None
             edited = value.clone()
-            edited[part.here] = self.change(value[part.here], part, hook).to(value)
-            return edited
+            return edited if self.write_to(edited, hook, first_pos(hook.name or "")) else None
 
         return [(name, function) for name in self.site.names(model)]
+
+    def write_to(self, value: Tensor, point: HookPoint, first_pos: int) -> bool:
+        """Edit an activation in place; False if the pass has nothing of the site.
+
+        Args:
+            value: What some rows hold at the hook in this pass.
+            point: The hook.
+            first_pos: The position of the first token in this pass.
+        """
+        part = self.site.part(point, value.shape, first_pos)
+        if part is None:
+            return False
+        new = self.change(value[part.local_index].clone(), part, point)
+        value[part.local_index] = new.to(value)
+        return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,104 +100,88 @@ class Patch(SiteEdit):
         return super().hooks(model)
 
     def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
-        source, name = source_at(self.source, point.name or ""), point.name or ""
-        rows = rows_for(old.shape[0], source.shape[0], name)
-        return take(source, part, point, rows)
+        name = point.name or ""
+        source = source_at(self.source, name)
+        rows = rows_for(len(old), len(source), name)
+        return part.read(source, point)[rows]
 
 
-def source_at(source: WhisperCache | Tensor, name: str) -> Tensor:
-    """One tensor for every hook, or what a cache holds for this one."""
-    return source if isinstance(source, Tensor) else source[name]
+@dataclass(frozen=True, eq=False)
+class _NumberEdit(SiteEdit):
+    """An edit of single values by one number: latents of an autoencoder, neurons, heads."""
+
+    site: Site
+
+    @property
+    @abstractmethod
+    def _number(self) -> float | int:
+        """The number."""
+
+    def hooks(self, model: HookedWhisper) -> list[HookPair]:
+        if not torch.isfinite(torch.tensor(float(self._number))):
+            raise InterventionError(
+                f"{type(self).__name__} is given {self._number}; it must be a finite number."
+            )
+        return super().hooks(model)
 
 
-def check_fits(
-    source: Tensor, model: HookedWhisper, name: str, what: str, broadcasts: bool = False
-) -> None:
-    """Refuse values that are not of an activation's size, on every axis whose size is fixed.
+@dataclass(frozen=True, eq=False)
+class Clamp(_NumberEdit):
+    """Set values to a number, whatever they were: a latent that is not active becomes so.
 
     Args:
-        source: The values, with all the activation's axes.
-        model: The model.
-        name: The activation.
-        what: What to call the values.
-        broadcasts: Whether an axis of length 1 serves all places.
+        site: Which values, for instance `Site(name, latent=7, window_s=(0.5, 1.0))`.
+        to: The number.
 
-    Raises:
-        AlignmentError: Another length.
+    Source: feature clamping in Templeton et al. 2024, "Scaling Monosemanticity".
     """
-    axes = model.hook_dict[name].axes
-    for axis, size, got in zip(axes, model.axis_sizes(name), source.shape, strict=True):
-        if size is not None and got != size and not (broadcasts and got == 1):
-            raise AlignmentError(
-                f"{what} for {name!r} has shape {tuple(source.shape)} = [{' '.join(axes)}]; "
-                f"{axis!r} must be {size}. Take it from this model, whole."
-            )
+
+    to: float | int = 0.0
+
+    @property
+    def _number(self) -> float | int:
+        return self.to
+
+    def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
+        return torch.full_like(old, self.to)
 
 
-def widen(source: Tensor, model: HookedWhisper, name: str, what: str) -> Tensor:
-    """Values with all of an activation's axes: those missing in front get length 1.
-
-    Raises:
-        AlignmentError: More axes, or lengths that do not fit.
-    """
-    axes = model.hook_dict[name].axes
-    if source.ndim > len(axes):
-        raise AlignmentError(
-            f"{what} for {name!r} has shape {tuple(source.shape)}; the activation has axes {axes}."
-        )
-    wide = source[(None,) * (len(axes) - source.ndim)]
-    check_fits(wide, model, name, what, broadcasts=True)
-    if wide.shape[0] != 1:
-        raise AlignmentError(
-            f"{what} for {name!r} has shape {tuple(source.shape)}, with {wide.shape[0]} rows; "
-            "it must be one for all rows of the run."
-        )
-    return wide
-
-
-def rows_for(n_rows: int, n_source: int, name: str) -> Tensor:
-    """Which row of a source each row of a run gets.
-
-    Raises:
-        AlignmentError: Numbers of rows that do not fit together.
-    """
-    if n_source == 1:
-        return torch.zeros(n_rows, dtype=torch.long)
-    is_group = name.startswith("decoder") and n_source > 0 and n_rows % n_source == 0
-    if n_source != n_rows and not is_group:
-        raise AlignmentError(
-            f"the source for {name!r} has {n_source} rows and the run {n_rows}. "
-            "Give one row, or as many as the run has."
-        )
-    return torch.arange(n_source).repeat_interleave(n_rows // n_source)
-
-
-def take(
-    source: Tensor, part: Part, point: HookPoint, rows: Tensor, broadcasts: bool = False
-) -> Tensor:
-    """What a whole activation holds where a part lies.
+@dataclass(frozen=True, eq=False)
+class Scale(_NumberEdit):
+    """Multiply values with a number; what is 0 stays 0.
 
     Args:
-        source: The activation of a pass over all positions.
-        part: Where; its rows are not used.
-        point: The hook.
-        rows: The source's row for each row of the run.
-        broadcasts: Whether an axis of length 1 serves all places.
-
-    Raises:
-        AlignmentError: The source is too short.
+        site: Which values.
+        factor: The number; 0 ablates, negative turns them round.
     """
-    index = [rows[part.whole[0]], *part.whole[1:]]
-    for axis, size in enumerate(source.shape):
-        last = int(index[axis].max())
-        if broadcasts and size == 1:
-            index[axis] = index[axis] * 0
-        elif last >= size:
-            raise AlignmentError(
-                f"the source for {point.name!r} has {size} places on {point.axes[axis]!r}; "
-                f"place {last} is asked for. Run both on inputs of one length."
-            )
-    return source[tuple(index)]
+
+    factor: float | int = 1.0
+
+    @property
+    def _number(self) -> float | int:
+        return self.factor
+
+    def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
+        return old * self.factor
+
+
+@dataclass(frozen=True, eq=False)
+class Add(_NumberEdit):
+    """Add a number to values; for a vector of its own for each place, see `Steer`.
+
+    Args:
+        site: Which values.
+        amount: The number.
+    """
+
+    amount: float | int = 0.0
+
+    @property
+    def _number(self) -> float | int:
+        return self.amount
+
+    def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
+        return old + self.amount
 
 
 class Interventions(AbstractContextManager["Interventions"]):
@@ -231,3 +225,69 @@ class Interventions(AbstractContextManager["Interventions"]):
 
     def __exit__(self, *error: Any) -> None:
         self._entered.pop().__exit__(*error)
+
+
+# What edits take from elsewhere
+
+
+def source_at(source: WhisperCache | Tensor, name: str) -> Tensor:
+    """One tensor for every hook, or what a cache holds for this one."""
+    return source if isinstance(source, Tensor) else source[name]
+
+
+def check_fits(
+    source: Tensor, model: HookedWhisper, name: str, what: str, broadcasts: bool = False
+) -> None:
+    """Refuse values that are not of an activation's size, on every axis whose size is fixed.
+
+    Args:
+        source: The values, with all the activation's axes.
+        model: The model.
+        name: The activation.
+        what: What to call the values.
+        broadcasts: Whether an axis of length 1 serves all places.
+    """
+    axes = model.hook_dict[name].axes
+    for axis, size, got in zip(axes, model.axis_sizes(name), source.shape, strict=True):
+        if size is not None and got != size and not (broadcasts and got == 1):
+            raise AlignmentError(
+                f"{what} for {name!r} has shape {tuple(source.shape)} = [{' '.join(axes)}]; "
+                f"{axis!r} must be {size}. Take it from this model, whole."
+            )
+
+
+def check_broadcasts(source: Tensor, model: HookedWhisper, name: str, what: str) -> None:
+    """Refuse values that do not serve all rows of an activation, with some of its last axes."""
+    axes = model.hook_dict[name].axes
+    if source.ndim > len(axes):
+        raise AlignmentError(
+            f"{what} for {name!r} has shape {tuple(source.shape)}; the activation has axes {axes}."
+        )
+    wide = with_leading_axes(source, len(axes))
+    check_fits(wide, model, name, what, broadcasts=True)
+    if len(wide) != 1:
+        raise AlignmentError(
+            f"{what} for {name!r} has shape {tuple(source.shape)}, with {len(wide)} rows; "
+            "it must be one for all rows of the run."
+        )
+
+
+def with_leading_axes(source: Tensor, n_axes: int) -> Tensor:
+    """Values with so many axes: those missing in front have length 1."""
+    return source[(None,) * (n_axes - source.ndim)]
+
+
+def rows_for(n_rows: int, n_source: int, name: str) -> Tensor | slice:
+    """Which row of a source each row of a run gets.
+
+    Raises:
+        AlignmentError: Numbers of rows that do not fit together.
+    """
+    if n_source in (1, n_rows):
+        return slice(None)
+    if not name.startswith("decoder") or n_source == 0 or n_rows % n_source:
+        raise AlignmentError(
+            f"the source for {name!r} has {n_source} rows and the run {n_rows}. "
+            "Give one row, or as many as the run has."
+        )
+    return torch.arange(n_source).repeat_interleave(n_rows // n_source)

@@ -4,20 +4,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
-from hooked_whisper.errors import SiteError
+from hooked_whisper.errors import AlignmentError, SiteError
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.hooks.passes import pass_info
+from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.model.whisper import HookedWhisper
 
 Positions = int | slice | Sequence[int]
 Window = tuple[float | int, float | int]
 """Start and end of a time, in seconds."""
 
-_POSITION_AXES = ("pos", "query", "key")
+Places = range | list[int]
+"""Places on an axis: without gaps (a step of 1), or one by one."""
+
 _NEURON_AXES = ("d_mlp", "d_model", "d_head")
 
 
@@ -26,21 +30,41 @@ class Part:
     """The part of one activation that a site means, in one pass of the model.
 
     Args:
-        here: Its index in the activation that the hook sees.
-        whole: Its index in the activation of a pass over all positions. They
-            differ while decoding, when a pass sees the newest positions only.
+        local_index: Its index in the activation that the hook sees.
+        global_places: Its places on each axis of the activation of a pass over all positions.
+            They differ while decoding, when a pass sees the newest positions only.
     """
 
-    here: tuple[Tensor, ...]
-    whole: tuple[Tensor, ...]
+    local_index: tuple[slice, ...] | tuple[Tensor, ...]
+    global_places: tuple[Places, ...]
 
-    def put(self, target: Tensor, source: Tensor) -> None:
-        """Copy this part of a whole activation into one that a hook sees."""
-        here, whole = _as_slices(self.here), _as_slices(self.whole)
-        if here is None or whole is None:
-            target[self.here] = source[self.whole].to(target)
-        else:
-            target[here] = source[whole]
+    def read(self, source: Tensor, point: HookPoint, broadcasts: bool = False) -> Tensor:
+        """What the activation of a pass over all positions holds there, in all of its rows.
+
+        Args:
+            source: The activation.
+            point: Its hook.
+            broadcasts: Whether an axis of length 1 serves all places.
+
+        Raises:
+            AlignmentError: The source is too short.
+        """
+        for axis, places in enumerate(self.global_places):
+            size = source.shape[axis]
+            if axis == 0 or (broadcasts and size == 1):
+                continue
+            last = places[-1] if isinstance(places, range) else max(places)
+            if last >= size:
+                raise AlignmentError(
+                    f"the source for {point.name!r} has {size} places on {point.axes[axis]!r}; "
+                    f"place {last} is asked for. Run both on inputs of one length."
+                )
+            if isinstance(places, range):
+                source = source.narrow(axis, places.start, len(places))
+            else:
+                index = torch.tensor(places, device=source.device)
+                source = source.index_select(axis, index)
+        return source
 
 
 @dataclass(frozen=True)
@@ -81,34 +105,35 @@ class Site:
             self._check(model, name)
         return names
 
-    def part(
-        self, name: str, axes: Sequence[str], shape: Sequence[int], first_pos: int = 0
-    ) -> Part | None:
-        """The index of this part in an activation; None if the pass has nothing of it.
+    def part(self, point: HookPoint, shape: Sequence[int], first_pos: int = 0) -> Part | None:
+        """This part of an activation; None if the pass has nothing of it.
 
         Args:
-            name: The hook's name.
-            axes: Its activation's axes.
+            point: The hook.
             shape: The activation's shape in this pass.
             first_pos: The position of the first token in this pass.
 
         A decoder position that this pass does not reach is no error, as the
         text may yet grow to it.
         """
-        here, whole = [], []
+        name, axes = point.name or "", point.axes
+        local: list[Places] = []
+        everywhere: list[Places] = []
         for axis, (label, size) in enumerate(zip(axes, shape, strict=True)):
-            shift = first_pos if label == self._position_axis(name, axes) else 0
-            wanted = self._wanted(name, axes, axis, shift + size)
-            present = wanted[(wanted >= shift) & (wanted < shift + size)]
-            if len(present) == 0:
+            start = first_pos if label == self._position_axis(name, axes) else 0
+            places = self._wanted(name, axes, axis, start + size)
+            if isinstance(places, range):
+                places = range(max(places.start, start), min(places.stop, start + size))
+                local.append(range(places.start - start, places.stop - start))
+            else:
+                places = [place for place in places if start <= place < start + size]
+                local.append([place - start for place in places])
+            if not places:
                 return None
-            flat = [1] * len(axes)
-            flat[axis] = len(present)
-            here.append((present - shift).view(flat))
-            whole.append(present.view(flat))
-        return Part(tuple(here), tuple(whole))
+            everywhere.append(places)
+        return Part(_as_index(local), tuple(everywhere))
 
-    def _wanted(self, name: str, axes: Sequence[str], axis: int, n: int) -> Tensor:
+    def _wanted(self, name: str, axes: Sequence[str], axis: int, n: int) -> Places:
         """The places on one axis, of which a whole pass has `n`."""
         label = axes[axis]
         if label == "head" and self.head is not None:
@@ -121,8 +146,8 @@ class Site:
             return places_on(self.pos, n, "position", name, may_be_absent=True)
         if self.window_s is not None and label == _time_axis(name, axes):
             start, end = window_to_places(self.window_s, label)
-            return torch.arange(min(start, n - 1), min(end, n))
-        return torch.arange(n)
+            return range(min(start, n - 1), min(end, n))
+        return range(n)
 
     def _position_axis(self, name: str, axes: Sequence[str]) -> str | None:
         """The axis that counts positions of the hook's own stack."""
@@ -168,15 +193,11 @@ class Site:
         check_window(self.window_s, model.cfg.window_s)
 
 
-def _as_slices(index: tuple[Tensor, ...]) -> tuple[slice, ...] | None:
-    """The same index as ranges, which are copied faster; None where there are gaps."""
-    slices = []
-    for places in index:
-        first, n = int(places.view(-1)[0]), places.numel()
-        if n > 1 and not bool((places.view(-1).diff() == 1).all()):
-            return None
-        slices.append(slice(first, first + n))
-    return tuple(slices)
+def _as_index(places: list[Places]) -> tuple[slice, ...] | tuple[Tensor, ...]:
+    """Ranges, which are copied faster; where there are gaps, numbers that broadcast together."""
+    if all(isinstance(each, range) for each in places):
+        return tuple(slice(each.start, each.stop) for each in places if isinstance(each, range))
+    return tuple(torch.from_numpy(index) for index in np.ix_(*places))
 
 
 def first_pos(name: str) -> int:
@@ -225,7 +246,7 @@ def _time_axis(name: str, axes: Sequence[str]) -> str | None:
     return "key" if "cross" in name and "key" in axes else None
 
 
-def places_on(wanted: Any, n: int, what: str, name: str, may_be_absent: bool = False) -> Tensor:
+def places_on(wanted: Any, n: int, what: str, name: str, may_be_absent: bool = False) -> Places:
     """Places on an axis of length `n`, negative ones counted from its end.
 
     Args:
@@ -241,14 +262,15 @@ def places_on(wanted: Any, n: int, what: str, name: str, may_be_absent: bool = F
     if isinstance(wanted, slice):
         if wanted.step is not None and wanted.step < 1:
             raise SiteError(f"{what} is {wanted!r} at {name!r}; its step must be at least 1.")
-        chosen = torch.arange(n)[wanted]
-        if len(chosen) == 0 and not may_be_absent:
+        chosen = range(n)[wanted]
+        if not chosen and not may_be_absent:
             raise SiteError(f"{what} is {wanted!r} at {name!r}: none of {what}s 0 to {n - 1}.")
-        return chosen
+        return chosen if chosen.step == 1 else list(chosen)
     places = [wanted] if isinstance(wanted, int) else list(wanted)
     if not places or not all(type(each) is int for each in places):
         raise SiteError(f"{what} is {wanted!r} at {name!r}; it can be an integer or several.")
     for place in places:
         if not -n <= place < n and not may_be_absent:
             raise SiteError(f"no {what} {place} at {name!r}: it has {what}s 0 to {n - 1}.")
-    return torch.tensor([place + n if place < 0 else place for place in places])
+    places = [place + n if place < 0 else place for place in places]
+    return range(places[0], places[0] + 1) if len(places) == 1 else places

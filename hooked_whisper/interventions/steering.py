@@ -19,7 +19,12 @@ from hooked_whisper.errors import (
 )
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.points import HookPoint
-from hooked_whisper.interventions.edits import HookPair, SiteEdit, take, widen
+from hooked_whisper.interventions.edits import (
+    HookPair,
+    SiteEdit,
+    check_broadcasts,
+    with_leading_axes,
+)
 from hooked_whisper.interventions.sites import Part, Site
 from hooked_whisper.model.whisper import HookedWhisper
 
@@ -47,13 +52,12 @@ class Steer(SiteEdit):
         if not torch.isfinite(torch.tensor(float(self.strength))):
             raise InterventionError(f"strength is {self.strength}; it must be a finite number.")
         for name in self.site.names(model):
-            widen(self.vector, model, name, "the vector")
+            check_broadcasts(self.vector, model, name, "the vector")
         return super().hooks(model)
 
     def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
-        vector = self.vector[(None,) * (old.ndim - self.vector.ndim)]
-        rows = torch.zeros(old.shape[0], dtype=torch.long)
-        return old + self.strength * take(vector, part, point, rows, broadcasts=True).to(old)
+        vector = with_leading_axes(self.vector, old.ndim)
+        return old + self.strength * part.read(vector, point, broadcasts=True).to(old)
 
 
 @dataclass(frozen=True, eq=False)

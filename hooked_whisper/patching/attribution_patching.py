@@ -29,7 +29,6 @@ from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.hooks.root import Hook, frozen
 from hooked_whisper.interventions.edits import check_fits
 from hooked_whisper.interventions.examples import Example
-from hooked_whisper.interventions.sites import Site
 from hooked_whisper.metrics.base import check_values, metric_name
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.grid import (
@@ -146,8 +145,8 @@ def attribution_patch(
                 bar.update()
             products = {name: run.change(name) * result.held[name] / n_steps for name in group}
             for place, name, site in _cells(grid, group):
-                axes = model.hook_dict[name].axes
-                change = _sum_over(site, name, axes, products[name])
+                part = site.part(model.hook_dict[name], products[name].shape)
+                change = 0.0 if part is None else products[name][part.local_index].sum()
                 result.values[(number, *place)] = float(run.base_value + change)
             result.held = {}
     return result
@@ -252,12 +251,6 @@ def _given(
         return torch.zeros_like(of_base[name])
     check_fits(source[name], model, name, "the source")
     return source[name]
-
-
-def _sum_over(site: Site, name: str, axes: Sequence[str], product: Tensor) -> Tensor:
-    """The sum over a site's part."""
-    part = site.part(name, axes, product.shape)
-    return product.new_zeros(()) if part is None else product[part.here].sum()
 
 
 def _check(

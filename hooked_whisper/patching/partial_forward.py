@@ -26,7 +26,7 @@ from hooked_whisper.interventions.examples import Example
 from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.resume_point import Entry, Stop, find_entry
-from hooked_whisper.patching.rows import RowPatch, Rows, patch_rows
+from hooked_whisper.patching.rows import PatchedRow, Rows, patch_rows
 from hooked_whisper.patching.stream import Step, joined, resid_behind, ride, write
 
 DEFAULT_MAX_BYTES = 256 * 2**20
@@ -112,13 +112,13 @@ class BaseRun:
                 found[getattr(block.cross_attn, name)] = together
         return found
 
-    def first_pos(self, patch: RowPatch) -> int:
+    def first_pos(self, patch: PatchedRow) -> int:
         """The first decoder position that a resumed run computes."""
         entry = self.entries[patch.name]
         whole = entry.stack == "encoder" or entry.kind == "start" or self.is_hooked
         return 0 if whole else patch.first_pos(self.model.hook_dict[patch.name])
 
-    def group_key(self, patch: RowPatch) -> tuple[Any, ...]:
+    def group_key(self, patch: PatchedRow) -> tuple[Any, ...]:
         """Patches with the same key can run side by side; keys sort in the order of computing."""
         entry = self.entries[patch.name]
         alone = "" if entry.shares_audio and entry.kind != "start" else patch.name
@@ -130,7 +130,7 @@ class BaseRun:
         cross = sum(value.nbytes for value in self._cross.values())
         return self.cache.nbytes + self.base_logits.nbytes + cross
 
-    def row_bytes(self, patch: RowPatch) -> int:
+    def row_bytes(self, patch: PatchedRow) -> int:
         """About how much memory one row takes while it runs."""
         cfg, entry = self.model.cfg, self.entries[patch.name]
         n_pos, n_audio = self.example.n_pos - self.first_pos(patch), cfg.n_audio_ctx
@@ -149,7 +149,7 @@ class BaseRun:
         return 4 * numbers
 
     @torch.no_grad()
-    def resume(self, patches: Sequence[RowPatch]) -> Rows:
+    def resume(self, patches: Sequence[PatchedRow]) -> Rows:
         """The last residual stream with each of the patches, which have one `group_key`.
 
         Args:
@@ -185,25 +185,25 @@ class BaseRun:
         )
 
     @torch.no_grad()
-    def encoder_outputs(self, patches: Sequence[RowPatch]) -> Float[Tensor, "row pos d_model"]:
+    def encoder_outputs(self, patches: Sequence[PatchedRow]) -> Float[Tensor, "row pos d_model"]:
         """The encoder's output with each of some patches of the encoder, in order."""
         with self._patching(patches, 0), self._running(0):
             return self._encode(patches)
 
-    def changes_nothing(self, patch: RowPatch) -> bool:
+    def changes_nothing(self, patch: PatchedRow) -> bool:
         """Whether the base run holds just what is put in, so that its numbers are the answer."""
         base = self.cache.get(patch.name)
         if base is None or self.entries[patch.name].kind in ("hook", "start"):
             return False
         return patch.equals(base, self.model.hook_dict[patch.name])
 
-    def order(self, patch: RowPatch) -> tuple[Any, ...]:
+    def order(self, patch: PatchedRow) -> tuple[Any, ...]:
         """Sorts patches into the order of computing, rows of one hook together."""
         return (self.entries[patch.name].stop, patch.name)
 
     # The two stacks
 
-    def _encode(self, patches: Sequence[RowPatch]) -> Tensor:
+    def _encode(self, patches: Sequence[PatchedRow]) -> Tensor:
         """The encoder's output with each patch."""
         encoder = self.model.encoder
         boarding = self._boarding(patches, 0, lambda n: encoder.embed(self._mel(n)))
@@ -226,7 +226,7 @@ class BaseRun:
         decoder, tokens = self.model.decoder, self.example.tokens
         return decoder.embed(tokens.expand(n_rows, -1), self.encoder_output.dtype)
 
-    def _resume_decoder(self, patches: Sequence[RowPatch], start: int) -> Tensor:
+    def _resume_decoder(self, patches: Sequence[PatchedRow], start: int) -> Tensor:
         """The decoder's last stream from position `start` on, with each patch."""
         n_rows = len(patches)
         cache, encoder_output = KVCache(), self.encoder_output
@@ -298,7 +298,7 @@ class BaseRun:
     # Rows
 
     def _boarding(
-        self, patches: Sequence[RowPatch], start: int, embed: Callable[[int], Tensor]
+        self, patches: Sequence[PatchedRow], start: int, embed: Callable[[int], Tensor]
     ) -> dict[Stop, Tensor]:
         """The streams with which rows join, by the place where they do; patches are in order."""
         boarding: dict[Stop, list[Tensor]] = {}
@@ -311,7 +311,7 @@ class BaseRun:
     def _enter(
         self,
         entry: Entry,
-        rows: Sequence[RowPatch],
+        rows: Sequence[PatchedRow],
         start: int,
         embed: Callable[[int], Tensor],
     ) -> Tensor:
@@ -329,20 +329,20 @@ class BaseRun:
         written = write(block, entry, patched)
         return resid_behind(block, entry)(self._flow(entry.base)[:, start:] + written)
 
-    def _patch(self, entry: Entry, rows: Sequence[RowPatch], start: int) -> Tensor:
+    def _patch(self, entry: Entry, rows: Sequence[PatchedRow], start: int) -> Tensor:
         """What flows on from a hook that is patched in each row, or inside its autoencoders."""
         patched = self.cache[entry.site][:, start:].repeat_interleave(len(rows), dim=0)
         point = self.model.hook_dict[entry.site]
         if entry.name == entry.site:
             for number, row in enumerate(rows):
-                row.apply(patched[number : number + 1], point, start)
+                row.write_to(patched[number : number + 1], point, start)
             return point.splice(patched)
         hook = (entry.name, partial(patch_rows, dict(enumerate(rows)), start))
         with self.model.hooks(fwd_hooks=[hook]):
             return point.splice(patched)
 
     @contextmanager
-    def _patching(self, patches: Sequence[RowPatch], start: int) -> Iterator[None]:
+    def _patching(self, patches: Sequence[PatchedRow], start: int) -> Iterator[None]:
         """Hooks for the patches that nothing but a hook can do."""
         pairs = []
         for name in dict.fromkeys(patch.name for patch in patches):

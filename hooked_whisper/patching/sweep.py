@@ -11,7 +11,7 @@ from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter
-from hooked_whisper.interventions.edits import Interventions, Patch, check_fits
+from hooked_whisper.interventions.edits import Interventions, check_fits
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.base import (
     PositionMetric,
@@ -34,7 +34,7 @@ from hooked_whisper.patching.grid import (
 from hooked_whisper.patching.partial_forward import DEFAULT_MAX_BYTES, BaseRun
 from hooked_whisper.patching.partial_result import keep_what_is_done
 from hooked_whisper.patching.results import SweepResult
-from hooked_whisper.patching.rows import RowPatch, Rows
+from hooked_whisper.patching.rows import PatchedRow, Rows
 
 
 def patch_sweep(
@@ -148,7 +148,7 @@ class _PairSweep:
         # The logits, their copy, and what the metric makes of them.
         self._logits_bytes = 3 * 4 * len(self.base.positions) * model.cfg.d_vocab
         values = self._source_values(names)
-        self.patches = [(place, RowPatch(name, site, values[name])) for place, name, site in cells]
+        self.patches = [(place, PatchedRow(site, values[name])) for place, name, site in cells]
         held = self.base.nbytes + sum(value.nbytes for value in values.values())
         self.max_bytes = max(1, max_bytes - held)
 
@@ -229,9 +229,9 @@ class _PairSweep:
         sizes = self.model.axis_sizes(name)
         return [n if size is None else size for n, size in zip(unknown, sizes, strict=True)]
 
-    def _groups(self) -> Iterator[tuple[list[Any], list[RowPatch]]]:
+    def _groups(self) -> Iterator[tuple[list[Any], list[PatchedRow]]]:
         """Places and patches that run side by side, within the memory."""
-        keyed: dict[Any, list[tuple[Any, RowPatch]]] = {}
+        keyed: dict[Any, list[tuple[Any, PatchedRow]]] = {}
         for place, patch in self.patches:
             keyed.setdefault(self.base.group_key(patch), []).append((place, patch))
         for key in sorted(keyed):
@@ -257,7 +257,7 @@ class _PairSweep:
         assert self.source_logits is not None
         return float(check_values(self.metric.of_positions(self.source_logits), 1, self.metric))
 
-    def _of_texts(self, patches: Sequence[RowPatch]) -> Tensor:
+    def _of_texts(self, patches: Sequence[PatchedRow]) -> Tensor:
         """The metric of what is decoded with each patch."""
         if self.base.entries[patches[0].name].stack == "encoder":
             outputs = self.base.encoder_outputs(patches)
@@ -265,7 +265,7 @@ class _PairSweep:
         else:
             texts = []
             for patch in patches:
-                with Interventions(self.model, Patch(patch.site, patch.value)):
+                with Interventions(self.model, patch):
                     texts.append(self.model.generate(encoder_output=self.base.encoder_output))
         return torch.tensor([self._of_text(text) for text in texts])
 

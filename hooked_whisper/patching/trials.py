@@ -18,7 +18,7 @@ from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.grid import metric_for_each, one_by_one
 from hooked_whisper.patching.partial_forward import BaseRun
 from hooked_whisper.patching.resume_point import find_entry
-from hooked_whisper.patching.rows import RowPatch
+from hooked_whisper.patching.rows import PatchedRow
 
 _ROW_BY_ROW = (ZeroAblation, MeanAblation, SkipLayer)
 """Edits that treat rows alike, however many there are side by side."""
@@ -149,12 +149,12 @@ class Trials:
             yield rows[:n], check_values(metric.of_positions(logits), len(patches), metric)
             rows = rows[n:]
 
-    def _patch(self, run: BaseRun, pair: HookPair) -> RowPatch:
+    def _patch(self, run: BaseRun, pair: HookPair) -> PatchedRow:
         """The edit's result in this run, to be patched in."""
         name, function = pair
         value = run.cache[name]
         result = function(value.clone(), hook=self.model.hook_dict[name])
-        return RowPatch(name, Site(name), value if result is None else result)
+        return PatchedRow(Site(name), value if result is None else result)
 
     def _measure(self, number: int, example: Example, encoder_output: Tensor | None) -> float:
         """The metric of one run with the edits that are in effect."""

@@ -23,11 +23,11 @@ CROSS = "decoder.blocks.0.cross_attn.hook_attn_scores"
 def chosen(model: Any, site: Site, shape: tuple[int, ...], start: int = 0) -> torch.Tensor | None:
     """True at the places of an activation of this shape that a site means."""
     (name,) = site.names(model)
-    part = site.part(name, model.hook_dict[name].axes, shape, start)
+    part = site.part(model.hook_dict[name], shape, start)
     if part is None:
         return None
     mask = torch.zeros(shape, dtype=torch.bool)
-    mask[part.here] = True
+    mask[part.local_index] = True
     return mask
 
 
@@ -113,10 +113,10 @@ def test_in_a_step_positions_keep_their_numbers(tiny_model, pos, here):
 
 def test_a_part_tells_where_it_lies_in_the_whole_run(tiny_model):
     site = Site(OF_DECODER, pos=slice(5, None))
-    part = site.part(OF_DECODER, ("batch", "pos", "d_model"), (1, 3, 24), 4)
+    part = site.part(tiny_model.hook_dict[OF_DECODER], (1, 3, 24), 4)
     assert part is not None
-    assert part.here[1].flatten().tolist() == [1, 2]
-    assert part.whole[1].flatten().tolist() == [5, 6]
+    assert torch.arange(3)[part.local_index[1]].tolist() == [1, 2]
+    assert list(part.global_places[1]) == [5, 6]
 
 
 def test_a_glob_means_several_hooks(tiny_model):

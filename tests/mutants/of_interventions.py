@@ -15,8 +15,8 @@ MUTANTS = [
         "edit-in-the-input",
         "an edit writes into the activation that it was given",
         "interventions/edits.py",
-        "            edited = value.clone()\n            edited[part.here] = self.change",
-        "            edited = value\n            edited[part.here] = self.change",
+        "            edited = value.clone()\n            return edited if self.write_to",
+        "            edited = value\n            return edited if self.write_to",
         ("interventions/test_edits.py",),
     ),
     Mutant(
@@ -111,8 +111,8 @@ MUTANTS = [
         "site-shift",
         "while decoding, a part lies at the place of the whole run",
         "interventions/sites.py",
-        "here.append((present - shift).view(flat))",
-        "here.append((present - min(shift, 0)).view(flat))",
+        "local.append(range(places.start - start, places.stop - start))",
+        "local.append(places)",
         ("interventions/test_sites.py",),
     ),
     Mutant(
@@ -342,7 +342,7 @@ MUTANTS = [
     Mutant(
         "scale-adds",
         "scaling adds the factor, so that what is 0 becomes active",
-        "interventions/feature_edits.py",
+        "interventions/edits.py",
         "return old * self.factor",
         "return old + self.factor",
         ("interventions/test_feature_edits.py",),

@@ -16,6 +16,7 @@ from hooked_whisper.interventions.ablation import (
     SkipLayer,
     ZeroAblation,
 )
+from hooked_whisper.interventions.attention_edits import RestrictAttention
 from hooked_whisper.interventions.edits import Edit, HookPair
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import Site
@@ -254,12 +255,13 @@ def test_its_table(tiny_model: Any, example: Example) -> None:
         (SkipLayer("decoder", 2), "decoder 2"),
         (
             ResampleAblation(Site("encoder.blocks.1.attn.hook_z", head=0)),
-            "ResampleAblation(site=Site(name='encoder.blocks.1.attn.hook_z', head=0, pos=None,",
+            "encoder 1 attn head 0 (ResampleAblation)",
         ),
+        (RestrictAttention("encoder", 5), "RestrictAttention(stack='encoder', half_width=5,"),
         (ZeroAblation(Site("*.attn.hook_z", head=0)), "ZeroAblation(site=Site(name='*.attn"),
         (ZeroAblation(Site("decoder.hook_embed")), "ZeroAblation(site=Site(name='decoder.hook"),
     ],
-    ids=["head", "layer", "other", "glob", "no block"],
+    ids=["head", "layer", "of another kind", "no one place", "glob", "no block"],
 )
 def test_names_of_edits(edit: Edit, name: str) -> None:
     assert edit_name(edit).startswith(name)
