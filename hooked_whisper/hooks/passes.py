@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -47,3 +48,17 @@ def running(info: PassInfo) -> Iterator[None]:
         yield
     finally:
         _present.reset(token)
+
+
+def first_positions(
+    n_positions: Int[Tensor, " recording"], n_rows: int, n_pos: int
+) -> Bool[Tensor, "row pos"]:
+    """A mask of the first positions of each row, so many as its recording has.
+
+    Args:
+        n_positions: How many; rows belong to recordings in equal groups.
+        n_rows: Rows.
+        n_pos: Positions of a row.
+    """
+    counts = n_positions.repeat_interleave(n_rows // len(n_positions))
+    return torch.arange(n_pos, device=counts.device) < counts[:, None]

@@ -2,28 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
-from hooked_whisper.errors import SpliceError
+from hooked_whisper.errors import InputError, SpliceError
 from hooked_whisper.hooks.cache import WhisperCache
-from hooked_whisper.hooks.names import NamesFilter, is_inside_sae, site_of
+from hooked_whisper.hooks.names import NamesFilter, is_inside_sae, site_of, stack_of
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.hooks.root import HookedEncoderDecoder
-from hooked_whisper.hooks.splice import Reader, Splice, configured, site_written
+from hooked_whisper.hooks.splice import Splice
+from hooked_whisper.hooks.splice_site import Activation, SpliceSite, configured, fit, site_written
 
 SAEs = Mapping[Any, Any] | Iterable[Any]
 """Autoencoders by hook name, several as a list; or autoencoders that name their hook themselves."""
-
-
-@dataclass(frozen=True)
-class _Attached:
-    """A splice, and what reads for it elsewhere."""
-
-    splice: Splice
-    reader_at: str | None = None
 
 
 Model = TypeVar("Model", bound="Splicing")
@@ -80,16 +72,14 @@ class Splicing(HookedEncoderDecoder):
             HookNameError: No such hook.
         """
         sites = set(self.hook_names(names))
-        self._detach(
-            [each for each in self._attached if names is None or each.splice.name in sites]
-        )
+        self._detach([each for each in self._attached if each.site.hook_out in sites])
 
     @property
     def acts_to_saes(self) -> dict[str, list[Any]]:
         """The autoencoders at each site that has any, in the order in which they act."""
         found: dict[str, list[Any]] = {}
         for each in self._attached:
-            found.setdefault(each.splice.name, []).append(each.splice.sae)
+            found.setdefault(each.site.hook_out, []).append(each.site.sae)
         return found
 
     @contextmanager
@@ -168,7 +158,7 @@ class Splicing(HookedEncoderDecoder):
 
     def setup(self) -> None:
         super().setup()
-        self._attached: list[_Attached] = []
+        self._attached: list[Splice] = []
 
     def _prepare(
         self,
@@ -176,76 +166,26 @@ class Splicing(HookedEncoderDecoder):
         use_error_term: bool | None,
         speech_only: bool,
         hook_name_out: str | None = None,
-    ) -> list[_Attached]:
+    ) -> list[Splice]:
         """Splices that fit, none of them attached yet."""
-        prepared: list[_Attached] = []
+        prepared: list[Splice] = []
         for names_filter, sae in pairs:
-            wanted = configured(sae, "hook_name") if names_filter is None else names_filter
-            if wanted is None:
-                raise SpliceError(
-                    f"this {type(sae).__name__} does not say where it belongs. Pass hook_name, or "
-                    "saes={hook_name: sae}."
-                )
-            for name in self.hook_names(wanted):
-                taken = [each.splice for each in [*self._attached, *prepared]]
+            for name in self.hook_names(_home(sae) if names_filter is None else names_filter):
+                site = splice_site(self, sae, name, hook_name_out)
+                if speech_only:
+                    self._check_speech(site.hook_out)
                 use_error = use_error_term
                 if use_error is None:
                     use_error = bool(getattr(sae, "use_error_term", False))
-                out = site_written(sae, name, hook_name_out)
-                prepared.append(self._fit(sae, name, out, use_error, speech_only, taken))
-        return prepared
-
-    def _fit(
-        self,
-        sae: Any,
-        name: str,
-        out: str,
-        use_error_term: bool,
-        speech_only: bool,
-        taken: list[Splice],
-    ) -> _Attached:
-        """One splice that reads at one hook and writes at the same or another."""
-        out = self.hook_names([out])[0]
-        for each in (name, out):
-            if is_inside_sae(each):
-                raise SpliceError(
-                    f"{each!r} belongs to an autoencoder that is spliced in. To put another one "
-                    f"behind it, add it at {site_of(each)!r}."
+                prepared.append(
+                    Splice(
+                        site,
+                        use_error_term=use_error,
+                        prefix=_free_prefix(site.hook_out, [*self._attached, *prepared]),
+                        speech_only=speech_only,
+                    )
                 )
-        if name.split(".")[0] != out.split(".")[0]:
-            raise SpliceError(
-                f"a transcoder reads at {name!r} and writes at {out!r}; both must be in one stack."
-            )
-        if speech_only:
-            self._check_speech(out)
-        point, parameter = self.hook_dict[out], next(self.parameters())
-        reader = None if out == name else Reader()
-        return _Attached(
-            Splice(
-                sae,
-                out,
-                point,
-                self._some_shape(out),
-                parameter.dtype,
-                parameter.device,
-                use_error_term=use_error_term,
-                prefix=_free_prefix(out, taken),
-                speech_only=speech_only,
-                reader=reader,
-                read_from=(self.hook_dict[name], self._some_shape(name)),
-            ),
-            reader_at=None if reader is None else name,
-        )
-
-    def _some_shape(self, name: str) -> tuple[int, ...]:
-        """A shape that the activation can have, small where it depends on the input."""
-        *lead, width = [2 if size is None else size for size in self.axis_sizes(name)]
-        axes = self.hook_dict[name].axes
-        long = ("pos", "query", "frame")
-        return (
-            *(min(n, 3) if axis in long else n for n, axis in zip(lead, axes[:-1], strict=True)),
-            width,
-        )
+        return prepared
 
     def _check_speech(self, name: str) -> None:
         """Refuse `speech_only` where an activation has no encoder positions."""
@@ -256,24 +196,22 @@ class Splicing(HookedEncoderDecoder):
                 f"[{' '.join(point.axes)}]. Leave it out there."
             )
 
-    def _attach(self, attached: list[_Attached]) -> None:
-        for each in attached:
-            if each.reader_at is not None:
-                assert each.splice.reader is not None
-                self.hook_dict[each.reader_at].splices.append(each.splice.reader)
-            self.hook_dict[each.splice.name].splices.append(each.splice)
-            self._attached.append(each)
+    def _attach(self, splices: list[Splice]) -> None:
+        for splice in splices:
+            if splice.reader is not None:
+                self.hook_dict[splice.site.hook_in].splices.append(splice.reader)
+            self.hook_dict[splice.site.hook_out].splices.append(splice)
+            self._attached.append(splice)
         self._list_points()
 
-    def _detach(self, attached: list[_Attached]) -> None:
-        for each in attached:
-            if each not in self._attached:
+    def _detach(self, splices: list[Splice]) -> None:
+        for splice in splices:
+            if splice not in self._attached:
                 continue
-            self._attached.remove(each)
-            self.hook_dict[each.splice.name].splices.remove(each.splice)
-            if each.reader_at is not None:
-                assert each.splice.reader is not None
-                self.hook_dict[each.reader_at].splices.remove(each.splice.reader)
+            self._attached.remove(splice)
+            self.hook_dict[splice.site.hook_out].splices.remove(splice)
+            if splice.reader is not None:
+                self.hook_dict[splice.site.hook_in].splices.remove(splice.reader)
         self._list_points()
 
     def _list_points(self) -> None:
@@ -281,14 +219,75 @@ class Splicing(HookedEncoderDecoder):
         for name in [name for name in self.hook_dict if is_inside_sae(name)]:
             del self.mod_dict[name]
         inner: dict[str, dict[str, HookPoint]] = {}
-        for each in self._attached:
-            inner.setdefault(each.splice.name, {}).update(each.splice.names)
+        for splice in self._attached:
+            inner.setdefault(splice.site.hook_out, {}).update(splice.names)
         points = [(n, point) for n, point in self.hook_dict.items() if not is_inside_sae(n)]
         self.hook_dict = {}
         for name, point in points:
             self.hook_dict[name] = point
             self.hook_dict |= inner.get(name, {})
         self.mod_dict |= {name: point for each in inner.values() for name, point in each.items()}
+
+
+def splice_site(
+    model: Splicing, sae: Any, hook_name: str | None = None, hook_name_out: str | None = None
+) -> SpliceSite:
+    """An autoencoder at hooks of the model, once it is sure that it fits there.
+
+    Args:
+        model: The model.
+        sae: Anything with `encode` and `decode`.
+        hook_name: What it reads; None is what its configuration says.
+        hook_name_out: What it replaces, for a transcoder.
+
+    Raises:
+        HookNameError: No such hook, or one behind a flag that is off.
+        InputError: Several hooks.
+        SpliceError: No hook is known, or the autoencoder does not fit.
+    """
+    hook_in = _one_hook(model, _home(sae) if hook_name is None else hook_name)
+    hook_out = _one_hook(model, site_written(sae, hook_in, hook_name_out))
+    if stack_of(hook_in) != stack_of(hook_out):
+        raise SpliceError(
+            f"a transcoder reads at {hook_in!r} and writes at {hook_out!r}; both must be in one "
+            "stack."
+        )
+    parameter = next(model.parameters())
+    read, written = (_activation(model, name) for name in (hook_in, hook_out))
+    return fit(sae, read, written, parameter.dtype, parameter.device)
+
+
+def _home(sae: Any) -> Any:
+    """The hook that an autoencoder's configuration names."""
+    name = configured(sae, "hook_name")
+    if name is None:
+        raise SpliceError(
+            f"this {type(sae).__name__} does not say where it belongs. Pass hook_name, or "
+            "saes={hook_name: sae}."
+        )
+    return name
+
+
+def _one_hook(model: Splicing, name: Any) -> str:
+    names = model.hook_names([name] if isinstance(name, str) else name)
+    if len(names) != 1:
+        raise InputError(f"{name!r} is {len(names)} hooks; an autoencoder is at one.")
+    if is_inside_sae(names[0]):
+        raise SpliceError(
+            f"{names[0]!r} belongs to an autoencoder that is spliced in. To put another one behind "
+            f"it, add it at {site_of(names[0])!r}."
+        )
+    return names[0]
+
+
+def _activation(model: Splicing, name: str) -> Activation:
+    """What a hook sees in some pass, small where that depends on the input."""
+    point = model.hook_dict[name]
+    *lead, width = [2 if size is None else size for size in model.axis_sizes(name)]
+    long = ("pos", "query", "frame")
+    axes = point.axes
+    shape = [min(n, 3) if axis in long else n for n, axis in zip(lead, axes[:-1], strict=True)]
+    return Activation(name, axes, (*shape, width), point.sizes)
 
 
 def _pairs(saes: SAEs) -> list[tuple[NamesFilter, Any]]:
@@ -308,7 +307,7 @@ def _pairs(saes: SAEs) -> list[tuple[NamesFilter, Any]]:
 
 def _free_prefix(name: str, taken: list[Splice]) -> str:
     """What the names of a new splice's hook points at a site begin with."""
-    prefixes = {splice.prefix for splice in taken if splice.name == name}
+    prefixes = {splice.prefix for splice in taken if splice.site.hook_out == name}
     number = 1
     while (prefix := name if number == 1 else f"{name}.sae{number}") in prefixes:
         number += 1

@@ -14,8 +14,9 @@ from hooked_whisper.config import FRAMES_PER_POSITION, Stack
 from hooked_whisper.data.sites import choose_sites
 from hooked_whisper.errors import InputError, SpliceError
 from hooked_whisper.hooks.names import stack_of
+from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
+from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.sae.evaluation.site import VECTORS_AT_ONCE, JudgedSite, judged_site
 from hooked_whisper.speech.mel import Mel
 
 Kind = Literal["latent", "neuron"]
@@ -37,7 +38,7 @@ class FeatureSite:
     model: HookedWhisper
     hook_name: str
     n: int
-    judged: JudgedSite | None
+    judged: SpliceSite | None
     n_heads: int | None = None
 
     @property
@@ -153,8 +154,8 @@ def feature_site(model: HookedWhisper, source: Any, hook_name: str | None) -> Fe
             "neither an autoencoder nor a hook is given. Pass an SAE as source, or None with "
             'hook_name="encoder.blocks.2.mlp.hook_post" for the neurons there.'
         )
-    judged = None if source is None else judged_site(model, source, hook_name)
-    name = hook_name if judged is None else judged.hook_name
+    judged = None if source is None else splice_site(model, source, hook_name).of_positions()
+    name = hook_name if judged is None else judged.hook_in
     assert name is not None
     axes, sizes = _axes(model, name)
     width = prod(sizes[2:])

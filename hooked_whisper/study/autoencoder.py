@@ -10,9 +10,9 @@ import pandas as pd
 
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.errors import SpliceError, TrainingError
+from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.architectures.topk import TopKConfig
-from hooked_whisper.sae.evaluation.site import judged_site
 from hooked_whisper.sae.files.load import load_sae
 from hooked_whisper.sae.files.suite import SHIPPED, load_suite
 from hooked_whisper.sae.training.config import TrainingConfig
@@ -103,14 +103,14 @@ def given(model: HookedWhisper, sae: Any, hook_name: str | None) -> Autoencoder:
     if isinstance(sae, str | os.PathLike):
         source = f"given: {os.fspath(sae)}"
         sae = _loaded(model, sae, hook_name)
-    site = judged_site(model, sae, hook_name)
-    if not site.hook_name.startswith("encoder.") or site.hook_name_out != site.hook_name:
+    site = splice_site(model, sae, hook_name).of_positions()
+    if not site.hook_in.startswith("encoder.") or site.hook_out != site.hook_in:
         raise SpliceError(
-            f"the autoencoder reads {site.hook_name!r} and writes {site.hook_name_out!r}; a study "
+            f"the autoencoder reads {site.hook_in!r} and writes {site.hook_out!r}; a study "
             "looks at one hook of the encoder, such as "
             f"'encoder.blocks.{model.cfg.n_audio_layers - 1}.hook_resid_post'."
         )
-    return Autoencoder(sae, site.hook_name, source)
+    return Autoencoder(sae, site.hook_in, source)
 
 
 def _loaded(model: HookedWhisper, source: str | os.PathLike[str], hook_name: str | None) -> Any:

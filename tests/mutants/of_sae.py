@@ -352,8 +352,8 @@ MUTANTS = [
         "n23-all-frames",
         "all frames are replaced where speech is asked for",
         "sae/evaluation/evaluate.py",
-        'if job.site.stack == "decoder" or job.all_frames:',
-        'if job.site.stack in ("encoder", "decoder"):',
+        "return at_positions(value, new, mask) if job.speech_only else new",
+        "return new",
         ("sae/evaluation/test_evaluate.py::test_numbers_are_those_of_plain_loops",),
     ),
     Mutant(

@@ -1,7 +1,9 @@
 """Everything that an autoencoder is judged by, over recordings, in one call."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +12,10 @@ from torch import Tensor
 
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
+from hooked_whisper.hooks.passes import PassInfo, first_positions, running
+from hooked_whisper.hooks.splice import Splice, at_positions
+from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
+from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.downstream import (
     KINDS,
@@ -19,14 +25,6 @@ from hooked_whisper.sae.evaluation.downstream import (
 from hooked_whisper.sae.evaluation.inputs import Batch, Inputs, has_tokenizer, own_rows, prepare
 from hooked_whisper.sae.evaluation.reconstruction import ReconstructionMeter, decoder_cosines
 from hooked_whisper.sae.evaluation.report import FrameEvaluation, SAEEvaluation
-from hooked_whisper.sae.evaluation.site import (
-    VECTORS_AT_ONCE,
-    JudgedSite,
-    counted_positions,
-    judged_site,
-    put_in,
-    replaced,
-)
 from hooked_whisper.speech.wer import Normalize
 
 
@@ -81,10 +79,10 @@ def evaluate_sae(
         HookNameError: No such hook.
         InputError: Recordings and texts that do not match.
     """
-    sites = [judged_site(model, sae, hook_name, hook_name_out)]
+    site = splice_site(model, sae, hook_name, hook_name_out).of_positions()
     inputs = prepare(model, recordings, texts, tokens, batch_size=batch_size, language=language)
-    judges = _judge(inputs, sites, all_frames, transcripts, max_new_tokens, normalize, progress)
-    return judges[0]
+    found = _judge(inputs, [site], all_frames, transcripts, max_new_tokens, normalize, progress)
+    return found[0]
 
 
 @torch.no_grad()
@@ -114,26 +112,38 @@ def evaluate_saes(
     """
     if not saes:
         raise InputError("there are no autoencoders to judge; pass {hook_name: sae}.")
-    sites = [judged_site(model, sae, name) for name, sae in saes.items()]
+    sites = [splice_site(model, sae, name).of_positions() for name, sae in saes.items()]
     inputs = prepare(model, recordings, texts, tokens, batch_size=batch_size, language=language)
     judged = _judge(inputs, sites, all_frames, transcripts, max_new_tokens, normalize, progress)
     return dict(zip(saes, judged, strict=True))
 
 
+@dataclass(eq=False)
 class _Job:
     """One autoencoder over one extent: speech, all frames, or the text's tokens."""
 
-    def __init__(self, site: JudgedSite, all_frames: bool) -> None:
-        self.site = site
-        self.all_frames = all_frames
-        self.reconstruction = ReconstructionMeter()
-        self.recovered = RecoveredMeter()
-        self.texts: list[str] = []
+    site: SpliceSite
+    extent: str
+    reconstruction: ReconstructionMeter = field(default_factory=ReconstructionMeter)
+    recovered: RecoveredMeter = field(default_factory=RecoveredMeter)
+    texts: list[str] = field(default_factory=list)
+
+    @property
+    def speech_only(self) -> bool:
+        """Whether padding is left alone."""
+        return self.extent == "speech"
+
+    def mask(self, batch: Batch, n_pos: int) -> Bool[Tensor, "batch pos"]:
+        """The positions that count."""
+        lengths = batch.n_tokens if self.extent == "text" else batch.mel.n_positions
+        if self.extent == "all":
+            lengths = torch.full_like(lengths, n_pos)
+        return first_positions(lengths, len(lengths), n_pos)
 
 
 def _judge(
     inputs: Inputs,
-    sites: Sequence[JudgedSite],
+    sites: Sequence[SpliceSite],
     all_frames: bool | None,
     transcripts: bool,
     max_new_tokens: int | None,
@@ -141,13 +151,13 @@ def _judge(
     progress: bool,
 ) -> list[SAEEvaluation]:
     transcripts = transcripts and has_tokenizer(inputs.model)
-    extents = [False, True] if all_frames is None else [all_frames]
+    extents = {None: ["speech", "all"], True: ["all"], False: ["speech"]}[all_frames]
     jobs = {
-        site: [_Job(site, each) for each in (extents if site.stack == "encoder" else [False])]
+        site: [_Job(site, each) for each in (extents if site.stack == "encoder" else ["text"])]
         for site in sites
     }
-    flat = [job for each in jobs.values() for job in each]
-    n_rounds = inputs.n_batches * (1 + len(flat))
+    every_job = [job for of_site in jobs.values() for job in of_site]
+    n_rounds = inputs.n_batches * (1 + len(every_job))
     own: list[str] = []
     with progress_bar(total=n_rounds, desc="judging", unit="run", show=progress) as bar:
         rows: list[list[int]] = []
@@ -159,7 +169,7 @@ def _judge(
         options = {"language": inputs.language, "max_new_tokens": max_new_tokens}
         for batch in inputs.with_rows(rows).batches():
             clean = _clean_run(inputs.model, sites, batch)
-            for job in flat:
+            for job in every_job:
                 _splice(inputs.model, job, batch, clean, options if transcripts else None)
                 bar.update()
     return [
@@ -171,18 +181,18 @@ def _read(
     inputs: Inputs,
     first: int,
     mel: Any,
-    jobs: Mapping[JudgedSite, Sequence[_Job]],
+    jobs: Mapping[SpliceSite, Sequence[_Job]],
     transcripts: bool,
     max_new_tokens: int | None,
 ) -> tuple[Batch, list[str]]:
     """Run the model as it is and take in the activations; the tokens, and its transcripts."""
     model = inputs.model
-    names = {site.hook_name for site in jobs} | {site.hook_name_out for site in jobs}
-    heard = sorted(name for name in names if name.startswith("encoder"))
-    written = sorted(names - set(heard))
+    names = {site.hook_in for site in jobs} | {site.hook_out for site in jobs}
+    in_encoder = sorted(name for name in names if name.startswith("encoder"))
+    in_decoder = sorted(names - set(in_encoder))
     values: dict[str, Tensor] = {}
-    if heard:
-        encoder_output, cache = model.run_with_cache(mel, names_filter=heard)
+    if in_encoder:
+        encoder_output, cache = model.run_with_cache(mel, names_filter=in_encoder)
         values |= dict(cache.items())
     else:
         encoder_output = model.encoder(mel)
@@ -192,38 +202,32 @@ def _read(
         own, texts = own_rows(inputs, encoder_output, max_new_tokens=max_new_tokens)
         rows = own if rows is None else rows
     batch = Batch(first, mel, rows, inputs.start)
-    if written:
+    if in_decoder:
         _, cache = model.run_with_cache(
             None,
             batch.tokens,
             encoder_output=encoder_output,
             return_type=None,
-            names_filter=written,
+            names_filter=in_decoder,
         )
         values |= dict(cache.items())
     for site, each in jobs.items():
-        _measure(site, each, batch, values[site.hook_name], values[site.hook_name_out])
+        _measure(site, each, batch, values[site.hook_in], values[site.hook_out])
     return batch, texts
 
 
 def _measure(
-    site: JudgedSite,
+    site: SpliceSite,
     jobs: Sequence[_Job],
     batch: Batch,
     read: Float[Tensor, "batch pos ... d_in"],
     target: Float[Tensor, "batch pos ... d_out"],
 ) -> None:
     """Encode and decode once; count each vector in every extent that it belongs to."""
-    n_rows, n_pos = read.shape[:2]
-    masks = []
-    for job in jobs:
-        lengths = batch.n_tokens if site.stack == "decoder" else batch.mel.n_positions
-        masks.append(counted_positions(None if job.all_frames else lengths, n_pos, n_rows))
-    masks = [mask.to(read.device) for mask in masks]
+    masks = [job.mask(batch, read.shape[1]).to(read.device) for job in jobs]
     wanted = torch.stack(masks).any(dim=0)
-    x, y = (value[wanted] for value in (read, target))
     n_each = read[0, 0].numel() // site.d_in  # vectors of a position: heads
-    x, y = x.reshape(-1, site.d_in), y.reshape(-1, site.d_out)
+    x, y = read[wanted].reshape(-1, site.d_in), target[wanted].reshape(-1, site.d_out)
     inside = [mask[wanted].repeat_interleave(n_each) for mask in masks]
     for start in range(0, len(x), VECTORS_AT_ONCE):
         part = slice(start, start + VECTORS_AT_ONCE)
@@ -248,14 +252,20 @@ class _Clean(NamedTuple):
     streams: Mapping[str, Tensor]
 
 
-def _clean_run(model: HookedWhisper, sites: Sequence[JudgedSite], batch: Batch) -> _Clean:
-    names = [site.hook_name for site in sites if site.stream_layer is not None]
+def _stream_layer(site: SpliceSite) -> int | None:
+    """The block behind which it replaces the encoder's residual stream itself, if it does."""
+    found = re.fullmatch(r"encoder\.blocks\.(\d+)\.hook_resid_post", site.hook_in)
+    return int(found[1]) if found and site.hook_out == site.hook_in else None
+
+
+def _clean_run(model: HookedWhisper, sites: Sequence[SpliceSite], batch: Batch) -> _Clean:
+    names = [site.hook_in for site in sites if _stream_layer(site) is not None]
     streams: Mapping[str, Tensor] = {}
     if names:
         output, streams = model.run_with_cache(batch.mel, names_filter=names)
     else:
         output = model.encoder(batch.mel)
-    return _Clean(output, _logits(model, batch, output), streams)
+    return _Clean(output, model(None, batch.tokens, encoder_output=output), streams)
 
 
 def _splice(
@@ -263,64 +273,55 @@ def _splice(
 ) -> None:
     """Run with reconstructions, zeros and the mean in the activation's place."""
     mean = job.reconstruction.mean
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "spliced": job.site.reconstruct,
-        "zero": lambda x: x.new_zeros(x.numel() // job.site.d_in, job.site.d_out),
-        "mean": lambda x: mean.to(x).expand(x.numel() // job.site.d_in, -1),
-    }
+    splice = Splice(job.site, speech_only=job.speech_only)
+
+    def constant(vector: Tensor) -> Callable[[Tensor], Tensor]:
+        def put(value: Tensor) -> Tensor:
+            vectors = vector.to(value).expand(value.numel() // job.site.d_out, -1)
+            mask = job.mask(batch, value.shape[1])
+            new = vectors.reshape(value.shape)
+            return at_positions(value, new, mask) if job.speech_only else new
+
+        return put
+
+    puts: dict[str, Callable[[Tensor], Tensor]]
+    puts = {"spliced": splice, "zero": constant(torch.zeros_like(mean)), "mean": constant(mean)}
     logits = {}
     for kind in KINDS:
-        with _replacing(model, job, batch, functions[kind]):
-            output = _encoder_output(model, job, batch, functions[kind], clean)
-            logits[kind] = _logits(model, batch, output)
+        with _replaced(model, splice, puts[kind], batch, clean) as output:
+            logits[kind] = model(None, batch.tokens, encoder_output=output)
             if kind == "spliced" and transcribe is not None:
                 job.texts += model.generate(None, encoder_output=output, **transcribe).texts
     job.recovered.update(clean.logits, logits, batch.targets, batch.counts)
 
 
-def _encoder_output(
+@contextmanager
+def _replaced(
     model: HookedWhisper,
-    job: _Job,
+    splice: Splice,
+    put: Callable[[Tensor], Tensor],
     batch: Batch,
-    function: Callable[[Tensor], Tensor],
     clean: _Clean,
-) -> Tensor:
-    """What the encoder gives with the activation replaced: of its blocks only those behind run."""
-    if job.site.stack == "decoder":
-        return clean.encoder_output
-    layer = job.site.stream_layer
-    if layer is None:
-        return model.encoder(batch.mel)
-    stream = clean.streams[job.site.hook_name]
-    resid = put_in(stream, function(stream), _counts(model, job, batch))
-    return model.run_from(("encoder", layer + 1), resid, n_positions=batch.mel.n_positions)
-
-
-def _replacing(
-    model: HookedWhisper, job: _Job, batch: Batch, function: Callable[[Tensor], Tensor]
-) -> AbstractContextManager[None]:
-    """The activation replaced by hooks, where that is not done by hand."""
-    if job.site.stream_layer is not None:
-        return nullcontext()
-    return replaced(model, job.site, function, _counts(model, job, batch))
-
-
-def _counts(model: HookedWhisper, job: _Job, batch: Batch) -> Bool[Tensor, "batch pos"] | None:
-    """The positions to replace; None is all of them."""
-    if job.site.stack == "decoder" or job.all_frames:
-        return None
-    return counted_positions(batch.mel.n_positions, model.cfg.n_audio_ctx, len(batch.mel))
-
-
-def _logits(
-    model: HookedWhisper, batch: Batch, encoder_output: Tensor
-) -> Float[Tensor, "batch pos vocab"]:
-    return model(None, batch.tokens, encoder_output=encoder_output)
+) -> Iterator[Tensor]:
+    """The encoder's output where an activation is replaced, as it is while the block lasts."""
+    site, layer = splice.site, _stream_layer(splice.site)
+    if layer is not None:  # of the encoder's blocks only those behind run
+        with running(PassInfo(n_positions=batch.mel.n_positions)):
+            resid = put(clean.streams[site.hook_in])
+        yield model.run_from(("encoder", layer + 1), resid, n_positions=batch.mel.n_positions)
+        return
+    reader = splice.reader or (lambda value: value)
+    hooks = [
+        (site.hook_in, lambda value, hook: reader(value)),
+        (site.hook_out, lambda value, hook: put(value)),
+    ]
+    with model.hooks(hooks):
+        yield clean.encoder_output if site.stack == "decoder" else model.encoder(batch.mel)
 
 
 def _evaluation(
     inputs: Inputs,
-    site: JudgedSite,
+    site: SpliceSite,
     jobs: Sequence[_Job],
     own: Sequence[str],
     transcripts: bool,
@@ -331,14 +332,16 @@ def _evaluation(
         scores = None
         if transcripts:
             scores = transcript_scores(job.texts, own, inputs.texts, normalize)
-        extent = "text" if site.stack == "decoder" else "all" if job.all_frames else "speech"
-        found[extent] = FrameEvaluation(
+        found[job.extent] = FrameEvaluation(
             job.reconstruction.result(), job.recovered.result(), scores, tuple(job.texts)
         )
+    cfg = getattr(site.sae, "cfg", None)
+    name = getattr(cfg, "architecture", None)
+    name = name() if callable(name) else name
     return SAEEvaluation(
-        hook_name=site.hook_name,
-        hook_name_out=site.hook_name_out,
-        architecture=_architecture(site.sae),
+        hook_name=site.hook_in,
+        hook_name_out=site.hook_out,
+        architecture=name if isinstance(name, str) else type(site.sae).__name__,
         d_in=site.d_in,
         d_sae=site.d_sae,
         n_recordings=len(inputs),
@@ -346,10 +349,3 @@ def _evaluation(
         extents=found,
         transcripts_model=tuple(own),
     )
-
-
-def _architecture(sae: Any) -> str:
-    cfg = getattr(sae, "cfg", None)
-    name = getattr(cfg, "architecture", None)
-    name = name() if callable(name) else name
-    return name if isinstance(name, str) else type(sae).__name__

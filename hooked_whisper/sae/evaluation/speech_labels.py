@@ -20,9 +20,10 @@ from hooked_whisper.analysis.selectivity import (
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
+from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
+from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.inputs import Inputs, prepare
-from hooked_whisper.sae.evaluation.site import VECTORS_AT_ONCE, JudgedSite, judged_site
 from hooked_whisper.speech.mel import Mel
 
 Level = Literal["frame", "word", "recording"]
@@ -99,7 +100,10 @@ def latents_by_speech(
     """
     recordings = list(recordings)
     _check_known(recordings)
-    site, inputs = judged_site(model, sae, hook_name), _untold(model, recordings, batch_size)
+    site, inputs = (
+        splice_site(model, sae, hook_name).of_positions(),
+        _untold(model, recordings, batch_size),
+    )
     frames, words, whole = LatentCollector(), LatentCollector(), LatentCollector()
     n_positions: list[int] = []
     has_words = all(getattr(each, "words", None) is not None for each in recordings)
@@ -213,7 +217,7 @@ def recording_labels(recordings: Sequence[Any]) -> list[Labels]:
 
 @torch.no_grad()
 def encoder_latents(
-    site: JudgedSite, inputs: Inputs, chosen: Sequence[int] | None = None, *, progress: bool = True
+    site: SpliceSite, inputs: Inputs, chosen: Sequence[int] | None = None, *, progress: bool = True
 ) -> Iterator[tuple[int, Mel, Float[Tensor, "batch pos latent"]]]:
     """The latents of each batch of recordings, on the CPU, a batch at a time.
 
@@ -226,9 +230,9 @@ def encoder_latents(
     Raises:
         InputError: A site in the decoder, or behind more than a position's vector.
     """
-    if not site.hook_name.startswith("encoder"):
+    if not site.hook_in.startswith("encoder"):
         raise InputError(
-            f"{site.hook_name!r} is in the decoder, whose positions have no time. Labels of its "
+            f"{site.hook_in!r} is in the decoder, whose positions have no time. Labels of its "
             "tokens go to selectivity(latents, labels)."
         )
     columns = slice(None) if chosen is None else list(chosen)
@@ -236,11 +240,11 @@ def encoder_latents(
         inputs.mels(), desc="latents", unit="batch", total=inputs.n_batches, show=progress
     )
     for first, mel in mels:
-        _, cache = inputs.model.run_with_cache(mel, names_filter=site.hook_name)
-        x = cache[site.hook_name]
+        _, cache = inputs.model.run_with_cache(mel, names_filter=site.hook_in)
+        x = cache[site.hook_in]
         if x.ndim != 3:
             raise InputError(
-                f"{site.hook_name!r} has {x.ndim} axes; here each position needs one vector."
+                f"{site.hook_in!r} has {x.ndim} axes; here each position needs one vector."
             )
         parts = x.reshape(-1, site.d_in).split(VECTORS_AT_ONCE)
         latents = torch.cat([site.encode(part)[:, columns].float().cpu() for part in parts])

@@ -11,9 +11,9 @@ import torch
 
 from hooked_whisper.analysis.top_activations import top_activations
 from hooked_whisper.errors import InputError
+from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.inputs import prepare
-from hooked_whisper.sae.evaluation.site import judged_site
 from hooked_whisper.sae.evaluation.speech_labels import encoder_latents, word_at
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def top_clips(
 
     Source: the "top activating examples" of Reid 2023.
     """
-    site = judged_site(model, sae, hook_name)
+    site = splice_site(model, sae, hook_name).of_positions()
     chosen = [latents] if isinstance(latents, int) else [int(each) for each in latents]
     if not chosen or not all(0 <= each < site.d_sae for each in chosen):
         raise InputError(f"latents are {latents}; this autoencoder has 0 to {site.d_sae - 1}.")
