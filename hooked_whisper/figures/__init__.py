@@ -1,8 +1,11 @@
-"""Pictures from plain tensors; matplotlib is loaded when the first one is drawn."""
+"""Pictures from plain tensors; matplotlib is loaded when the first one is drawn.
 
-from hooked_whisper.figures.attention import plot_cross_attention
-from hooked_whisper.figures.entropy import plot_entropy
-from hooked_whisper.figures.latents import plot_latents
+Every function returns a matplotlib figure, which `figure.savefig("picture.png")` writes, and
+raises `InputError` for names that do not match the numbers, for times that are none, and where
+there is nothing to draw.
+"""
+
+from hooked_whisper.figures.attention import plot_entropy, plot_pattern, plot_patterns
 from hooked_whisper.figures.lenses import (
     plot_attribution,
     plot_encoder_lens,
@@ -10,18 +13,16 @@ from hooked_whisper.figures.lenses import (
     plot_sources,
     plot_trajectories,
 )
-from hooked_whisper.figures.mel import plot_mel
-from hooked_whisper.figures.patching import plot_patching
-from hooked_whisper.figures.patterns import plot_pattern, plot_patterns
-from hooked_whisper.figures.probes import plot_probes
+from hooked_whisper.figures.mel import plot_cross_attention, plot_mel
+from hooked_whisper.figures.patching import plot_patching, plot_sweep
+from hooked_whisper.figures.sae import plot_density, plot_latents, plot_training
 from hooked_whisper.figures.statistics import (
     plot_by_layer,
     plot_cosine_matrix,
     plot_head_scores,
     plot_histograms,
+    plot_probes,
 )
-from hooked_whisper.figures.sweep import plot_sweep
-from hooked_whisper.figures.training import plot_density, plot_training
 
 __all__ = [
     "plot_attribution",

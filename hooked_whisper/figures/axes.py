@@ -1,7 +1,9 @@
 """What stands along the axes of pictures: seconds, names, words, padding."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from hooked_whisper.errors import InputError
 from hooked_whisper.figures.style import (
@@ -36,28 +38,47 @@ Word = HasTimes | Sequence[Any]
 def read_words(words: Sequence[Word]) -> list[tuple[str, float, float]]:
     """Each word with its start and end in seconds, from objects or tuples in either order.
 
-    Raises:
-        InputError: Something that is no word with two times.
-
     >>> read_words([("one", 0.2, 0.5), (0.6, 0.9, "two")])
     [('one', 0.2, 0.5), ('two', 0.6, 0.9)]
     """
     found = []
-    for each in words:
-        if isinstance(each, HasTimes):
-            parts: list[Any] = [each.word, each.start_s, each.end_s]
+    for word in words:
+        if isinstance(word, HasTimes):
+            parts: list[Any] = [word.word, word.start_s, word.end_s]
         else:
-            parts = list(each)
+            parts = list(word)
             if len(parts) == 3 and isinstance(parts[2], str):
                 parts = [parts[2], *parts[:2]]
         is_word = len(parts) == 3 and isinstance(parts[0], str)
         if not is_word or not all(isinstance(time, int | float) for time in parts[1:]):
             raise InputError(
-                f"{each!r} is no word with its times; pass (word, start, end) with times in "
+                f"{word!r} is no word with its times; pass (word, start, end) with times in "
                 "seconds, or recording.words."
             )
         found.append((parts[0], float(parts[1]), float(parts[2])))
     return found
+
+
+def check_names(values: Tensor, **names: Sequence[object]) -> None:
+    """Refuse an empty table, or one without a name for each place of its axes."""
+    if tuple(values.shape) == tuple(map(len, names.values())) and values.numel():
+        return
+    *counts, last = [f"{len(named)} {what}" for what, named in names.items()]
+    raise InputError(
+        f"{', '.join(counts)} and {last} are named; the table is {tuple(values.shape)}. Pass one "
+        "name for each, and at least one of each."
+    )
+
+
+def named_tables(tables: Tensor | Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """Tables of [layer, head] by their names, once it is sure that they are such; one has none."""
+    named = {"": tables} if isinstance(tables, Tensor) else dict(tables)
+    if not named:
+        raise InputError(f"nothing to draw: pass at least one table of {what}.")
+    for name, table in named.items():
+        if table.ndim != 2 or not table.numel():
+            raise InputError(f"the {what} {name!r} are {tuple(table.shape)}; pass [layer, head].")
+    return named
 
 
 def time_width(end_s: float) -> float:
@@ -65,11 +86,10 @@ def time_width(end_s: float) -> float:
     return min(11.0, max(4.8, 3.6 + 1.5 * end_s))
 
 
-def time_axis(axes: "matplotlib.axes.Axes", end_s: float, *, named: bool = True) -> None:
+def time_axis(axes: "matplotlib.axes.Axes", end_s: float) -> None:
     """Seconds from 0 to the end."""
     axes.set_xlim(0, end_s)
-    if named:
-        axes.set_xlabel("time (s)")
+    axes.set_xlabel("time (s)")
 
 
 def mark_padding(axes: "matplotlib.axes.Axes", start_s: float, end_s: float) -> None:
@@ -97,17 +117,10 @@ def mark_words(
     *,
     others: Sequence["matplotlib.axes.Axes"] = (),
 ) -> None:
-    """Words above an axes of seconds, and lines at their edges that show on dark and light.
+    """Words above an axes of seconds, `width` inches wide, and lines at their edges.
 
     Where they stand too close for one line, they take up to three; where that is not enough,
-    they are turned upright.
-
-    Args:
-        axes: Their names stand above it.
-        words: With times; those that begin after the end are left out.
-        width: Of the axes, in inches.
-        end_s: Where the axes ends, in seconds.
-        others: Axes of the same seconds, white ones, that get the lines alone.
+    they are turned upright. `others`, white ones of the same seconds, get the lines alone.
     """
     from matplotlib.patheffects import withStroke
 
@@ -153,28 +166,21 @@ def _lanes(places: Sequence[float], widths: Sequence[float]) -> list[int]:
 
 
 def name_x(axes: "matplotlib.axes.Axes", names: Sequence[str], width: float) -> int:
-    """Names at 0, 1, 2, … along the bottom: level, upright, or only some of them.
+    """Names at 0, 1, 2, … along `width` inches: level, upright, or only some of them.
 
-    Args:
-        axes: Where they are written.
-        names: One for each place; a line break is kept.
-        width: Of the axes, in inches.
-
-    Returns:
-        How far they are turned, in degrees, for axes that share them.
+    Gives how far they are turned, in degrees, for axes that share them.
     """
     style_ticks(axes)
     names = [plain(name) for name in names]
     cell, widest = width / max(1, len(names)), widest_in(names)
     if widest + 0.06 <= cell:
-        step, upright = 1, False
+        step, rotation = 1, 0
     elif all(name.lstrip("-").replace(".", "", 1).isdigit() for name in names):
-        step, upright = _step((widest + 0.12) / cell), False
+        step, rotation = _step((widest + 0.12) / cell), 0
     else:
         high = 0.125 * max(name.count("\n") + 1 for name in names)
-        step, upright = _step(high / cell), True
+        step, rotation = _step(high / cell), 90
     shown = range(0, len(names), step)
-    rotation = 90 if upright else 0
     axes.set_xticks(list(shown), [names[i] for i in shown])
     axes.tick_params(axis="x", labelrotation=rotation)
     return rotation

@@ -9,18 +9,25 @@ from torch import Tensor
 
 from hooked_whisper.errors import InputError
 from hooked_whisper.figures import style
-from hooked_whisper.figures.axes import Word, mark_words, name_x, name_y, open_frame, rows_in
+from hooked_whisper.figures.axes import (
+    Word,
+    check_names,
+    mark_words,
+    name_x,
+    name_y,
+    open_frame,
+    rows_in,
+)
 from hooked_whisper.figures.style import short
 
 if TYPE_CHECKING:
-    import matplotlib.axes
     import matplotlib.figure
 
 _COLUMNS, _MOST_ROWS = 20, 120
 """Columns of a logit lens in one panel; rows of all its panels up to which it has texts."""
 
 
-@style.drawn
+@style.styled
 def plot_logit_lens(
     probability: Float[Tensor, "site pos"],
     texts: Sequence[Sequence[str]],
@@ -40,20 +47,13 @@ def plot_logit_lens(
         sites: Names of the sites, the first one drawn lowest.
         columns: Names of the positions.
         title: Drawn above.
-
-    Returns:
-        A matplotlib figure; `figure.savefig("lens.png")` writes it.
-
-    Raises:
-        InputError: Names or texts that do not match the table.
     """
+    check_names(probability, sites=sites, columns=columns)
     sizes = {len(row) for row in texts}
-    if tuple(probability.shape) != (len(sites), len(columns)) or (
-        len(texts) != len(sites) or sizes != {len(columns)}
-    ):
+    if len(texts) != len(sites) or sizes != {len(columns)}:
         raise InputError(
-            f"{len(sites)} sites, {len(columns)} columns and {len(texts)} rows of "
-            f"{sorted(sizes)} texts are named; the table is {tuple(probability.shape)}."
+            f"there are {len(texts)} rows of {sorted(sizes)} texts; the table is "
+            f"{tuple(probability.shape)}."
         )
     shown = [[short(text) for text in row] for row in texts]
     names = ["\n".join(short(part) for part in name.split("\n")) for name in columns]
@@ -85,9 +85,7 @@ def plot_logit_lens(
     return figure
 
 
-def _write_texts(
-    axes: "matplotlib.axes.Axes", image: Any, values: Tensor, texts: Sequence[Sequence[str]]
-) -> None:
+def _write_texts(axes: Any, image: Any, values: Tensor, texts: Sequence[Sequence[str]]) -> None:
     for row, line in enumerate(texts):
         for column, text in enumerate(line):
             ink = style.ink_on(image, float(values[row, column]))
@@ -97,7 +95,7 @@ def _write_texts(
             )  # fmt: skip
 
 
-@style.drawn
+@style.styled
 def plot_attribution(
     values: Float[Tensor, " component"],
     labels: Sequence[str],
@@ -114,9 +112,6 @@ def plot_attribution(
         n: How many to draw; they stay in their order.
         label: What they add to.
         title: Drawn above.
-
-    Raises:
-        InputError: Labels that do not match, or no bar to draw.
     """
     if len(labels) != len(values) or n < 1 or not len(values):
         raise InputError(
@@ -152,7 +147,7 @@ def plot_attribution(
     return figure
 
 
-@style.drawn
+@style.styled
 def plot_encoder_lens(
     probability: Float[Tensor, " layer"],
     layers: Sequence[int],
@@ -169,9 +164,6 @@ def plot_encoder_lens(
         texts: The transcript after each; None writes none.
         label: What the probability is of.
         title: Drawn above.
-
-    Raises:
-        InputError: Names that do not match.
     """
     if len(layers) != len(probability) or (texts is not None and len(texts) != len(layers)):
         raise InputError(
@@ -198,7 +190,7 @@ def plot_encoder_lens(
     return figure
 
 
-@style.drawn
+@style.styled
 def plot_trajectories(
     probability: Float[Tensor, "place token"],
     places: Sequence[str],
@@ -215,15 +207,8 @@ def plot_trajectories(
         tokens: Names of the tokens.
         x_label: What the places are.
         title: Drawn above.
-
-    Raises:
-        InputError: Names that do not match the table.
     """
-    if tuple(probability.shape) != (len(places), len(tokens)):
-        raise InputError(
-            f"{len(places)} places and {len(tokens)} tokens are named; the table is "
-            f"{tuple(probability.shape)}."
-        )
+    check_names(probability, places=places, tokens=tokens)
     names = [short(token) for token in tokens]
     width = min(11.0, max(2.2, 0.4 * len(places)))
     rows = math.ceil(len(names) / 2) if len(names) > 24 else len(names)
@@ -244,7 +229,7 @@ def plot_trajectories(
     return figure
 
 
-@style.drawn
+@style.styled
 def plot_sources(
     values: Float[Tensor, "pos window"],
     windows_s: Sequence[tuple[float, float]],
@@ -263,16 +248,9 @@ def plot_sources(
         label: What the numbers are.
         spans_s: Start, end and name of what was spoken, in seconds.
         title: Drawn above.
-
-    Raises:
-        InputError: Names that do not match the table.
     """
-    if tuple(values.shape) != (len(labels), len(windows_s)):
-        raise InputError(
-            f"{len(labels)} labels and {len(windows_s)} windows are named; the table is "
-            f"{tuple(values.shape)}."
-        )
-    names = [short(each) for each in labels]
+    check_names(values, labels=labels, windows=windows_s)
+    names = [short(label) for label in labels]
     rows, width = 1.3 * rows_in(len(labels)), 6.8
     figure = style.new_figure(
         width + style.widest_in(names) + 1.4, rows + 0.9 + 0.2 * bool(spans_s), title

@@ -1,23 +1,23 @@
-"""What patching or ablation did, as a table of numbers in colour."""
+"""Patching and sweeps as pictures: tables of numbers in colour, layers upwards."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.errors import InputError
 from hooked_whisper.figures import style
-from hooked_whisper.figures.axes import name_x, name_y, rows_in
+from hooked_whisper.figures.axes import check_names, name_x, name_y, rows_in
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-_MOST_COLUMNS = 20
-"""Columns up to which the numbers are written in."""
+_MOST_COLUMNS, _MOST_PARTS = 20, 12
+"""Columns of a table, and parts of a sweep, up to which the numbers are written in."""
+_AXIS_NAMES = {"window_s": "start of the window (s)", "pos": "position", "part": ""}
 
 
-@style.drawn
+@style.styled
 def plot_patching(
     effect: Float[Tensor, "row column"],
     rows: Sequence[str],
@@ -45,18 +45,8 @@ def plot_patching(
         low: The darkest value; None is the smallest.
         high: The lightest value; None is the largest.
         diverging: White at 0, and colours alike on both sides: for what may help or harm.
-
-    Returns:
-        A matplotlib figure; `figure.savefig("patching.png")` writes it.
-
-    Raises:
-        InputError: Names that do not match the table, or an empty one.
     """
-    if tuple(effect.shape) != (len(rows), len(columns)) or not effect.numel():
-        raise InputError(
-            f"{len(rows)} rows and {len(columns)} columns are named; the table is "
-            f"{tuple(effect.shape)}. Pass one name for each, and at least one of both."
-        )
+    check_names(effect, rows=rows, columns=columns)
     names = [style.short(row, 32) for row in rows]
     heads = ["\n".join(style.wrap(column, 1.0, style.SMALL)) or " " for column in columns]
     is_written = len(columns) <= _MOST_COLUMNS
@@ -75,3 +65,58 @@ def plot_patching(
     axes.set_ylabel(style.plain(row_label))
     style.color_bar(figure, image, axes, label)
     return figure
+
+
+@style.styled
+def plot_sweep(
+    values: Float[Tensor, "site layer part"],
+    sites: Sequence[str],
+    layers: Sequence[int],
+    parts: Sequence[Any],
+    part_axis: str,
+    *,
+    label: str,
+    title: str = "",
+) -> "matplotlib.figure.Figure":
+    """A heatmap for each site, all in one scale of colours.
+
+    Args:
+        values: A number for each place; NaN is left grey.
+        sites: Names of the sites.
+        layers: Numbers of the layers.
+        parts: Labels of the parts: heads, positions, or windows as (start, end) in seconds.
+        part_axis: What the parts are: `"head"`, `"pos"`, `"window_s"`, `"neuron"` or `"part"`.
+        label: What the numbers are, with their unit.
+        title: Drawn above.
+    """
+    check_names(values, sites=sites, layers=layers, parts=parts)
+    low, high = style.value_range([values])
+    is_written = len(parts) <= _MOST_PARTS
+    width = min(12.0, max(1.6, (0.5 if is_written else 0.2) * len(parts)))
+    height = max(0.35, 0.27 * len(layers))
+    figure = style.new_figure(
+        width + 1.7, 0.35 + len(sites) * (0.5 + height) + 0.3 * bool(title), title
+    )
+    panels = figure.subplots(len(sites), 1, squeeze=False)[:, 0]
+    image = None
+    for axes, site, table in zip(panels, sites, values, strict=True):
+        image = style.heatmap(axes, table, low=low, high=high)
+        axes.set_title(style.plain(site))
+        name_y(axes, ["-" if layer < 0 else str(layer) for layer in layers], height)
+        axes.set_ylabel("layer")
+        _name_parts(axes, parts, part_axis, width)
+        if is_written:
+            style.write_numbers(axes, image, table)
+    panels[-1].set_xlabel(_AXIS_NAMES.get(part_axis, part_axis))
+    style.color_bar(figure, image, list(panels), label)
+    return figure
+
+
+def _name_parts(axes: Any, parts: Sequence[Any], part_axis: str, width: float) -> None:
+    if part_axis != "window_s":
+        name_x(axes, [str(part) for part in parts], width)
+        return
+    # Windows are named by their starts, which stand at their left edges.
+    name_x(axes, [f"{start:g}" for start, _ in parts], width)
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    axes.set_xticks([place - 0.5 for place in axes.get_xticks()], names)

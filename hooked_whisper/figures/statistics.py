@@ -1,4 +1,4 @@
-"""Attention and residual statistics as pictures: heads by layer, curves, a matrix, histograms."""
+"""Statistics as pictures: heads by layer, curves, a matrix, histograms, what probes read."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,14 +8,13 @@ from torch import Tensor
 
 from hooked_whisper.errors import InputError
 from hooked_whisper.figures import style
-from hooked_whisper.figures.axes import name_x, name_y, open_frame
+from hooked_whisper.figures.axes import name_x, name_y, named_tables, open_frame
 
 if TYPE_CHECKING:
-    import matplotlib.axes
     import matplotlib.figure
 
 
-@style.drawn
+@style.styled
 def plot_head_scores(
     scores: Float[Tensor, "layer head"] | Mapping[str, Tensor],
     *,
@@ -37,15 +36,8 @@ def plot_head_scores(
         high: The lightest value; None is the largest.
         diverging: White at 0, and colours alike on both sides.
         digits: Digits after the point.
-
-    Returns:
-        A matplotlib figure; `figure.savefig("heads.png")` writes it.
-
-    Raises:
-        InputError: No table, or one that is not [layer, head].
     """
-    tables = {"": scores} if isinstance(scores, Tensor) else dict(scores)
-    _check_tables(tables)
+    tables = named_tables(scores, "scores")
     low, high = style.value_range(list(tables.values()), low, high, diverging=diverging)
     longest = max(len(f"{bound:.{digits}f}") for bound in (low, high))
     cell = style.width_in("0" * longest) + 0.12
@@ -69,7 +61,7 @@ def plot_head_scores(
     return figure
 
 
-@style.drawn
+@style.styled
 def plot_by_layer(
     panels: Mapping[str, Mapping[str, Float[Tensor, "layer"]]],
     *,
@@ -83,12 +75,6 @@ def plot_by_layer(
             `{"norm": {"encoder": ..., "decoder": ...}, "excess kurtosis": ...}`.
         layers: A name for each layer; None counts from 0.
         title: Drawn above.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        InputError: No panel, a panel without a line, or more layers than names.
     """
     if not panels or not all(panels.values()):
         raise InputError("nothing to draw: pass at least one line for each panel.")
@@ -113,7 +99,7 @@ def plot_by_layer(
     return figure
 
 
-@style.drawn
+@style.styled
 def plot_cosine_matrix(
     cosines: Float[Tensor, "layer other_layer"],
     layers: Sequence[str] | None = None,
@@ -126,12 +112,6 @@ def plot_cosine_matrix(
         cosines: -1 to 1, for each pair of layers.
         layers: A name for each layer; None counts from 0.
         title: Drawn above.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        InputError: No square matrix, or names that do not match it.
     """
     n = len(cosines)
     layers = [str(i) for i in range(n)] if layers is None else layers
@@ -158,7 +138,7 @@ def plot_cosine_matrix(
     return figure
 
 
-@style.drawn
+@style.styled
 def plot_histograms(
     histograms: Mapping[str, Any],
     *,
@@ -174,16 +154,13 @@ def plot_histograms(
         label: What the values are, with their unit.
         log: A logarithmic axis for the densities, so that the tails show.
         title: Drawn above.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        InputError: No histogram, or edges that do not match the counts.
     """
     if not histograms:
         raise InputError("nothing to draw: pass at least one histogram.")
-    tables = {name: _counts_and_edges(each) for name, each in histograms.items()}
+    tables = {
+        name: (histogram.counts, histogram.edges) if hasattr(histogram, "counts") else histogram
+        for name, histogram in histograms.items()
+    }
     for name, (counts, edges) in tables.items():
         if len(edges) != len(counts) + 1:
             raise InputError(
@@ -193,14 +170,12 @@ def plot_histograms(
     axes = figure.subplots()
     for number, (name, (counts, edges)) in enumerate(tables.items()):
         density = counts / counts.sum().clamp(min=1) / edges.diff()
-        line_style = style.line_style(number)
         axes.stairs(
             density.detach().float().cpu().numpy(),
             edges.detach().float().cpu().numpy(),
             label=style.plain(name),
-            color=line_style["color"],
-            linestyle=line_style["linestyle"],
             linewidth=1.3,
+            **style.line_style(number, marker=False),
         )
     if log:
         axes.set_yscale("log")
@@ -211,16 +186,40 @@ def plot_histograms(
     return figure
 
 
-def _counts_and_edges(histogram: Any) -> tuple[Tensor, Tensor]:
-    if hasattr(histogram, "counts"):
-        return histogram.counts, histogram.edges
-    counts, edges = histogram
-    return counts, edges
+@style.styled
+def plot_probes(
+    scores: Float[Tensor, "layer bound"],
+    names: Sequence[str],
+    baselines: Mapping[str, float],
+    *,
+    label: str,
+    title: str = "",
+) -> "matplotlib.figure.Figure":
+    """Scores by hook, in the order given, with error bars, and baselines as lines.
 
-
-def _check_tables(tables: Mapping[str, Tensor]) -> None:
-    if not tables:
-        raise InputError("nothing to draw: pass at least one table of scores.")
-    for name, table in tables.items():
-        if table.ndim != 2 or not table.numel():
-            raise InputError(f"the scores {name!r} are {tuple(table.shape)}; pass [layer, head].")
+    Args:
+        scores: Score, lower and upper bound of each hook.
+        names: The hooks' names.
+        baselines: Score of each.
+        label: What the scores are.
+        title: Drawn above.
+    """
+    if tuple(scores.shape) != (len(names), 3) or not len(names):
+        raise InputError(f"{len(names)} hooks are named; the scores are {tuple(scores.shape)}.")
+    values = scores.detach().double().cpu().numpy()
+    width = max(3.0, 0.5 * len(names))
+    figure = style.new_figure(width + 0.8, 3.6, title)
+    axes = figure.subplots()
+    places = range(len(names))
+    spread = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
+    axes.errorbar(places, values[:, 0], yerr=spread, fmt="o-", capsize=3, color=style.ACCENT)
+    for number, (name, value) in enumerate(baselines.items()):
+        dashes = style.DASHES[1 + number % 3]
+        axes.axhline(value, color=style.FAINT, linestyle=dashes, linewidth=1, label=name)
+    short = [name.replace(".blocks.", " ").replace(".hook_", " ") for name in names]
+    open_frame(axes, grid="y")
+    name_x(axes, short, width)
+    axes.set_ylabel(style.plain(label))
+    if baselines:
+        axes.legend()
+    return figure

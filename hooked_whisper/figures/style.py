@@ -2,13 +2,12 @@
 
 Every colour map is read in greyscale too: its luminance only rises, or, around 0, rises to
 white and falls again, where a sign is hatched or written. Lines differ in their dashes and
-markers, not in colour alone. Nothing of matplotlib's own settings is changed: `drawn` sets
+markers, not in colour alone. Nothing of matplotlib's own settings is changed: `styled` sets
 them while a picture is made and puts them back, so that a user's style changes no picture.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from jaxtyping import Float
@@ -48,22 +47,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def drawn(draw: Callable[P, R]) -> Callable[P, R]:
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
     """Make a function draw in this look, whatever matplotlib's settings are outside of it."""
 
     @functools.wraps(draw)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _settings():
+    def draw_styled(*args: P.args, **kwargs: P.kwargs) -> R:
+        from matplotlib import style
+
+        with style.context(["default", _settings()]):
             return draw(*args, **kwargs)
 
-    return inside
+    return draw_styled
 
 
-@contextmanager
-def _settings() -> Iterator[None]:
-    from matplotlib import style
-
-    ours = {
+def _settings() -> dict[str, Any]:
+    return {
         "font.family": list(_families()),
         "font.size": MEDIUM,
         "axes.titlesize": MEDIUM,
@@ -87,8 +85,6 @@ def _settings() -> Iterator[None]:
         "hatch.linewidth": 0.5,
         "image.composite_image": False,
     }
-    with style.context(["default", ours]):
-        yield
 
 
 @functools.cache
@@ -100,13 +96,7 @@ def _families() -> tuple[str, ...]:
 
 
 def new_figure(width: float, height: float, title: str = "") -> "matplotlib.figure.Figure":
-    """An empty figure of this size in inches, wide enough for its title, which it wraps.
-
-    Args:
-        width: At most `MOST_IN`, as the height.
-        height: Of all but the title.
-        title: Drawn above, in as many lines as it needs.
-    """
+    """An empty figure of this size in inches, at most `MOST_IN`, higher where its title wraps."""
     from matplotlib.figure import Figure
 
     width = min(MOST_IN, max(3.2, width))
@@ -130,17 +120,13 @@ def wrap(text: str, width: float, size: float) -> list[str]:
                 continue
             lines += [line] if line else []
             while width_in(word, size) > width and len(word) > 1:
-                n = next(
-                    n for n in range(len(word), 0, -1) if n == 1 or _fits(word[:n], width, size)
-                )
+                n = len(word) - 1
+                while n > 1 and width_in(word[:n], size) > width:
+                    n -= 1
                 lines, word = [*lines, word[:n]], word[n:]
             line = word
         lines.append(line)
     return lines
-
-
-def _fits(text: str, width: float, size: float) -> bool:
-    return bool(width_in(text, size) <= width)
 
 
 def width_in(text: str, size: float | int = SMALL) -> float:
@@ -191,14 +177,12 @@ def short(text: str, n: int = 16) -> str:
     return line if len(line) <= n else line[: n - 1] + "…"
 
 
-def line_style(number: int) -> dict[str, Any]:
+def line_style(number: int, *, marker: bool = True) -> dict[str, Any]:
     """Colour, dashes and marker of one of several lines; 32 differ, also without the colour."""
     n = len(LINES)
-    return {
-        "color": LINES[number % n],
-        "linestyle": DASHES[(number + number // n) % len(DASHES)],
-        "marker": MARKERS[number % n],
-    }
+    dashes = DASHES[(number + number // n) % len(DASHES)]
+    found = {"color": LINES[number % n], "linestyle": dashes}
+    return found | ({"marker": MARKERS[number % n]} if marker else {})
 
 
 def color_map(diverging: bool = False) -> "matplotlib.colors.Colormap":
@@ -223,15 +207,9 @@ def heatmap(
     gamma: float = 1.0,
     **options: Any,
 ) -> Any:
-    """Values as colours, sharp at their edges, NaN as hatched grey.
+    """Values `[row, column]` as colours, sharp at their edges, NaN as hatched grey.
 
-    Args:
-        axes: Where to draw.
-        values: [row, column].
-        low, high: Values of the first and last colour; None takes them from the values.
-        diverging: White is 0.
-        gamma: Under 1, the share of the range is raised to it, so that little shows.
-        **options: Of matplotlib's `imshow`.
+    With a gamma under 1, the share of the range is raised to it, so that little shows.
     """
     from matplotlib.colors import Normalize, PowerNorm
 
@@ -252,17 +230,14 @@ def heatmap(
 def shrink(
     values: Float[Tensor, "row column"], height: float, width: float, *, by: str = "max"
 ) -> Float[Tensor, "smaller_row smaller_column"]:
-    """The largest of each block of cells, so that no more are left than a picture has dots.
+    """The largest (or the `"mean"`) of each block of cells, NaN where one of them is.
 
-    Args:
-        values: Anything; a block with NaN in it is NaN.
-        height, width: Of the picture, in inches.
-        by: `"mean"` takes the mean of each block instead.
+    No more cells are left than a picture of so many inches has dots.
     """
     values = values.detach().float().cpu()
     # Fewer cells than dots: each of them is drawn, and the file stays small.
     room = [max(1.0, 0.65 * DPI * inches) for inches in (height, width)]
-    rows, columns = (int(min(*each)) for each in zip(values.shape, room, strict=True))
+    rows, columns = (int(min(*sizes)) for sizes in zip(values.shape, room, strict=True))
     if (rows, columns) == tuple(values.shape):
         return values
     pool = adaptive_max_pool2d if by == "max" else adaptive_avg_pool2d
@@ -325,11 +300,7 @@ def color_bar(
 ) -> Any:
     """What the colours mean, at the right of one or several axes.
 
-    Args:
-        figure, image, axes: Where it stands, and what it is of.
-        label: What the colours are, with their unit.
-        room: Inches that a line of the label may take; None is about the figure's height.
-        **options: Of matplotlib's `colorbar`.
+    A line of the label may take `room` inches; None is about the figure's height.
     """
     bar = figure.colorbar(image, ax=axes, **({"pad": 0.015, "aspect": 30} | options))
     room = figure.get_figheight() - 0.35 if room is None else room

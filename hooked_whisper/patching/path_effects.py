@@ -77,7 +77,7 @@ class PathEffects(EffectTable):
             effect: Draw the effect, 0 to 1; False draws the metric.
             title: Drawn above.
         """
-        from hooked_whisper.figures.sweep import plot_sweep
+        from hooked_whisper.figures import plot_sweep
 
         places = [self._place(i) for i in range(len(self.senders))]
         panels = [f"{each['stack']}.{_panel(each['kind'])}" for each in places]

@@ -78,7 +78,7 @@ class SweepResult(EffectTable):
             effect: Draw the effect, 0 to 1; False draws the metric.
             title: Drawn above.
         """
-        from hooked_whisper.figures.sweep import plot_sweep
+        from hooked_whisper.figures import plot_sweep
 
         return plot_sweep(
             self.mean(effect),

@@ -74,7 +74,7 @@ class ProbeResult:
 
     def plot(self) -> "matplotlib.figure.Figure":
         """The scores by hook with their intervals, and the baselines as lines."""
-        from hooked_whisper.figures.probes import plot_probes
+        from hooked_whisper.figures import plot_probes
 
         return plot_probes(
             torch.tensor([[each.score, each.low, each.high] for each in self.scores]),

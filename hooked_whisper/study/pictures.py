@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 
-@style.drawn
+@style.styled
 def plot_offsets(
     attention: Float[Tensor, "layer offset"],
     names: Sequence[str],

@@ -26,7 +26,7 @@ class TestLogitLens:
         assert [label.get_text() for label in axes.get_xticklabels()] == ["3\nx", "4\ny"]
 
     def test_a_table_of_another_size_is_refused(self) -> None:
-        with pytest.raises(InputError, match=r"2 sites, 1 columns .* table is \(1, 1\)"):
+        with pytest.raises(InputError, match=r"2 sites and 1 columns .* table is \(1, 1\)"):
             plot_logit_lens(torch.rand(1, 1), [["a"]], ["0", "1"], ["x"])
         with pytest.raises(InputError, match=r"1 rows of \[2\] texts"):
             plot_logit_lens(torch.rand(1, 1), [["a", "b"]], ["0"], ["x"])

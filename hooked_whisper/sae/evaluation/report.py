@@ -82,7 +82,7 @@ class SAEEvaluation:
 
     def _repr_html_(self) -> str:
         """All numbers, a column for each extent, and how often latents are active."""
-        from hooked_whisper.figures.training import plot_density
+        from hooked_whisper.figures import plot_density
 
         numbers = {
             extent: {

@@ -1,4 +1,4 @@
-"""Sparse autoencoders in numbers: how often latents are active, and how training went."""
+"""Sparse autoencoders as pictures: latents over time, how often they are active, a training."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,15 @@ from torch import Tensor
 
 from hooked_whisper.errors import InputError
 from hooked_whisper.figures import style
-from hooked_whisper.figures.axes import open_frame
+from hooked_whisper.figures.axes import (
+    Word,
+    mark_words,
+    name_y,
+    open_frame,
+    rows_in,
+    time_axis,
+    time_width,
+)
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -25,7 +33,63 @@ PANELS = {
 _LOGARITHMIC = ("loss", "fvu")
 
 
-@style.drawn
+@style.styled
+def plot_latents(
+    latents: Float[Tensor, "pos latent"],
+    labels: Sequence[str],
+    *,
+    words: Sequence[Word] = (),
+    position_s: float = 0.02,
+    peaks: Float[Tensor, " latent"] | None = None,
+    title: str = "",
+) -> "matplotlib.figure.Figure":
+    """Chosen latents over time: a row for each, seconds to the right, words above.
+
+    Args:
+        latents: Activations of the chosen latents at each position, of one recording. Where
+            there are more positions than the picture has room for, the largest of several is
+            shown.
+        labels: What to call each latent.
+        words: Words with start and end in seconds, such as `recording.words`.
+        position_s: Seconds of a position: 0.02 in the encoder.
+        peaks: What each latent is drawn as a share of: its peak over many
+            recordings. None draws activations as they are.
+        title: Drawn above.
+    """
+    n_pos, n_latents = latents.shape
+    if len(labels) != n_latents or n_pos == 0 or n_latents == 0:
+        raise InputError(
+            f"{len(labels)} labels for {n_latents} latents over {n_pos} positions; give one label "
+            "for each latent, and at least one position."
+        )
+    values = latents.detach().float().cpu().T
+    if peaks is not None:
+        values = values / peaks.detach().float().cpu()[:, None].clamp_min(1e-12)
+    end_s = n_pos * position_s
+    names = [style.short(label, 24) for label in labels]
+    rows, width = rows_in(n_latents), time_width(end_s) - 1.2
+    figure = style.new_figure(
+        width + style.widest_in(names) + 1.4, rows + 1.0 + 0.2 * bool(words), title
+    )
+    axes = figure.subplots()
+    image = style.heatmap(
+        axes,
+        style.shrink(values, math.inf, width),
+        low=0,
+        high=None if peaks is None else 1,
+        origin="upper",
+        extent=(0, end_s, n_latents - 0.5, -0.5),
+    )
+    name_y(axes, names, rows)
+    axes.set_ylabel("latent")
+    time_axis(axes, end_s)
+    mark_words(axes, words, width, end_s)
+    bar = "activation" if peaks is None else "share of the latent's peak"
+    style.color_bar(figure, image, axes, bar)
+    return figure
+
+
+@style.styled
 def plot_density(
     densities: Float[Tensor, " latent"] | Mapping[str, Float[Tensor, " latent"]],
     *,
@@ -38,12 +102,6 @@ def plot_density(
         densities: Of each latent, the share of vectors on which it is active; several by name.
         n_bins: Steps of the axis, from the rarest latent to 1.
         title: Drawn above.
-
-    Returns:
-        A matplotlib figure; `figure.savefig("density.png")` writes it.
-
-    Raises:
-        InputError: Nothing to draw, or shares that are not in 0 to 1.
     """
     named = {"": densities} if isinstance(densities, Tensor) else dict(densities)
     shares = {name: value.detach().double().cpu() for name, value in named.items()}
@@ -58,16 +116,9 @@ def plot_density(
         counts = torch.histogram(alive[name].clamp(min=float(edges[0]), max=0.0), edges).hist
         n_dead = int((value == 0).sum())
         about = f"{n_dead} of {len(value)} dead, median {_percent(float(value.median()))}"
-        line_style = {**style.line_style(number), "marker": None}
-        axes.stairs(
-            counts.numpy(),
-            (10**edges).numpy(),
-            label=style.plain(f"{name}: {about}" if name else about),
-            color=line_style["color"],
-            linestyle=line_style["linestyle"],
-            linewidth=1.4,
-            fill=False,
-        )
+        label = style.plain(f"{name}: {about}" if name else about)
+        line_style = style.line_style(number, marker=False)
+        axes.stairs(counts.numpy(), (10**edges).numpy(), label=label, linewidth=1.4, **line_style)
     axes.set_xscale("log")
     axes.set_xlim(float(10 ** edges[0]), 1)
     axes.set_ylim(bottom=0)
@@ -78,7 +129,7 @@ def plot_density(
     return figure
 
 
-@style.drawn
+@style.styled
 def plot_training(
     logs: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]],
     *,
@@ -91,12 +142,6 @@ def plot_training(
             (`pandas.read_csv(path).to_dict("records")`); several by name. Lines of several
             autoencoders in one log are told apart by `"sae"`.
         title: Drawn above.
-
-    Returns:
-        A matplotlib figure; `figure.savefig("training.png")` writes it.
-
-    Raises:
-        InputError: No line, or lines that are not those of a log.
     """
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -132,11 +177,7 @@ def plot_training(
 def _by_name(
     logs: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Each autoencoder's lines, checked.
-
-    Raises:
-        InputError: As `plot_training`.
-    """
+    """Each autoencoder's lines, checked."""
     groups = {"": logs} if isinstance(logs, Sequence) else dict(logs)
     found: dict[str, list[Mapping[str, Any]]] = {}
     for name, log in groups.items():
