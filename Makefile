@@ -113,7 +113,7 @@ VERSIONS ?= newest
 RESOLUTION_newest := highest
 RESOLUTION_oldest := lowest-direct
 CORE_TESTS := $(wildcard tests/test_*.py) $(wildcard $(addprefix tests/,hooks model speech \
-  generation analysis weights sae/files))
+  generation analysis weights sae/io))
 
 test-python: ## run the core tests on another Python: PYTHON=python3.13 VERSIONS=newest|oldest
 	rm -rf $(OTHER)

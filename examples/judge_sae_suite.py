@@ -35,7 +35,7 @@ from hooked_whisper.sae.evaluation import (
     latents_by_speech,
 )
 from hooked_whisper.sae.evaluation.speech_labels import Level
-from hooked_whisper.sae.files.suite import load_suite
+from hooked_whisper.sae.io.load import load_suite
 
 LEVELS: tuple[Level, ...] = ("frame", "word")
 Told = dict[str, dict[Level, Selectivity]]

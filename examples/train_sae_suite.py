@@ -41,7 +41,7 @@ from hooked_whisper import HookedWhisper
 from hooked_whisper.sae.architectures.batch_topk import BatchTopKConfig
 from hooked_whisper.sae.architectures.topk import TopKConfig
 from hooked_whisper.sae.base import SAE
-from hooked_whisper.sae.files.suite import SHIPPED, load_suite
+from hooked_whisper.sae.io.load import SHIPPED, load_suite
 from hooked_whisper.sae.training import MemoryActivations, TrainingConfig, train_saes
 from hooked_whisper.speech.mel import Mel
 

@@ -88,7 +88,7 @@ def load_saes(source: str, hooks: tuple[str, ...], model: Any) -> dict[str, Any]
     """
     from hooked_whisper.hooks.names import match_names
     from hooked_whisper.sae import load_sae, load_suite
-    from hooked_whisper.sae.files.suite import SHIPPED
+    from hooked_whisper.sae.io.load import SHIPPED
 
     path = Path(source).expanduser()
     if source not in SHIPPED and (path.is_file() or (path / "cfg.json").is_file()):

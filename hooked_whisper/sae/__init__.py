@@ -27,9 +27,7 @@ from hooked_whisper.sae.evaluation import (
     top_clips,
     word_labels,
 )
-from hooked_whisper.sae.files.load import load_sae
-from hooked_whisper.sae.files.save import save_sae
-from hooked_whisper.sae.files.suite import load_suite
+from hooked_whisper.sae.io import load_sae, load_suite, save_sae
 from hooked_whisper.sae.registry import ARCHITECTURES, make_sae
 from hooked_whisper.sae.training import (
     ActivationSource,

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from hooked_whisper.display import box, facts, fold, size, table
 from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import SAEConfigError, SAEError
+from hooked_whisper.sae.saving import save_sae
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,6 @@ class SAE(nn.Module, ABC):
         Returns:
             The folder.
         """
-        from hooked_whisper.sae.files.save import save_sae
-
         return save_sae(self, folder)
 
     @property

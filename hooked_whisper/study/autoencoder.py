@@ -13,8 +13,7 @@ from hooked_whisper.errors import SpliceError, TrainingError
 from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.architectures.topk import TopKConfig
-from hooked_whisper.sae.files.load import load_sae
-from hooked_whisper.sae.files.suite import SHIPPED, load_suite
+from hooked_whisper.sae.io.load import SHIPPED, load_sae, load_suite
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.logs import LOG_FILE
 from hooked_whisper.sae.training.train import train_sae

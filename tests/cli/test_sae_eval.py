@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 
 from hooked_whisper.sae import evaluation
-from hooked_whisper.sae.files.suite import SHIPPED
+from hooked_whisper.sae.io.load import SHIPPED
 
 Run = Callable[..., Result]
 HOOK = "encoder.blocks.2.hook_resid_post"

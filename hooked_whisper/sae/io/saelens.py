@@ -12,16 +12,10 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.errors import SAEFileError
-from hooked_whisper.sae.files.build import Found
-from hooked_whisper.sae.files.saelens_cfg import (
-    CFG_NAME,
-    IN_METADATA,
-    OWN_KEY,
-    WEIGHTS_NAME,
-    WITH_TOP_K,
-)
-from hooked_whisper.sae.files.tensors import Contents, read_config, read_contents
+from hooked_whisper.sae.io.contents import Contents, read_config, read_contents
+from hooked_whisper.sae.io.state_dicts import Found
 from hooked_whisper.sae.registry import ARCHITECTURES
+from hooked_whisper.sae.saving import CFG_NAME, IN_METADATA, OWN_KEY, WEIGHTS_NAME, WITH_TOP_K
 
 DTYPES = {
     name: dtype
@@ -47,11 +41,7 @@ def is_saelens(folder: Path) -> bool:
 
 
 def read_saelens(folder: Path) -> Found:
-    """What a SAELens folder holds, of version 6 or older.
-
-    Raises:
-        SAEFileError: A file is missing or broken, or describes what is not known here.
-    """
+    """What a SAELens folder holds, of version 6 or older."""
     for name in (CFG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
             held = ", ".join(sorted(each.name for each in folder.iterdir())[:12])

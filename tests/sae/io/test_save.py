@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hooked_whisper.errors import SAEFileError
 from hooked_whisper.sae.base import SAE
-from hooked_whisper.sae.files import load_sae, save_sae
+from hooked_whisper.sae.io import load_sae, save_sae
 from hooked_whisper.sae.registry import ARCHITECTURES, config_from_dict, make_sae
 
 D_IN, D_SAE = 6, 20
@@ -191,7 +191,7 @@ def test_a_save_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
         save_file(tensors, path, **options)  # the last byte is the one too many
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("hooked_whisper.sae.files.save.save_file", full)
+    monkeypatch.setattr("hooked_whisper.sae.saving.save_file", full)
     with pytest.raises(OSError, match="no space left"):
         save_sae(random_sae("topk"), folder)
     left = load_sae(folder)

@@ -59,9 +59,6 @@ class Contents:
         Args:
             layout: Axes of each tensor, such as `"d_sae d_in"`; `""` is a
                 scalar. Tensors that the file does not have are left out.
-
-        Raises:
-            SAEFileError: A tensor has other axes than that, names the tensor and both shapes.
         """
         sizes: dict[str, int] = {}
         for name, axes_text in layout.items():
@@ -92,11 +89,7 @@ class Contents:
 
 
 def read_contents(path: Path) -> Contents:
-    """The tensors of a `.safetensors` file, or of one that `torch.save` wrote.
-
-    Raises:
-        SAEFileError: The file cannot be read, or holds no tensors by name.
-    """
+    """The tensors of a `.safetensors` file, or of one that `torch.save` wrote."""
     try:
         if path.suffix == ".safetensors":
             return Contents(path, _read_safetensors(path))
@@ -106,30 +99,11 @@ def read_contents(path: Path) -> Contents:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON file with one object.
-
-    Raises:
-        SAEFileError: It cannot be read, or holds something else.
-    """
+    """A JSON file with one object."""
     try:
         return read_json(path)
     except CheckpointError as error:
         raise SAEFileError(str(error)) from error
-
-
-def check_tensors(tensors: Mapping[str, Tensor], path: object) -> None:
-    """Refuse weights with NaN or infinity.
-
-    Raises:
-        SAEFileError: Names the tensor and how many of its values.
-    """
-    for name, value in tensors.items():
-        n_bad = int((~value.isfinite()).sum())
-        if n_bad:
-            raise SAEFileError(
-                f"{name} in {path} holds {n_bad} values of {value.numel()} that are NaN or "
-                "infinite. The file is damaged, or its training diverged."
-            )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
