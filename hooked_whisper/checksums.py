@@ -41,6 +41,8 @@ def checksum_of_audio(audio: Any) -> str:
         return checksum_of_file(audio)
     if isinstance(audio, bytes):
         return xxhash.xxh3_128_hexdigest(audio)
+    if hasattr(audio, "n_frames"):  # a Mel of one recording
+        audio = (audio.values, int(audio.n_frames[0]))
     samples, rate_hz = audio
     values = samples.numpy(force=True) if isinstance(samples, Tensor) else np.asarray(samples)
     state = xxhash.xxh3_128(f"{values.dtype} {values.shape} {rate_hz}".encode())

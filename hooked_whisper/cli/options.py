@@ -135,7 +135,7 @@ class Options(SimpleNamespace):
 
     def listed_recordings(self) -> list[Any]:
         """Each recording by itself, of folders and manifests too."""
-        from hooked_whisper.data.recordings import as_recordings
+        from hooked_whisper.data.sources import as_recordings
 
         chosen = self.chosen_recordings()
         is_one_path = len(chosen) == 1 and isinstance(chosen[0], Path)

@@ -1,5 +1,21 @@
-"""From recordings to batches that a model runs on: the one meaning of "recordings"."""
+"""From recordings to batches that a model runs on: the one meaning of "recordings".
 
-from hooked_whisper.data.recordings import Recording, as_recordings
+what a user has     files, folders, manifests, data sets, arrays: as_recordings
+one of them         Recording
+cut to the model    load_windows: AudioWindow
+side by side        window_batches: WindowBatch, with its mel, tokens and masks
+"""
 
-__all__ = ["Recording", "as_recordings"]
+from hooked_whisper.data.batches import WindowBatch, window_batches
+from hooked_whisper.data.recordings import Recording
+from hooked_whisper.data.sources import as_recordings
+from hooked_whisper.data.windows import AudioWindow, load_windows
+
+__all__ = [
+    "AudioWindow",
+    "Recording",
+    "WindowBatch",
+    "as_recordings",
+    "load_windows",
+    "window_batches",
+]

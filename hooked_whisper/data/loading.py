@@ -5,19 +5,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hooked_whisper.checksums import checksum_of_audio
-from hooked_whisper.config import FRAMES_PER_SECOND, SAMPLE_RATE_HZ, HookedWhisperConfig
-from hooked_whisper.data.recordings import Recording, readable
+from hooked_whisper.config import (
+    FRAMES_PER_SECOND,
+    HOP_LENGTH,
+    SAMPLE_RATE_HZ,
+    HookedWhisperConfig,
+)
+from hooked_whisper.data.batches import recording_row
+from hooked_whisper.data.recordings import Recording
+from hooked_whisper.data.windows import LongRule, read_windows, window_mel
 from hooked_whisper.errors import AudioLengthError, InputError
-from hooked_whisper.speech.audio import MIN_SAMPLES, load_audio
-from hooked_whisper.speech.mel import to_mel
-from hooked_whisper.speech.tokens import check_tokens, to_tokens
+from hooked_whisper.speech.mel import Mel
 
-LongRule = Literal["split", "cut", "skip"]
 TextRule = Literal["label", "transcript"]
 
 _AHEAD = 4
@@ -101,49 +103,33 @@ class RecordingReader(Dataset[Loaded]):
             return Loaded(job, reason=str(error))
 
     def _load(self, job: Job, checksum: str) -> Loaded:
-        rules, cfg = self.rules, self.rules.cfg
-        samples = load_audio(readable(job.recording.audio))
-        windows = [piece for piece in samples.split(cfg.n_samples) if len(piece) >= MIN_SAMPLES]
-        if len(samples) > cfg.n_samples:
-            windows = self._of_long(windows, len(samples))
-        mel = to_mel(
-            [(piece, SAMPLE_RATE_HZ) for piece in windows], n_mels=cfg.n_mels, n_frames=cfg.n_frames
-        )
+        rules, cfg, recording = self.rules, self.rules.cfg, job.recording
+        if isinstance(recording.audio, Mel):
+            samples, n_samples = None, int(recording.audio.n_frames[0]) * HOP_LENGTH
+        else:
+            samples = recording.load()
+            n_samples = len(samples)
+        windows = read_windows(recording, job.index, cfg, rules.long, samples)
+        if len(windows) > 1 and rules.text == "label":
+            raise AudioLengthError(
+                f"{n_samples / SAMPLE_RATE_HZ:.2f} s are longer than the window of "
+                f"{cfg.n_frames / FRAMES_PER_SECOND:g} s, and no one says which part of the text "
+                "is in which window."
+            )
+        mel = Mel.cat([window_mel(window, cfg.n_mels, cfg.n_frames) for window in windows])
+        tokens = None
+        if rules.text == "label":
+            tokens = recording_row(recording, cfg, language=rules.language, task=rules.task)
+            if tokens is None:
+                raise InputError("it has no text, which the decoder's hooks need.")
         return Loaded(
             job,
             checksum,
             mel.values.numpy(),
             tuple(mel.n_frames.tolist()),
-            len(samples),
-            self._tokens(job.recording) if rules.text == "label" else None,
+            n_samples,
+            None if tokens is None else tuple(tokens),
         )
-
-    def _of_long(self, windows: list[Tensor], n_samples: int) -> list[Tensor]:
-        rules = self.rules
-        if rules.long == "cut":
-            return windows[:1]
-        seconds, window_s = n_samples / SAMPLE_RATE_HZ, rules.cfg.n_frames / FRAMES_PER_SECOND
-        if rules.long == "skip":
-            raise AudioLengthError(f"{seconds:.2f} s are longer than the window of {window_s:g} s.")
-        if rules.text == "label":
-            raise AudioLengthError(
-                f"{seconds:.2f} s are longer than the window of {window_s:g} s, and no one says "
-                "which part of the text is in which window."
-            )
-        return windows
-
-    def _tokens(self, recording: Recording) -> tuple[int, ...]:
-        cfg = self.rules.cfg
-        if recording.tokens is not None:
-            tokens = torch.tensor([recording.tokens], dtype=torch.int64)
-        elif recording.text is None:
-            raise InputError("it has no text, which the decoder's hooks need.")
-        else:
-            language = recording.labels.get("language") or self.rules.language
-            text = " " + recording.text.strip()  # as Whisper writes
-            tokens = to_tokens(text, cfg, language=language, task=self.rules.task)
-        check_tokens(tokens, cfg.d_vocab, cfg.n_text_ctx)
-        return tuple(tokens[0].tolist())
 
 
 def load_all(jobs: Iterable[Job], rules: ReadingRules, n_workers: int) -> Iterator[Loaded]:

@@ -1,91 +1,121 @@
-"""What is listened to: recordings in windows, with what is known of what is said in them."""
+"""Windows of recordings: the sound that a model takes at once, with what is said in it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.config import FRAMES_PER_POSITION, HOP_LENGTH, SAMPLE_RATE_HZ
-from hooked_whisper.data.recordings import Recording, as_recordings, readable
-from hooked_whisper.errors import InputError, RecordingsError
+from hooked_whisper.config import (
+    FRAMES_PER_POSITION,
+    FRAMES_PER_SECOND,
+    HOP_LENGTH,
+    SAMPLE_RATE_HZ,
+    HookedWhisperConfig,
+)
+from hooked_whisper.data.recordings import Recording
+from hooked_whisper.data.sources import as_recordings
+from hooked_whisper.errors import AudioLengthError, InputError, RecordingsError
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.speech.audio import MIN_SAMPLES, load_audio
+from hooked_whisper.speech.audio import MIN_SAMPLES
+from hooked_whisper.speech.labels import TimedLabel, labels_within, timed_labels
+from hooked_whisper.speech.mel import Mel, to_mel
 
-Span = tuple[float, float, str]
-"""Start and end in seconds, and what is true between them."""
-
-_WORD_LABELS = ("words", "word")
+LongRule = Literal["split", "cut", "skip"]
 
 
 @dataclass(frozen=True, eq=False)
-class Heard:
+class AudioWindow:
     """One window of a recording.
 
     Args:
         recording: The recording's number, from 0.
         name: The recording's name.
         start_s: Where the window begins in its recording.
-        samples: Its sound, 16 kHz.
+        samples: Its sound, 16 kHz; None where the recording came as a mel.
         text: What is said, where that is known.
         words: The words with their times in the window, where these are known.
         labels: What is true of the whole recording, by name.
         spans: What is true of some time of the window, by name.
         tokens: What the decoder reads, prompt first, where it is given.
+        mel: Its log-mel, where the recording came as one.
     """
 
     recording: int
     name: str
     start_s: float
-    samples: Float[Tensor, " sample"]
+    samples: Float[Tensor, " sample"] | None
     text: str | None = None
-    words: tuple[Span, ...] = ()
+    words: tuple[TimedLabel, ...] = ()
     labels: Mapping[str, Any] = field(default_factory=dict)
-    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
+    spans: Mapping[str, tuple[TimedLabel, ...]] = field(default_factory=dict)
     tokens: tuple[int, ...] | None = None
+    mel: Mel | None = None
+
+    @property
+    def n_frames(self) -> int:
+        """Mel frames that hold sound."""
+        if self.mel is not None:
+            return int(self.mel.n_frames[0])
+        assert self.samples is not None
+        return -(-len(self.samples) // HOP_LENGTH)
 
     @property
     def seconds(self) -> float:
         """How long it is."""
+        if self.samples is None:
+            return self.n_frames / FRAMES_PER_SECOND
         return len(self.samples) / SAMPLE_RATE_HZ
 
     @property
     def n_positions(self) -> int:
         """Encoder positions that hold sound."""
-        n_frames = -(-len(self.samples) // HOP_LENGTH)
-        return -(-n_frames // FRAMES_PER_POSITION)
+        return -(-self.n_frames // FRAMES_PER_POSITION)
 
 
-def hear(
+def load_windows(
     model: HookedWhisper, recordings: Any, texts: Sequence[str | None] | None = None
-) -> list[Heard]:
+) -> list[AudioWindow]:
     """Recordings, read and cut into windows of the model's length.
 
     Args:
         model: The model.
-        recordings: What `harvest` takes.
+        recordings: What `as_recordings` takes.
         texts: What is said in each, in place of what the recordings say themselves.
 
     Raises:
         RecordingsError: There are none, or one that cannot be read.
         InputError: As many texts as there are no recordings.
     """
-    if hasattr(recordings, "path") or isinstance(recordings, Recording):
-        recordings = [recordings]
+    return [window for own in each_windows(model.cfg, recordings, texts) for window in own]
+
+
+def each_windows(
+    cfg: HookedWhisperConfig, recordings: Any, texts: Any = None
+) -> Iterator[list[AudioWindow]]:
+    """The windows of each recording, read when they are due; as `load_windows`."""
     found = list(as_recordings(recordings))
     if not found:
         raise RecordingsError("there are no recordings; pass at least one.")
     if texts is not None:
-        found = _with_texts(found, texts)
-    return [each for i, one in enumerate(found) for each in _windows(model, i, one)]
+        found = with_texts(found, texts)
+    for number, recording in enumerate(found):
+        try:
+            yield read_windows(recording, number, cfg)
+        except (InputError, OSError) as error:
+            raise RecordingsError(f"recording {number} ({recording.id}): {error}") from error
 
 
-def _with_texts(found: list[Recording], texts: Any) -> list[Recording]:
+def with_texts(found: Sequence[Recording], texts: Any) -> list[Recording]:
+    """The recordings with these texts.
+
+    Raises:
+        InputError: Not as many texts as recordings, or something else than texts.
+    """
     several = [texts] if isinstance(texts, str) else list(texts)
-    if len(several) != len(found) or not all(isinstance(each, str | None) for each in several):
+    if len(several) != len(found) or not all(isinstance(text, str | None) for text in several):
         raise InputError(
             f"{len(several)} texts and {len(found)} recordings do not match. Pass one string for "
             "each, None where it is unknown."
@@ -93,97 +123,93 @@ def _with_texts(found: list[Recording], texts: Any) -> list[Recording]:
     return [replace(one, text=text) for one, text in zip(found, several, strict=True)]
 
 
-def _windows(model: HookedWhisper, number: int, recording: Recording) -> Iterator[Heard]:
-    """The windows of one recording, those of under 25 ms left out."""
-    try:
-        samples = load_audio(readable(recording.audio))
-    except (InputError, OSError) as error:
-        raise RecordingsError(f"recording {number} ({recording.id}): {error}") from error
-    spans = {name: timed for name, each in recording.labels.items() if (timed := _timed(each))}
-    labels = {
-        name: each
-        for name, each in recording.labels.items()
-        if isinstance(each, str | int | bool) and name not in ("text", "language")
+def read_windows(
+    recording: Recording,
+    number: int,
+    cfg: HookedWhisperConfig,
+    long: LongRule = "split",
+    samples: Float[Tensor, " sample"] | None = None,
+) -> list[AudioWindow]:
+    """The windows of one recording, those of under 25 ms left out.
+
+    Args:
+        recording: The recording.
+        number: Its number among all.
+        cfg: Of the model that is to hear it.
+        long: What to do with one that is longer than the window: `"split"` it,
+            `"cut"` it after the first, or refuse it (`"skip"`).
+        samples: Its sound, where it has been read already.
+
+    Raises:
+        AudioError: It cannot be read, or is longer than the window and to be skipped.
+    """
+    timed = {name: timed_labels(label) for name, label in recording.labels.items()}
+    spans = {
+        name: tuple(piece._replace(value=str(piece.value)) for piece in pieces)
+        for name, pieces in timed.items()
+        if pieces
     }
-    words = _words(spans, recording.text)
-    text = recording.text
-    if text is None and words:
-        text = " ".join(word for _, _, word in words)
-    pieces = samples.split(model.cfg.n_samples)
-    is_one = len(pieces) == 1
-    for i, piece in enumerate(pieces):
-        if len(piece) < MIN_SAMPLES:
-            continue
-        start_s = i * model.cfg.n_samples / SAMPLE_RATE_HZ
-        end_s = start_s + len(piece) / SAMPLE_RATE_HZ
-        mine = _within(words, start_s, end_s)
-        yield Heard(
-            recording=number,
-            name=_short(recording.id),
-            start_s=start_s,
-            samples=piece.clone(),
-            text=text if is_one else " ".join(word for _, _, word in mine) or None,
-            words=mine,
-            labels=labels,
-            spans={name: _within(each, start_s, end_s) for name, each in spans.items()},
-            tokens=recording.tokens if is_one else None,
-        )
-
-
-def _timed(value: Any) -> tuple[Span, ...]:
-    """A label that changes in time: `[[start_s, end_s, value], ...]`; () for any other."""
-    if not isinstance(value, list | tuple) or not value:
-        return ()
-    for each in value:
-        if not isinstance(each, list | tuple) or len(each) != 3:
-            return ()
-        if not all(isinstance(number, int | float) for number in each[:2]):
-            return ()
-    return tuple((float(start), float(end), str(what)) for start, end, what in value)
-
-
-def _words(spans: Mapping[str, tuple[Span, ...]], text: str | None) -> tuple[Span, ...]:
-    """The label that holds the words of the text: one called so, or one that reads like it."""
-    for name, each in spans.items():
-        read = " ".join(word for _, _, word in each)
-        if text is not None and read.lower().split() == text.lower().split():
-            return each
-        if text is None and name in _WORD_LABELS:
-            return each
-    named = next((spans[name] for name in _WORD_LABELS if name in spans), ())
-    return named if text is None else ()
-
-
-def _within(spans: Sequence[Span], start_s: float, end_s: float) -> tuple[Span, ...]:
-    """What lies in a window, in its own time."""
-    return tuple(
-        (max(start, start_s) - start_s, min(end, end_s) - start_s, what)
-        for start, end, what in spans
-        if start < end_s and end > start_s
+    whole = AudioWindow(
+        recording=number,
+        name=_short(recording.id),
+        start_s=0.0,
+        samples=None,
+        text=recording.text,
+        labels={
+            name: label
+            for name, label in recording.labels.items()
+            if isinstance(label, str | int | bool) and name not in ("text", "language")
+        },
+        tokens=recording.tokens,
     )
+    words = tuple(TimedLabel(word.start_s, word.end_s, word.word) for word in recording.words or ())
+    if whole.text is None and words:
+        whole = replace(whole, text=" ".join(word.value for word in words))
+    if isinstance(recording.audio, Mel):
+        return [replace(whole, words=words, spans=spans, mel=recording.audio)]
+    samples = recording.load() if samples is None else samples
+    pieces = [piece for piece in samples.split(cfg.n_samples) if len(piece) >= MIN_SAMPLES]
+    if len(samples) <= cfg.n_samples:
+        return [replace(whole, samples=samples, words=words, spans=spans)]
+    if long == "skip":
+        seconds, window_s = len(samples) / SAMPLE_RATE_HZ, cfg.n_frames / FRAMES_PER_SECOND
+        raise AudioLengthError(f"{seconds:.2f} s are longer than the window of {window_s:g} s.")
+    windows = []
+    for i, piece in enumerate(pieces[:1] if long == "cut" else pieces):
+        start_s = i * cfg.n_samples / SAMPLE_RATE_HZ
+        end_s = start_s + len(piece) / SAMPLE_RATE_HZ
+        own = labels_within(words, start_s, end_s)
+        windows.append(
+            replace(
+                whole,
+                start_s=start_s,
+                samples=piece.clone(),
+                text=" ".join(word.value for word in own) or None,
+                words=own,
+                spans={name: labels_within(each, start_s, end_s) for name, each in spans.items()},
+                tokens=None,
+            )
+        )
+    return windows
+
+
+def mel_of(model: HookedWhisper, windows: Sequence[AudioWindow]) -> Mel:
+    """The log-mels of windows, side by side, where the model is and in its dtype."""
+    cfg = model.cfg
+    mels = [
+        window_mel(window, cfg.n_mels, cfg.n_frames).to(model.device, model.dtype)
+        for window in windows
+    ]
+    return Mel.cat(mels)
+
+
+def window_mel(window: AudioWindow, n_mels: int, n_frames: int) -> Mel:
+    """The log-mel of one window."""
+    if window.mel is not None:
+        return window.mel
+    return to_mel((window.samples, SAMPLE_RATE_HZ), n_mels=n_mels, n_frames=n_frames)
 
 
 def _short(name: str) -> str:
     """A name as it is, but of a path the file alone."""
     return Path(name).name or name if "/" in name else name
-
-
-def batches(windows: Sequence[Heard], size: int) -> Iterator[tuple[int, list[Heard]]]:
-    """Some windows at a time, with the number of the first."""
-    for first in range(0, len(windows), size):
-        yield first, list(windows[first : first + size])
-
-
-def mel_of(model: HookedWhisper, windows: Sequence[Heard]) -> Any:
-    """The log-mels of windows, side by side."""
-    return model.to_mel([(each.samples, SAMPLE_RATE_HZ) for each in windows])
-
-
-def on_positions(spans: Sequence[Span], n_positions: int, position_s: float) -> list[str | None]:
-    """What is true in the middle of each position; None for nothing."""
-    middle = (torch.arange(n_positions, dtype=torch.float64) + 0.5) * position_s
-    found: list[str | None] = [None] * n_positions
-    for start, end, what in spans:
-        for place in ((middle >= start) & (middle < end)).nonzero()[:, 0].tolist():
-            found[place] = what
-    return found

@@ -5,21 +5,20 @@ from typing import Any
 
 import torch
 
-from hooked_whisper.data.windows import Heard, mel_of
+from hooked_whisper.data.windows import AudioWindow, mel_of
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.attention_words import AlignmentReducer, Times
-from hooked_whisper.sae.evaluation.inputs import has_tokenizer
-from hooked_whisper.speech.tokens import get_tokenizer
+from hooked_whisper.speech.tokens import get_tokenizer, has_tokenizer
 
 
-def token_times(model: HookedWhisper, window: Heard, tokens: Sequence[int]) -> Times:
+def token_times(model: HookedWhisper, window: AudioWindow, tokens: Sequence[int]) -> Times:
     """Start and end of each token in its window, in seconds; None for those without a time.
 
     Tokens of one word share the word's time. The last token of the prompt, which
     writes the first word, has that word's.
     """
     times: Times = [None] * len(tokens)
-    if not has_tokenizer(model):
+    if not has_tokenizer(model.cfg):
         return times
     tokenizer = get_tokenizer(model.cfg)
     written = [place for place, token in enumerate(tokens) if token < tokenizer.eot]
@@ -58,7 +57,7 @@ def _joined(times: Times, groups: Sequence[int]) -> list[tuple[float, float] | N
 
 @torch.no_grad()
 def _by_attention(
-    model: HookedWhisper, window: Heard, tokens: Sequence[int], n_prompt: int
+    model: HookedWhisper, window: AudioWindow, tokens: Sequence[int], n_prompt: int
 ) -> Times:
     """When each token is said, as the alignment heads hear it."""
     mel = mel_of(model, [window])

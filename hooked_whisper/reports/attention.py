@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hooked_whisper import digits
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, SAMPLE_RATE_HZ
-from hooked_whisper.data.recordings import Recording, as_recordings, readable
+from hooked_whisper.data.recordings import Recording
+from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.display import box, framed
 from hooked_whisper.errors import AudioLengthError, InputError, RecordingsError
 from hooked_whisper.hooks.root import Hook
@@ -36,7 +37,7 @@ from hooked_whisper.reports.attention_words import (
 )
 from hooked_whisper.reports.html import render
 from hooked_whisper.reports.media import encode_mel
-from hooked_whisper.speech.audio import encode_audio, load_audio
+from hooked_whisper.speech.audio import encode_audio
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.store.files import write_whole
 
@@ -187,7 +188,7 @@ def _one_recording(recording: Any, words: Any) -> tuple[Recording, list[Word]]:
 
 def _read(model: HookedWhisper, recording: Recording, cut: bool) -> Tensor:
     """The recording's samples at 16 kHz, as long as the model's window at most."""
-    samples = load_audio(readable(recording.audio))
+    samples = recording.load()
     if len(samples) > model.cfg.n_samples and not cut:
         raise AudioLengthError(
             f"{recording.id} is {len(samples) / SAMPLE_RATE_HZ:.2f} s long; the page shows one "

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hooked_whisper.data.windows import Heard, batches, mel_of
+from hooked_whisper.data.batches import window_batches
+from hooked_whisper.data.windows import AudioWindow, mel_of
 from hooked_whisper.display import progress_bar
 from hooked_whisper.reports.sites import FeatureSite
 from hooked_whisper.speech.wer import n_wrong_words
@@ -36,7 +37,7 @@ class Effect(NamedTuple):
 @torch.no_grad()
 def transcripts(
     model: Any,
-    windows: Sequence[Heard],
+    windows: Sequence[AudioWindow],
     *,
     batch_size: int = 8,
     progress: bool = True,
@@ -46,16 +47,16 @@ def transcripts(
     found: list[str] = []
     show = progress and bool(windows)
     with progress_bar(total=len(windows), desc="transcripts", unit="window", show=show) as bar:
-        for _, some in batches(windows, batch_size):
-            found += model.generate(mel_of(model, some), **options).texts
-            bar.update(len(some))
+        for batch in window_batches(model, windows, batch_size):
+            found += model.generate(batch.mel, **options).texts
+            bar.update(len(batch))
     return found
 
 
 @torch.no_grad()
 def effects(
     site: FeatureSite,
-    windows: Sequence[Heard],
+    windows: Sequence[AudioWindow],
     pairs: Sequence[tuple[int, int]],
     factor: float,
     *,
@@ -105,7 +106,7 @@ def effects(
             stream = torch.stack([before[window] for window, _, _ in some])
             with site.scaled([each for _, each, _ in some], [by for _, _, by in some]):
                 texts += write(stream, [window for window, _, _ in some])
-            bar.update(len(some))
+            bar.update(len(batch))
     return {
         pair: Effect(plain[pair[0]], texts[2 * i], texts[2 * i + 1]) for i, pair in enumerate(pairs)
     }

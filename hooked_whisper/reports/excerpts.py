@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hooked_whisper.config import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
-from hooked_whisper.data.windows import Heard, mel_of
+from hooked_whisper.data.windows import AudioWindow, mel_of
 from hooked_whisper.display import progress_bar
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.media import encode_mel
@@ -46,7 +46,7 @@ class Room:
         seconds: How much sound there is room for.
     """
 
-    def __init__(self, windows: Sequence[Heard], seconds: float | int) -> None:
+    def __init__(self, windows: Sequence[AudioWindow], seconds: float | int) -> None:
         self.windows = windows
         self.left_s = float(seconds)
         self._kept: dict[int, Any] = {}
@@ -93,7 +93,10 @@ def part_of(parts: Sequence[Part], window: int, start_s: float, end_s: float) ->
 
 
 def encode_parts(
-    model: HookedWhisper, windows: Sequence[Heard], parts: Iterable[Part], progress: bool = True
+    model: HookedWhisper,
+    windows: Sequence[AudioWindow],
+    parts: Iterable[Part],
+    progress: bool = True,
 ) -> list[dict[str, Any]]:
     """The parts as the page holds them: times, sound, and the model's own spectrogram."""
     found, known, mel = [], -1, None

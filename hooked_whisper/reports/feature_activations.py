@@ -16,12 +16,14 @@ from hooked_whisper.analysis.selectivity import (
     LatentCollector,
 )
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
-from hooked_whisper.data.windows import Heard, batches, mel_of, on_positions
+from hooked_whisper.data.batches import WindowBatch, window_batches
+from hooked_whisper.data.windows import AudioWindow
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.sites import FeatureSite
-from hooked_whisper.sae.evaluation.inputs import has_tokenizer
+from hooked_whisper.speech.labels import values_of_steps
+from hooked_whisper.speech.tokens import has_tokenizer
 
 POSITION_S = FRAMES_PER_POSITION / FRAMES_PER_SECOND
 """Seconds of one encoder position."""
@@ -58,7 +60,7 @@ class Measured:
     """
 
     chosen: tuple[int, ...]
-    windows: list[Heard]
+    windows: list[AudioWindow]
     first: int
     offsets: Int64[Tensor, " window_plus_1"]
     active: ActiveLatents
@@ -85,7 +87,7 @@ class Measured:
 @torch.no_grad()
 def measure(
     site: FeatureSite,
-    windows: list[Heard],
+    windows: list[AudioWindow],
     chosen: Sequence[int],
     *,
     all_frames: bool = False,
@@ -107,13 +109,13 @@ def measure(
     """
     model, collector, lengths = site.model, LatentCollector(), []
     first = 0
-    if site.stack == "decoder" and not all_frames and has_tokenizer(model):
+    if site.stack == "decoder" and not all_frames and has_tokenizer(model.cfg):
         first = model.to_tokens("").shape[1] - 1
     bar = progress_bar(total=len(windows), desc=f"{site.kind}s", unit="window", show=progress)
     with bar:
-        for _, some in batches(windows, batch_size):
-            values = site.read(_activation(site, some))[..., list(chosen)]
-            for row, window in enumerate(some):
+        for batch in window_batches(model, windows, batch_size):
+            values = site.read(_activation(site, batch))[..., list(chosen)]
+            for row, window in enumerate(batch.windows):
                 last = len(window.tokens or ()) if site.stack == "decoder" else window.n_positions
                 if site.stack == "encoder" and all_frames:
                     last = values.shape[1]
@@ -125,25 +127,19 @@ def measure(
                     )
                 collector.add(mine)
                 lengths.append(len(mine))
-            bar.update(len(some))
+            bar.update(len(batch))
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     is_text = site.stack == "decoder"
     tokens = tuple(each.tokens or () for each in windows) if is_text else ()
     return Measured(tuple(chosen), windows, first, offsets, collector.result(), tokens)
 
 
-def _activation(site: FeatureSite, some: list[Heard]) -> Tensor:
+def _activation(site: FeatureSite, batch: WindowBatch) -> Tensor:
     """The hook's activation on some windows."""
-    model, mel = site.model, mel_of(site.model, some)
-    options: dict[str, Any] = {"names_filter": site.hook_name, "stop_at_layer": site.stop_at_layer}
-    if site.stack == "encoder":
-        _, cache = model.run_with_cache(mel, **options)
-    else:
-        rows = [list(each.tokens or ()) for each in some]
-        width = max(map(len, rows))
-        # A causal decoder does not see what stands behind a row's end.
-        filled = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-        _, cache = model.run_with_cache(mel, filled.to(model.device), **options)
+    tokens = batch.tokens if site.stack == "decoder" else None
+    _, cache = site.model.run_with_cache(
+        batch.mel, tokens, names_filter=site.hook_name, stop_at_layer=site.stop_at_layer
+    )
     return cache[site.hook_name]
 
 
@@ -164,7 +160,7 @@ def position_labels(measured: Measured, site: FeatureSite) -> list[Labels]:
             found = [
                 value
                 for each, n in zip(windows, lengths, strict=True)
-                for value in on_positions(each.spans.get(name, ()), n, POSITION_S)
+                for value in values_of_steps(each.spans.get(name, ()), n, POSITION_S)
             ]
             labels += _told(name, found)
         if any(each.words for each in windows):
@@ -172,7 +168,7 @@ def position_labels(measured: Measured, site: FeatureSite) -> list[Labels]:
             labels += _told("sound", [
                 ("speech" if word else "silence") if each.words else None
                 for each, n in zip(windows, lengths, strict=True)
-                for word in on_positions(each.words, n, POSITION_S)
+                for word in values_of_steps(each.words, n, POSITION_S)
             ])  # fmt: skip
     constant = dict.fromkeys(name for each in windows for name in each.labels)
     for name in constant:
@@ -202,7 +198,7 @@ def token_names(model: HookedWhisper, tokens: Sequence[int]) -> list[str]:
     """Each token as text; as its number where the vocabulary is not Whisper's."""
     if not tokens:
         return []
-    if not has_tokenizer(model):
+    if not has_tokenizer(model.cfg):
         return [str(token) for token in tokens]
     return model.to_str_tokens(list(tokens))
 

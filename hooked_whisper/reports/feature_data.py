@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hooked_whisper.data.windows import Heard
+from hooked_whisper.data.windows import AudioWindow
 from hooked_whisper.reports.alignment import token_times
 from hooked_whisper.reports.attention_words import Times
 from hooked_whisper.reports.examples import Moment, Range, around, curve, moments_of, words_at
@@ -78,7 +78,7 @@ class Entries:
         """Those without sound."""
         return sum(clip.part is None for each in self.clips for clip in each)
 
-    def window_data(self, windows: list[Heard], written: dict[int, str]) -> dict[str, Any]:
+    def window_data(self, windows: list[AudioWindow], written: dict[int, str]) -> dict[str, Any]:
         """What the page says about each window that it shows."""
         found = {}
         for i in self.windows:

@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooked_whisper.data.windows import Heard, hear
+from hooked_whisper.data.windows import AudioWindow, load_windows
 from hooked_whisper.display import box, count, fold, framed, table
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.whisper import HookedWhisper
@@ -18,7 +18,7 @@ from hooked_whisper.reports.feature_data import Entries, make_entries
 from hooked_whisper.reports.feature_labels import Told, tell
 from hooked_whisper.reports.html import render
 from hooked_whisper.reports.sites import FeatureSite, feature_site
-from hooked_whisper.sae.evaluation.inputs import has_tokenizer
+from hooked_whisper.speech.tokens import has_tokenizer
 
 if TYPE_CHECKING:
     import pandas
@@ -152,7 +152,7 @@ def feature_page(
     site = feature_site(model, source, hook_name)
     asked = _asked(site, out, latents, n_clips, n_effects, n_effect_clips, amplify, max_mb)
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    windows = hear(model, recordings, texts)
+    windows = load_windows(model, recordings, texts)
     if site.stack == "decoder":
         windows = _with_tokens(site, windows, language, options)
     measured = measure(site, windows, asked.chosen, all_frames=all_frames, **options)
@@ -161,7 +161,7 @@ def feature_page(
     pairs = _pairs(asked, entries, told)
     found = effects(site, windows, pairs, asked.amplify, language=language, **options)
     written = {}
-    if transcribe and has_tokenizer(model):
+    if transcribe and has_tokenizer(model.cfg):
         unknown = [i for i in entries.windows if windows[i].text is None]
         texts_of = transcripts(model, [windows[i] for i in unknown], language=language, **options)
         written = dict(zip(unknown, texts_of, strict=True))
@@ -208,7 +208,7 @@ def _asked(
     if len(set(chosen)) < len(chosen):
         raise InputError(f"{site.kind}s are {latents!r}; each can be shown once.")
     if n_effects is None:
-        n_effects = N_EFFECTS if has_tokenizer(site.model) else 0
+        n_effects = N_EFFECTS if has_tokenizer(site.model.cfg) else 0
     counts = {"n_clips": n_clips, "n_effects": n_effects, "n_effect_clips": n_effect_clips}
     for name, value in counts.items():
         least = 0 if name == "n_effects" else 1
@@ -217,7 +217,7 @@ def _asked(
     for name, value in {"amplify": amplify, "max_mb": max_mb}.items():
         if not isinstance(value, int | float) or not isfinite(value):
             raise InputError(f"{name} is {value!r}; it must be a finite number.")
-    if n_effects and not has_tokenizer(site.model):
+    if n_effects and not has_tokenizer(site.model.cfg):
         raise InputError(
             f"this model's vocabulary of {site.model.cfg.d_vocab} is not Whisper's, so that it "
             "writes no transcripts to compare. Pass n_effects=0."
@@ -228,11 +228,11 @@ def _asked(
 
 
 def _with_tokens(
-    site: FeatureSite, windows: list[Heard], language: str, options: dict[str, Any]
-) -> list[Heard]:
+    site: FeatureSite, windows: list[AudioWindow], language: str, options: dict[str, Any]
+) -> list[AudioWindow]:
     """Windows with what the decoder reads: given tokens, the text, or what the model writes."""
     model, untold = site.model, [each for each in windows if each.text is None and not each.tokens]
-    if (untold or any(not each.tokens for each in windows)) and not has_tokenizer(model):
+    if (untold or any(not each.tokens for each in windows)) and not has_tokenizer(model.cfg):
         raise InputError(
             f"{site.hook_name!r} is in the decoder, and this model's vocabulary of "
             f"{model.cfg.d_vocab} is not Whisper's: give each recording its tokens."
@@ -301,7 +301,7 @@ def _table(
 
 
 def _summary(
-    site: FeatureSite, windows: list[Heard], asked: _Asked, n_pairs: int
+    site: FeatureSite, windows: list[AudioWindow], asked: _Asked, n_pairs: int
 ) -> dict[str, Any]:
     return {
         "kind": site.kind,

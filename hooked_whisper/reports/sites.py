@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, Stack
-from hooked_whisper.data.sites import choose_sites
+from hooked_whisper.data.hook_rows import choose_hooks
 from hooked_whisper.errors import InputError, SpliceError
 from hooked_whisper.hooks.names import stack_of
 from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
@@ -54,7 +54,7 @@ class FeatureSite:
     @property
     def stop_at_layer(self) -> tuple[Stack, int] | None:
         """How far the model has to run."""
-        sites = choose_sites(self.model, self.hook_name)
+        sites = choose_hooks(self.model, self.hook_name)
         stop = sites.stop_encoder if self.stack == "encoder" else sites.stop_decoder
         return None if stop is None else (self.stack, stop)
 

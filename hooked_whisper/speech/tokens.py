@@ -21,6 +21,11 @@ D_VOCABS = (51864, 51865, 51866)
 TASKS = ("transcribe", "translate")
 
 
+def has_tokenizer(cfg: HookedWhisperConfig) -> bool:
+    """Whether the vocabulary is Whisper's, so that the model reads and writes text."""
+    return cfg.d_vocab in D_VOCABS
+
+
 def get_tokenizer(
     cfg: HookedWhisperConfig, language: Any = "en", task: Any = "transcribe"
 ) -> "Tokenizer":
@@ -36,7 +41,7 @@ def get_tokenizer(
     Raises:
         TokenError: The vocabulary is not Whisper's, or has no such language or task.
     """
-    if cfg.d_vocab not in D_VOCABS:
+    if not has_tokenizer(cfg):
         raise TokenError(
             f"d_vocab is {cfg.d_vocab}; Whisper's tokenizer has {D_VOCABS[0]} (English only), "
             f"{D_VOCABS[1]} or {D_VOCABS[2]} tokens. Give this model token ids: an integer tensor "

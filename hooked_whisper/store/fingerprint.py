@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from hooked_whisper.checksums import checksum_of_model
+from hooked_whisper.data.hook_rows import RowHooks
 from hooked_whisper.data.loading import ReadingRules
 from hooked_whisper.data.recordings import Recordings
-from hooked_whisper.data.sites import Sites
 from hooked_whisper.errors import InputError, StoreError, StoreMismatchError
 
 FORMAT = "hooked_whisper.activations/1"
@@ -71,17 +71,21 @@ def as_dtype(dtype: Any) -> Any:
     return DTYPE_NAMES.get(dtype, dtype) if isinstance(dtype, str) else dtype
 
 
-def shard_size(sites: Sites, rules: ReadingRules, options: HarvestOptions) -> int:
+def shard_size(hooks: RowHooks, rules: ReadingRules, options: HarvestOptions) -> int:
     """Recordings of one shard: whole batches, up to 256 MiB of full windows."""
     if options.recordings_per_shard is not None:
         return options.recordings_per_shard
-    n = _SHARD_BYTES // max(1, sites.window_bytes(rules.cfg, options.dtype.itemsize))
+    n = _SHARD_BYTES // max(1, hooks.window_bytes(rules.cfg, options.dtype.itemsize))
     n = min(n, _MOST_PER_SHARD)
     return max(1, n // options.batch_size) * options.batch_size
 
 
 def make_identity(
-    model: Any, sites: Sites, recordings: Recordings, rules: ReadingRules, options: HarvestOptions
+    model: Any,
+    hooks: RowHooks,
+    recordings: Recordings,
+    rules: ReadingRules,
+    options: HarvestOptions,
 ) -> dict[str, Any]:
     """Everything that decides what is in a store, ready for JSON."""
     return {
@@ -89,8 +93,8 @@ def make_identity(
         "package": package_version(),
         "model": model_identity(model),
         "device": model.device.type,
-        "hooks": sites.names,
-        "kinds": {site.name: site.kind for site in sites.each},
+        "hooks": hooks.names,
+        "kinds": {hook.name: hook.kind for hook in hooks.each},
         "dtype": _plain(options.dtype),
         "frames": options.frames,
         "frame_rule": FRAME_RULES[options.frames],
@@ -99,7 +103,7 @@ def make_identity(
         if rules.text is None
         else {"from": rules.text, "language": rules.language, "task": rules.task},
         "batch_size": options.batch_size,
-        "recordings_per_shard": shard_size(sites, rules, options),
+        "recordings_per_shard": shard_size(hooks, rules, options),
         "recordings": {"n": recordings.n, "xxh3_128": recordings.digest},
         "note": options.note,
     }

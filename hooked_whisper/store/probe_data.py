@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hooked_whisper.data.sites import SECONDS_PER_ROW
+from hooked_whisper.data.hook_rows import SECONDS_PER_ROW
 from hooked_whisper.errors import ProbeError
-from hooked_whisper.store.provenance import RecordingEntry, is_timed, timed_value
+from hooked_whisper.speech.labels import timed_labels, values_of_steps
+from hooked_whisper.store.provenance import RecordingEntry
 from hooked_whisper.store.reader import ActivationStore
 
 MEL_HOOK = "encoder.hook_mel"
@@ -107,16 +108,16 @@ def mel_features(store: ActivationStore, samples: Samples) -> np.ndarray | None:
 def _pieces(value: Any, n_rows: int, per_row: float, pooled: bool) -> list[tuple[int, int, Any]]:
     """First row, last but one, and value of each sample of a recording."""
     if not pooled:
-        middles = [(row + 0.5) * per_row for row in range(n_rows)]
-        values = [timed_value(value, moment) for moment in middles]
+        values = values_of_steps(value, n_rows, per_row)
         return [(row, row + 1, each) for row, each in enumerate(values) if each is not None]
-    if not is_timed(value):
+    pieces = timed_labels(value)
+    if pieces is None:
         return [(0, n_rows, value)] if n_rows else []
     if not per_row:
         raise ProbeError("a label that changes in time says nothing of tokens.")
     bounds = [
         (round(start / per_row), min(n_rows, round(end / per_row)), each)
-        for start, end, each in value
+        for start, end, each in pieces
     ]
     return [(start, stop, each) for start, stop, each in bounds if start < stop]
 

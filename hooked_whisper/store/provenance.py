@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from hooked_whisper.data.sites import RowKind
+from hooked_whisper.data.hook_rows import RowKind
 from hooked_whisper.errors import StoreDamagedError
 from hooked_whisper.store.shards import record_name
 
@@ -121,20 +121,3 @@ class ShardPlaces:
             return range(0)
         ends = self._ends[kind]
         return range(int(ends[own[0]]), int(ends[own[-1] + 1]))
-
-
-def timed_value(label: Any, moment_s: float) -> Any:
-    """A label at a moment: itself, or the value of the interval that holds the moment."""
-    if not is_timed(label):
-        return label
-    return next((value for start, end, value in label if start <= moment_s < end), None)
-
-
-def is_timed(label: Any) -> bool:
-    """Whether a label is a list of `[start_s, end_s, value]`."""
-    return isinstance(label, list) and all(
-        isinstance(each, list)
-        and len(each) == 3
-        and all(isinstance(bound, int | float) for bound in each[:2])
-        for each in label
-    )

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from hooked_whisper.data.sites import SECONDS_PER_ROW, RowKind
+from hooked_whisper.data.hook_rows import SECONDS_PER_ROW, RowKind
 from hooked_whisper.display import box, count, facts, fold, size, table
 from hooked_whisper.errors import StoreDamagedError, StoreError
 from hooked_whisper.hooks.names import NamesFilter, match_names
+from hooked_whisper.speech.labels import values_at
 from hooked_whisper.store.manifest import read_manifest
-from hooked_whisper.store.provenance import RecordingEntry, RowPlaces, ShardPlaces, timed_value
+from hooked_whisper.store.provenance import RecordingEntry, RowPlaces, ShardPlaces
 from hooked_whisper.store.shards import DTYPES, TOKENS, OpenShard, shard_name
 from hooked_whisper.store.shuffle import ShuffledReader
 
@@ -359,12 +360,12 @@ class ActivationStore:
         """
         kind, where = self.kind(hook_names), self.where(hook_names, rows)
         middle = where.start_s + SECONDS_PER_ROW.get(kind, 0.0) / 2
-        known: dict[int, Any] = {}
-        found = []
-        for index, moment in zip(where.recording.tolist(), middle.tolist(), strict=True):
-            if index not in known:
-                known[index] = self.recording(index).labels.get(label)
-            found.append(timed_value(known[index], moment))
+        found: list[Any] = [None] * len(middle)
+        for index in where.recording.unique().tolist():
+            rows_there = (where.recording == index).nonzero().flatten().tolist()
+            values = values_at(self.recording(index).labels.get(label), middle[rows_there].tolist())
+            for row, value in zip(rows_there, values, strict=True):
+                found[row] = value
         return found
 
     def _places_of(self, number: int) -> ShardPlaces:

@@ -1,18 +1,21 @@
 """One shard in the making: its recordings go through the model batch by batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hooked_whisper.config import FRAMES_PER_POSITION, SAMPLE_RATE_HZ
+from hooked_whisper.config import SAMPLE_RATE_HZ
+from hooked_whisper.data.batches import written_rows
+from hooked_whisper.data.forward import collect_rows, row_counts
+from hooked_whisper.data.hook_rows import RowHooks, RowKind
 from hooked_whisper.data.loading import Loaded, ReadingRules
-from hooked_whisper.data.passes import Window, run_batch
-from hooked_whisper.data.sites import RowKind, Sites
 from hooked_whisper.errors import RecordingsError
+from hooked_whisper.speech.mel import Mel
 from hooked_whisper.store.fingerprint import HarvestOptions
 from hooked_whisper.store.shards import TOKENS, ShardRows, shard_name
 
@@ -22,10 +25,31 @@ class Making:
     """What is the same for every shard."""
 
     model: Any
-    sites: Sites
+    hooks: RowHooks
     rules: ReadingRules
     options: HarvestOptions
     strict: bool
+
+
+@dataclass
+class Window:
+    """A window of a recording on its way through the model.
+
+    Args:
+        mel: Its log-mel, until the model has run.
+        n_frames: Mel frames that hold sound.
+        start_s: Where it begins in its recording, in seconds.
+        tokens: For the decoder; those that the model writes are put here.
+        n_rows: Rows that it has, by their kind, once the model has run.
+        text: What the model wrote, where it was asked to.
+    """
+
+    mel: Mel | None
+    n_frames: int
+    start_s: float
+    tokens: tuple[int, ...]
+    n_rows: dict[RowKind, int] = field(default_factory=dict)
+    text: str | None = None
 
 
 class ShardMaker:
@@ -83,7 +107,7 @@ class ShardMaker:
         Args:
             written: Size and checksum of the rows.
         """
-        kinds = self.making.sites.kinds
+        kinds = self.making.hooks.kinds
         windows = [window for _, each in self._used for window in each]
         return {
             "shard": self.number,
@@ -95,41 +119,55 @@ class ShardMaker:
         }
 
     def _windows(self, loaded: Loaded) -> list[Window]:
-        cfg, options = self.making.rules.cfg, self.making.options
+        cfg = self.making.rules.cfg
         windows = []
         for number, n_frames in enumerate(loaded.n_frames):
-            n_used = n_frames if options.frames == "speech" else cfg.n_frames
-            n_rows: dict[RowKind, int] = {
-                "encoder": -(-n_used // FRAMES_PER_POSITION),
-                "frame": n_used,
-                "decoder": len(loaded.tokens or ()),
-            }
+            mel = Mel(torch.from_numpy(loaded.mels[number])[None], torch.tensor([n_frames]))
             start_s = number * cfg.n_samples / SAMPLE_RATE_HZ
-            mel = torch.from_numpy(loaded.mels[number])
-            windows.append(Window(mel, n_frames, start_s, loaded.tokens, n_rows))
+            windows.append(Window(mel, n_frames, start_s, loaded.tokens or ()))
         return windows
 
     def _run(self, windows: list[Window]) -> None:
-        making = self.making
-        rules = making.rules
-        options = {"language": rules.language, "task": rules.task}
-        rows = run_batch(
-            making.model, making.sites, windows, making.options.dtype, rules.text, options
+        making, all_frames = self.making, self.making.options.frames == "all"
+        mel = Mel.cat([window.mel for window in windows if window.mel is not None])
+        mel = mel.to(making.model.device, making.model.dtype)
+        write = partial(self._transcribe, windows) if making.rules.text == "transcript" else None
+        given = [window.tokens for window in windows] if making.hooks.needs_tokens else ()
+        rows = collect_rows(
+            making.model,
+            making.hooks,
+            mel,
+            write or given,
+            all_frames=all_frames,
+            dtype=making.options.dtype,
         )
-        if "decoder" in making.sites.kinds:
-            tokens = [token for window in windows for token in window.tokens or ()]
+        if "decoder" in making.hooks.kinds:
+            tokens = [token for window in windows for token in window.tokens]
             rows[TOKENS] = torch.tensor(tokens, dtype=torch.int32)
-        for window in windows:
-            window.mel = torch.empty(0, 0)  # what was there is not needed any more
+        counts = row_counts(mel, [window.tokens for window in windows], all_frames=all_frames)
+        for number, window in enumerate(windows):
+            window.n_rows = {kind: counts[kind][number] for kind in making.hooks.kinds}
+            window.mel = None  # is not needed any more
         take = _bring_to_host(rows)
         self._collect()  # of the batch before: on a GPU it has arrived by now
         self._on_the_way = take
+
+    def _transcribe(self, windows: list[Window], encoder_output: Tensor) -> list[tuple[int, ...]]:
+        """Have the model write down the windows; its tokens, without the end, become theirs."""
+        model, rules = self.making.model, self.making.rules
+        generation = model.generate(
+            encoder_output=encoder_output, language=rules.language, task=rules.task
+        )
+        rows = written_rows(generation, model.cfg)
+        for window, row, text in zip(windows, rows, generation.texts, strict=True):
+            window.tokens, window.text = tuple(row[: model.cfg.n_text_ctx]), text
+        return [window.tokens for window in windows]
 
     def _collect(self) -> None:
         if self._on_the_way is None:
             return
         arrived, self._on_the_way = self._on_the_way(), None
-        names = [*self.making.sites.names, *([TOKENS] if TOKENS in arrived else [])]
+        names = [*self.making.hooks.names, *([TOKENS] if TOKENS in arrived else [])]
         for name in names:
             self.rows.add(name, arrived[name])
 

@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 
+from hooked_whisper.data.hook_rows import choose_hooks
 from hooked_whisper.data.loading import (
     Job,
     Loaded,
-    LongRule,
     ReadingRules,
     TextRule,
     default_workers,
     load_all,
 )
-from hooked_whisper.data.recordings import Recordings, as_recordings
-from hooked_whisper.data.sites import choose_sites
+from hooked_whisper.data.recordings import Recordings
+from hooked_whisper.data.sources import as_recordings
+from hooked_whisper.data.windows import LongRule
 from hooked_whisper.display import progress_bar
 from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import RecordingsError, StoreError
@@ -104,19 +105,19 @@ def harvest(
         StoreWriteError: The disk is full, or forbids it.
         StoreError: Options that do not go together.
     """
-    sites = choose_sites(model, hooks)
+    chosen = choose_hooks(model, hooks)
     check_choice("text", text, ("label", "transcript"))
     check_choice("long", long, ("split", "cut", "skip"))
     options = HarvestOptions(as_dtype(dtype), frames, batch_size, recordings_per_shard, note)
     source = as_recordings(recordings, text_column=text_column, audio_column=audio_column)
-    rules = ReadingRules(model.cfg, long, text if sites.needs_tokens else None, language, task)
+    rules = ReadingRules(model.cfg, long, text if chosen.needs_tokens else None, language, task)
     _check_model(model, note)
     _check_texts(source, rules)
     plan = Plan(
-        Making(model, sites, rules, options, strict=strict),
+        Making(model, chosen, rules, options, strict=strict),
         source,
         Path(folder).expanduser(),
-        make_identity(model, sites, source, rules, options),
+        make_identity(model, chosen, source, rules, options),
         default_workers() if n_workers is None else n_workers,
     )
     _run(plan, ProcessGroup.current(StoreError), verify=verify, progress=progress)

@@ -14,8 +14,8 @@ from hooked_whisper.data.recordings import Recording, Recordings
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import RecordingsError
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.sae.evaluation.inputs import has_tokenizer
 from hooked_whisper.speech.mel import Mel
+from hooked_whisper.speech.tokens import has_tokenizer
 
 Hook = tuple[str, Callable[..., None]]
 
@@ -201,7 +201,7 @@ def _write(
     max_new_tokens: int | None,
 ) -> Written | None:
     """What the model writes; the recording's own tokens where its vocabulary is not Whisper's."""
-    if has_tokenizer(model):
+    if has_tokenizer(model.cfg):
         done = model.generate(
             None, encoder_output=encoder_output, language=language, max_new_tokens=max_new_tokens
         )

@@ -13,10 +13,10 @@ from hooked_whisper.analysis.selectivity import Selectivity
 from hooked_whisper.figures import plot_density, plot_training
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.evaluate import evaluate_sae
-from hooked_whisper.sae.evaluation.inputs import has_tokenizer
 from hooked_whisper.sae.evaluation.reconstruction import Reconstruction, judge_reconstruction
 from hooked_whisper.sae.evaluation.report import SAEEvaluation
 from hooked_whisper.sae.evaluation.speech_labels import latents_by_speech
+from hooked_whisper.speech.tokens import has_tokenizer
 from hooked_whisper.study.autoencoder import Autoencoder
 from hooked_whisper.study.exhibits import Exhibit, Section, Table, number, percent
 from hooked_whisper.study.labels import Known
@@ -97,7 +97,7 @@ def judge(
     """Judge an autoencoder on the recordings that are kept for it, the first few of them."""
     chosen = recordings.judge[:MOST_JUDGED]
     sae, hook_name = autoencoder.sae, autoencoder.hook_name
-    if has_tokenizer(model):
+    if has_tokenizer(model.cfg):
         texts = [each.text for each in chosen]
         told = texts if all(text is not None for text in texts) else None
         evaluation = evaluate_sae(

@@ -8,9 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ, HookedWhisperConfig
-from hooked_whisper.data.recordings import Recording, readable
+from hooked_whisper.data.recordings import Recording
 from hooked_whisper.digits import SpokenWord
-from hooked_whisper.speech.audio import load_audio
 from hooked_whisper.study.clips import Clip, Written
 
 
@@ -47,7 +46,7 @@ def known(recording: Recording, cfg: HookedWhisperConfig, *, whole: bool = True)
     """
     audio, speaker = recording.audio, recording.labels.get("speaker")
     if not whole or isinstance(audio, bytes):
-        audio = (load_audio(readable(audio))[: cfg.n_samples], SAMPLE_RATE_HZ)
+        audio = (recording.load()[: cfg.n_samples], SAMPLE_RATE_HZ)
     return Known(
         audio,
         recording.text if whole else None,

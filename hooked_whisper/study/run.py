@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hooked_whisper.data.recordings import as_recordings
+from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.errors import (
     HookNameError,
     InputError,

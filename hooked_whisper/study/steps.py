@@ -13,7 +13,7 @@ from hooked_whisper.data.recordings import Recordings
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.attention import attention_page
 from hooked_whisper.reports.features import feature_page
-from hooked_whisper.sae.evaluation.inputs import has_tokenizer
+from hooked_whisper.speech.tokens import has_tokenizer
 from hooked_whisper.store.fingerprint import model_identity, package_version
 from hooked_whisper.study.autoencoder import Autoencoder
 from hooked_whisper.study.clips import Hearing
@@ -154,7 +154,7 @@ def _pages(
         progress=progress,
     )
     links.append(("Listen to what each latent responds to", FEATURES))
-    if has_tokenizer(model):
+    if has_tokenizer(model.cfg):
         first = (uses.train or uses.judge)[0][0]
         attention_page(model, first, folder / ATTENTION, cut=True)
         links.append((f"See where every head looks while {first.id} plays", ATTENTION))

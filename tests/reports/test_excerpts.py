@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from hooked_whisper.data.windows import hear
+from hooked_whisper.data.windows import load_windows
 from hooked_whisper.reports.excerpts import Part, encode_parts
 from hooked_whisper.reports.media import encode_mel
 from hooked_whisper.speech.audio import encode_audio
@@ -12,7 +12,7 @@ from hooked_whisper.speech.audio import encode_audio
 
 def test_sound_and_spectrogram_are_those_of_the_part(digits_model: Any) -> None:
     samples = torch.randn(4 * 16_000) / 10
-    windows = hear(digits_model, [(samples, 16_000)])
+    windows = load_windows(digits_model, [(samples, 16_000)])
     (found,) = encode_parts(digits_model, windows, [Part(0, 1.5, 2.25)], progress=False)
     assert (found["window"], found["start"], found["end"]) == (0, 1.5, 2.25)
     assert found["audio"] == encode_audio(samples[24_000:36_000])

@@ -218,11 +218,11 @@ def test_tokens_of_a_hook_in_the_decoder(
 
 
 def test_times_of_tokens_by_attention_where_no_words_are_known(digits_model: Any) -> None:
-    from hooked_whisper.data.windows import hear
+    from hooked_whisper.data.windows import load_windows
     from hooked_whisper.reports.alignment import token_times
 
     recording = recordings()[1]
-    [window] = hear(digits_model, [recording.path], texts=[recording.text])
+    [window] = load_windows(digits_model, [recording.path], texts=[recording.text])
     assert window.words == ()
     tokens = digits_model.to_tokens(" " + recording.text)[0].tolist()
     times = token_times(digits_model, window, tokens)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hooked_whisper.data.windows import hear, on_positions
+from hooked_whisper.data.windows import load_windows
 from hooked_whisper.errors import HookNameError, InputError, RecordingsError, SpliceError
 from hooked_whisper.reports import feature_page
 from hooked_whisper.sae import TopKConfig, make_sae
@@ -56,9 +56,9 @@ def test_long_recordings_and_labels_of_a_manifest(
 
 
 def test_texts_of_the_caller_come_before_those_of_the_recordings(tiny_model: Any) -> None:
-    windows = hear(tiny_model, ROWS[1:], texts=["new", None])
+    windows = load_windows(tiny_model, ROWS[1:], texts=["new", None])
     assert [each.text for each in windows] == ["new", None]
-    [first, *_] = hear(tiny_model, ROWS[:1], texts=["quite another"])
+    [first, *_] = load_windows(tiny_model, ROWS[:1], texts=["quite another"])
     assert first.words == (), "the times are of other words"
 
 
@@ -161,9 +161,3 @@ def test_tokens_of_a_vocabulary_without_text(
 )
 def test_changed_words_are_counted(before: str, after: str, n: int) -> None:
     assert n_wrong_words(before, after) == n
-
-
-def test_what_is_said_in_the_middle_of_a_position() -> None:
-    assert on_positions([(0.005, 0.03, "a"), (0.05, 0.09, "b")], 5, 0.02) == [
-        "a", None, "b", "b", None
-    ]  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hooked_whisper.data import Recording
-from hooked_whisper.data.windows import Heard
+from hooked_whisper.data.windows import AudioWindow
 from hooked_whisper.digits import recordings
 from hooked_whisper.reports import feature_page
 from hooked_whisper.reports.excerpts import Part, Room, part_of
@@ -99,8 +99,8 @@ def _opening_s(open_page: Callable[..., Any], path: Path) -> float:
     return time.perf_counter() - began
 
 
-def silence(seconds: float) -> Heard:
-    return Heard(0, "x", 0.0, torch.zeros(round(seconds * 16000)))
+def silence(seconds: float) -> AudioWindow:
+    return AudioWindow(0, "x", 0.0, torch.zeros(round(seconds * 16000)))
 
 
 def test_long_recordings_keep_what_is_needed_of_them() -> None:

@@ -74,16 +74,16 @@ def test_an_interruption_in_the_middle_of_a_pass_leaves_the_same_store(
 ) -> None:
     from hooked_whisper.store import shard_writer
 
-    real, passes = shard_writer.run_batch, []
+    real, passes = shard_writer.collect_rows, []
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any, **options: Any) -> Any:
         passes.append(1)
         if len(passes) == 8:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "run_batch", interrupted)
+        patch.setattr(shard_writer, "collect_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
             small_harvest(clips, tmp_path / "broken")
     with pytest.raises(StoreError, match="not complete"):

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from hooked_whisper.data import Recording
 from hooked_whisper.errors import HookNameError, StoreDamagedError, StoreError
 from hooked_whisper.store import ActivationDataset, ActivationStore
-from hooked_whisper.store.provenance import timed_value
 from hooked_whisper.store.shuffle import BLOCK_ROWS, shuffled_groups
 
 NAMES = ["encoder.blocks.0.hook_resid_post", "encoder.blocks.1.hook_resid_post"]
@@ -172,11 +171,6 @@ def test_labels_and_places(store: ActivationStore) -> None:
     tokens = store.where(TOKENS, slice(-3, None)).token
     assert tokens is not None
     assert tokens.tolist() == [1, 2, 23]
-
-
-@pytest.mark.parametrize(("moment", "value"), [(0.0, "a"), (0.5, "b"), (0.9, None), (1.0, None)])
-def test_an_interval_ends_before_its_end(moment: float, value: str | None) -> None:
-    assert timed_value([[0.0, 0.5, "a"], [0.5, 0.9, "b"]], moment) == value
 
 
 def test_what_is_known_of_recordings(store: ActivationStore) -> None:

@@ -22,9 +22,10 @@ from hooked_whisper.sae.evaluation.downstream import (
     RecoveredMeter,
     transcript_scores,
 )
-from hooked_whisper.sae.evaluation.inputs import Batch, Inputs, has_tokenizer, own_rows, prepare
+from hooked_whisper.sae.evaluation.inputs import Batch, Inputs, own_rows, prepare
 from hooked_whisper.sae.evaluation.reconstruction import ReconstructionMeter, decoder_cosines
 from hooked_whisper.sae.evaluation.report import FrameEvaluation, SAEEvaluation
+from hooked_whisper.speech.tokens import has_tokenizer
 from hooked_whisper.speech.wer import Normalize
 
 
@@ -150,7 +151,7 @@ def _judge(
     normalize: Normalize,
     progress: bool,
 ) -> list[SAEEvaluation]:
-    transcripts = transcripts and has_tokenizer(inputs.model)
+    transcripts = transcripts and has_tokenizer(inputs.model.cfg)
     extents = {None: ["speech", "all"], True: ["all"], False: ["speech"]}[all_frames]
     jobs = {
         site: [_Job(site, each) for each in (extents if site.stack == "encoder" else ["text"])]

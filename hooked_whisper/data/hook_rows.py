@@ -1,4 +1,4 @@
-"""Which hooks a harvest keeps: what a row of each is, and how far the model has to run.
+"""Hooks as rows: what a row of each is, and how far the model has to run for them.
 
 A row is one place in time or in the text. There are three kinds:
 
@@ -9,11 +9,12 @@ A row is one place in time or in the text. There are three kinds:
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, HookedWhisperConfig, Stack
 from hooked_whisper.errors import StoreError
 from hooked_whisper.hooks.names import NamesFilter, stack_of
+from hooked_whisper.model.whisper import HookedWhisper
 
 RowKind = Literal["encoder", "frame", "decoder"]
 ROW_KINDS: tuple[RowKind, ...] = get_args(RowKind)
@@ -25,8 +26,8 @@ SECONDS_PER_ROW = {
 
 
 @dataclass(frozen=True)
-class Site:
-    """One hook of a harvest.
+class RowHook:
+    """A hook whose activation becomes rows.
 
     Args:
         name: The hook.
@@ -42,8 +43,8 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Sites:
-    """The hooks of a harvest, in the model's order.
+class RowHooks:
+    """Hooks whose activations become rows, in the model's order.
 
     Args:
         each: The hooks.
@@ -51,32 +52,32 @@ class Sites:
         stop_decoder: The same of the decoder.
     """
 
-    each: tuple[Site, ...]
+    each: tuple[RowHook, ...]
     stop_encoder: int | None
     stop_decoder: int | None
 
     @property
     def names(self) -> list[str]:
         """The hooks' names."""
-        return [site.name for site in self.each]
+        return [hook.name for hook in self.each]
 
     @property
     def needs_tokens(self) -> bool:
         """Whether the decoder runs."""
-        return any(site.name.startswith("decoder.") for site in self.each)
+        return any(hook.name.startswith("decoder.") for hook in self.each)
 
     @property
     def kinds(self) -> tuple[RowKind, ...]:
         """The kinds of rows there are."""
-        return tuple(kind for kind in ROW_KINDS if any(site.kind == kind for site in self.each))
+        return tuple(kind for kind in ROW_KINDS if any(hook.kind == kind for hook in self.each))
 
     def window_bytes(self, cfg: HookedWhisperConfig, itemsize: int) -> int:
         """Bytes of the rows of one full window, at most."""
         n_rows = {"encoder": cfg.n_audio_ctx, "frame": cfg.n_frames, "decoder": cfg.n_text_ctx}
-        return sum(n_rows[site.kind] * prod(site.widths) * itemsize for site in self.each)
+        return sum(n_rows[hook.kind] * prod(hook.widths) * itemsize for hook in self.each)
 
 
-def choose_sites(model: Any, hooks: NamesFilter) -> Sites:
+def choose_hooks(model: HookedWhisper, hooks: NamesFilter) -> RowHooks:
     """The hooks that names or globs choose, each with what its rows are.
 
     Raises:
@@ -84,17 +85,17 @@ def choose_sites(model: Any, hooks: NamesFilter) -> Sites:
         StoreError: A hook whose rows have no fixed width.
     """
     names = model.hook_names(hooks)
-    each = tuple(_site(model, name) for name in names)
+    each = tuple(_row_hook(model, name) for name in names)
     decoder = [name for name in names if name.startswith("decoder.")]
     encoder = [name for name in names if name.startswith("encoder.")]
-    return Sites(
+    return RowHooks(
         each,
         stop_encoder=None if decoder else _stop(encoder, "encoder"),
         stop_decoder=_stop(decoder, "decoder") if decoder else None,
     )
 
 
-def _site(model: Any, name: str) -> Site:
+def _row_hook(model: HookedWhisper, name: str) -> RowHook:
     axes, stack = model.hook_dict[name].axes, stack_of(name)
     row = next((axis for axis in ("frame", "pos", "query", "key") if axis in axes), None)
     is_self = stack == "decoder" and ".cross_attn." not in name
@@ -106,7 +107,7 @@ def _site(model: Any, name: str) -> Site:
     kind: RowKind = "frame" if row == "frame" else "encoder" if row == "key" else stack
     sizes = dict(zip(axes, model.axis_sizes(name), strict=True))
     widths = tuple(sizes[axis] or 0 for axis in axes if axis not in ("batch", row))
-    return Site(name, kind, axes.index(row), widths)
+    return RowHook(name, kind, axes.index(row), widths)
 
 
 def _stop(names: list[str], stack: Stack) -> int | None:
