@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig, Stack
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.windows import AudioWindow, mel_of
 from hooked_whisper.errors import InputError
+from hooked_whisper.hooks.passes import first_positions
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import check_tokens, get_tokenizer, to_tokens
@@ -50,7 +51,7 @@ class WindowBatch:
     def counts(self, stack: Stack, n_pos: int) -> Bool[Tensor, "batch pos"]:
         """The positions of a stack that hold speech or text; the others are padding."""
         lengths = self.mel.n_positions if stack == "encoder" else self.n_tokens
-        return first_positions(lengths, n_pos)
+        return first_positions(lengths, len(self), n_pos)
 
 
 def window_batches(
@@ -85,11 +86,6 @@ def pad_tokens(
     width = max(map(len, rows))
     filled = [[*row, *[row[-1]] * (width - len(row))] for row in rows]
     return torch.tensor(filled, dtype=torch.int64, device=device)
-
-
-def first_positions(lengths: Int[Tensor, " batch"], n_pos: int) -> Bool[Tensor, "batch pos"]:
-    """A mask of the first positions of each row, so many as its length."""
-    return torch.arange(n_pos, device=lengths.device) < lengths[:, None]
 
 
 def text_row(

@@ -106,7 +106,7 @@ def effects(
             stream = torch.stack([before[window] for window, _, _ in some])
             with site.scaled([each for _, each, _ in some], [by for _, _, by in some]):
                 texts += write(stream, [window for window, _, _ in some])
-            bar.update(len(batch))
+            bar.update(len(some))
     return {
         pair: Effect(plain[pair[0]], texts[2 * i], texts[2 * i + 1]) for i, pair in enumerate(pairs)
     }
