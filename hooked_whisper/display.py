@@ -34,17 +34,33 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool = True, **opt
 # Words
 
 
-def number(value: Any) -> str:
-    """A number as it is read; "–" for None and NaN.
+def number(value: Any, digits: int | None = None) -> str:
+    """A number as it is read, fractions with so many digits after the point; "–" for None and NaN.
 
     >>> number(51864), number(0.123456), number(float("nan")), number(True)
     ('51,864', '0.1235', '–', 'yes')
+    >>> number(1234.5, 2), number(-0.001, 2)
+    ('1,234.50', '0.00')
     """
     if value is None or value != value:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if digits is None:
+        return f"{value:.4g}"
+    text = f"{value:,.{digits}f}"
+    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share of 1 in percent.
+
+    >>> percent(0.1234), percent(None)
+    ('12.3 %', '–')
+    """
+    return number(share) if share is None else f"{number(100.0 * share, digits)} %"
 
 
 def size(n_bytes: int) -> str:

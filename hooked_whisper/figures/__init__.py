@@ -21,6 +21,7 @@ from hooked_whisper.figures.statistics import (
     plot_cosine_matrix,
     plot_head_scores,
     plot_histograms,
+    plot_offsets,
     plot_probes,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "plot_latents",
     "plot_logit_lens",
     "plot_mel",
+    "plot_offsets",
     "plot_patching",
     "plot_pattern",
     "plot_patterns",

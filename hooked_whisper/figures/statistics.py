@@ -187,6 +187,41 @@ def plot_histograms(
 
 
 @style.styled
+def plot_offsets(
+    attention: Mapping[str, Float[Tensor, "offset"]],
+    *,
+    position_s: float | int = 0.02,
+    title: str = "",
+) -> "matplotlib.figure.Figure":
+    """How much attention goes how far from the query: a line for each layer, or head.
+
+    Args:
+        attention: By name the mean attention at each distance, as many before the query as
+            behind it.
+        position_s: Seconds of a position: 0.02 in the encoder.
+        title: Drawn above.
+    """
+    if not attention or any(len(line) % 2 == 0 for line in attention.values()):
+        raise InputError(
+            "pass at least one line, of an odd number of distances: the middle one is the query."
+        )
+    figure = style.new_figure(6.4, 3.6, title)
+    axes = figure.subplots()
+    for number, (name, line) in enumerate(attention.items()):
+        reach = len(line) // 2
+        seconds = [position_s * (i - reach) for i in range(len(line))]
+        line_style = style.line_style(number)
+        line_style |= {"markevery": max(1, reach // 5), "markersize": 3.5, "linewidth": 1.3}
+        axes.plot(seconds, line.float().numpy(force=True), label=style.plain(name), **line_style)
+    axes.set_yscale("log")
+    axes.set(xlabel="time looked at, from the query (s)", ylabel="mean attention to a position")
+    axes.axvline(0, color=style.FAINT, linewidth=0.7, zorder=0)
+    open_frame(axes, grid="y")
+    figure.legend(loc="outside right upper", fontsize=style.SMALL, frameon=False)
+    return figure
+
+
+@style.styled
 def plot_probes(
     scores: Float[Tensor, "layer bound"],
     names: Sequence[str],

@@ -2,5 +2,6 @@
 
 from hooked_whisper.reports.attention import AttentionPage, attention_page
 from hooked_whisper.reports.features import FeaturePage, feature_page
+from hooked_whisper.reports.html import page_styles
 
-__all__ = ["AttentionPage", "FeaturePage", "attention_page", "feature_page"]
+__all__ = ["AttentionPage", "FeaturePage", "attention_page", "feature_page", "page_styles"]

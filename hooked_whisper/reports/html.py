@@ -79,6 +79,11 @@ def safe_json(data: Any) -> str:
     return text
 
 
+def page_styles() -> str:
+    """The styles that all pages share, to be put into a page of one's own."""
+    return (STATIC / "page.css").read_text(encoding="utf-8")
+
+
 def plain(value: Any) -> Any:
     """A value of lists, dictionaries, strings and numbers, with None for what is not finite."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,6 +1,6 @@
 """Activations of many recordings, stored, read and probed."""
 
-from hooked_whisper.store.dataset import ActivationDataset
+from hooked_whisper.store.dataset import ActivationDataset, Epochs
 from hooked_whisper.store.probes import ProbeResult, ProbeScore, probe
 from hooked_whisper.store.provenance import RecordingEntry, RowPlaces
 from hooked_whisper.store.reader import ActivationStore
@@ -10,6 +10,7 @@ from hooked_whisper.store.writer import harvest
 __all__ = [
     "ActivationDataset",
     "ActivationStore",
+    "Epochs",
     "ProbeResult",
     "ProbeScore",
     "RecordingEntry",

@@ -81,7 +81,7 @@ ROOMS = {
     "figures": """
         plot_attribution plot_by_layer plot_cosine_matrix plot_cross_attention plot_density
         plot_encoder_lens plot_entropy plot_head_scores plot_histograms plot_latents
-        plot_logit_lens plot_mel plot_patching plot_pattern plot_patterns plot_probes
+        plot_logit_lens plot_mel plot_offsets plot_patching plot_pattern plot_patterns plot_probes
         plot_sources plot_sweep plot_training plot_trajectories
     """,
     "data": "AudioWindow Recording WindowBatch as_recordings load_windows window_batches",
@@ -106,21 +106,21 @@ ROOMS = {
         attention_rollout attribution_patch gradient_rollout greedy_ablation head_ablations
         layer_ablations patch_sweep path_patch path_patch_heads
     """,
-    "reports": "AttentionPage FeaturePage attention_page feature_page",
+    "reports": "AttentionPage FeaturePage attention_page feature_page page_styles",
     "store": """
-        ActivationDataset ActivationStore ProbeResult ProbeScore RecordingEntry RowPlaces harvest
-        probe verify_store
+        ActivationDataset ActivationStore Epochs ProbeResult ProbeScore RecordingEntry RowPlaces
+        harvest probe verify_store
     """,
     "study": "Study study",
     "sae": """
         ARCHITECTURES ActivationSource BatchTopKConfig BatchTopKSAE Clip GatedConfig GatedSAE
         JumpReLUConfig JumpReLUSAE MatryoshkaConfig MatryoshkaSAE MemoryActivations
-        ModelActivations ReLUConfig ReLUSAE SAE SAEConfig SAEEvaluation SkipTranscoder
-        SkipTranscoderConfig TensorBoardLog TopKConfig TopKSAE TrainingConfig TrainingLog
-        Transcoder TranscoderConfig WandbLog
+        ModelActivations ReLUConfig ReLUSAE Reconstruction SAE SAEConfig SAEEvaluation
+        SkipTranscoder SkipTranscoderConfig TensorBoardLog TopKConfig TopKSAE TrainingConfig
+        TrainingLog Transcoder TranscoderConfig WandbLog
         decoder_cosines decoder_stability evaluate_sae evaluate_saes frame_labels
-        latents_by_speech load_sae load_suite make_sae recording_labels save_sae selectivity
-        top_clips train_sae train_saes word_labels
+        judge_reconstruction latents_by_speech load_sae load_suite make_sae recording_labels
+        save_sae selectivity top_clips train_sae train_saes word_labels
     """,
 }
 """The public names of the rooms that users import from."""
@@ -134,9 +134,12 @@ def test_the_names_of_a_room_are_these(room: str) -> None:
 
 
 MOVED = {
-    ("harvest", "store"): ROOMS["store"],
+    ("harvest", "store"): """
+        ActivationDataset ActivationStore ProbeResult ProbeScore RecordingEntry RowPlaces harvest
+        probe verify_store
+    """,
     ("harvest", "data"): "Recording as_recordings",
-    ("pages", "reports"): ROOMS["reports"],
+    ("pages", "reports"): "AttentionPage FeaturePage attention_page feature_page",
     ("interventions", "metrics"): ROOMS["metrics"],
     ("interventions", "patching"): ROOMS["patching"],
 }

@@ -111,6 +111,9 @@ CASES: dict[str, Callable[[], Any]] = {
         show_padding=True,
         title="A voice",
     ),
+    "plot_offsets": lambda: figures.plot_offsets(
+        {f"layer {i}": (0.1 + wave(21).roll(i)) / 20 for i in (0, 1)}, title="By distance"
+    ),
     "plot_patching": lambda: figures.plot_patching(
         with_nan(wave(4, 3)),
         [f"layer {i}" for i in range(4)],

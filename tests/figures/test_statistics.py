@@ -12,6 +12,7 @@ from hooked_whisper.figures.statistics import (
     plot_cosine_matrix,
     plot_head_scores,
     plot_histograms,
+    plot_offsets,
 )
 
 
@@ -97,7 +98,16 @@ def test_histograms_are_densities() -> None:
     assert plot_histograms({"a": (counts, edges)}).axes[0].get_yscale() == "log"
 
 
+def test_distances_are_seconds_from_the_query() -> None:
+    line = torch.tensor([0.1, 0.7, 0.2])
+    axes = plot_offsets({"layer 0": line}, position_s=0.5).axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[-0.5, 0.1], [0, 0.7], [0.5, 0.2]])
+    assert axes.get_yscale() == "log"
+
+
 CASES: dict[str, tuple[Callable[[], Any], str]] = {
+    "no distances": (lambda: plot_offsets({}), "at least one line"),
+    "no middle": (lambda: plot_offsets({"a": torch.ones(4)}), "an odd number of distances"),
     "no tables": (lambda: plot_head_scores({}, label="x"), "at least one table of scores"),
     "axes": (
         lambda: plot_head_scores({"a": torch.zeros(3)}, label="x"),
