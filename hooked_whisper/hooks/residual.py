@@ -7,12 +7,12 @@ cross-attention, and the MLP.
 """
 
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from hooked_whisper.config import Stack
 from hooked_whisper.errors import CacheError
@@ -20,6 +20,18 @@ from hooked_whisper.hooks.collector import Index, take
 
 ResidualStack = Float[Tensor, "component *batch_pos d_model"]
 Mode = Literal["all", "attn", "cross_attn", "mlp"]
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """A model, as far as its weights are asked for."""
+
+    @property
+    def W_U(self) -> Tensor:
+        """The unembedding, `[d_model vocab]`."""
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """A parameter by its name."""
 
 
 class ResidualAnalysis:
@@ -139,7 +151,7 @@ class ResidualAnalysis:
         pos_slice: Index | None = None,
         apply_ln: bool = False,
         *,
-        model: Any = None,
+        model: Weights | None = None,
         stack: Stack = "decoder",
         part: Literal["attn", "cross_attn"] = "attn",
     ) -> Any:
@@ -208,7 +220,7 @@ class ResidualAnalysis:
         incorrect_tokens: int | Tensor | None = None,
         pos_slice: Index | None = None,
         *,
-        model: Any,
+        model: Weights,
     ) -> Float[Tensor, "component *batch_pos"]:
         """What each component adds to the logit of a token, or to a difference of two logits.
 
@@ -235,7 +247,7 @@ class ResidualAnalysis:
         incorrect_tokens: int | Tensor | None = None,
         pos_slice: Index | None = None,
         *,
-        model: Any,
+        model: Weights,
     ) -> Float[Tensor, "*batch_pos d_model"]:
         """The direction of the decoder's final stream that `logit_attrs` projects onto.
 
@@ -251,7 +263,7 @@ class ResidualAnalysis:
         Raises:
             HookNameError: The cache lacks the last LayerNorm's `hook_scale`.
         """
-        weight, unembed = model.decoder.ln_final.weight.float(), model.decoder.W_U
+        weight, unembed = model.get_parameter("decoder.ln_final.weight").float(), model.W_U
         direction = unembed[:, torch.as_tensor(tokens)].float()
         if incorrect_tokens is not None:
             direction = direction - unembed[:, torch.as_tensor(incorrect_tokens)].float()
@@ -276,7 +288,7 @@ class ResidualAnalysis:
         return value if pos_slice is None else take(value, self.axes(key), pos_slice, str(key))[0]
 
     def _head_results(
-        self, stack: Stack, layer: int, part: str, pos_slice: Index | None, model: Any
+        self, stack: Stack, layer: int, part: str, pos_slice: Index | None, model: Weights | None
     ) -> Float[Tensor, "*batch_pos head d_model"]:
         if (stack, layer, "result", part) in self:
             return self._read((stack, layer, "result", part), pos_slice)
@@ -285,9 +297,10 @@ class ResidualAnalysis:
                 "head results were not cached. Pass model=, or run with "
                 "model.set_use_attn_result(True)."
             )
-        attention = getattr(getattr(model, stack).blocks[layer], part)
         z = self._read((stack, layer, "z", part), pos_slice)
-        return einsum(z, attention.W_O.to(z.dtype), "... head d, head d m -> ... head m")
+        W_O = model.get_parameter(f"{stack}.blocks.{layer}.{part}.out.weight").to(z.dtype)
+        W_O = rearrange(W_O, "m (head d) -> head d m", head=z.shape[-2])
+        return einsum(z, W_O, "... head d, head d m -> ... head m")
 
     def _finish(
         self,

@@ -1,0 +1,6 @@
+"""HookedWhisper: the network in the order of its parts, and what one does with it.
+
+`layers`, `attention`, `blocks`, `encoder`, `decoder` compute what openai-whisper
+computes, to the bit. `whisper` has the class; `calls` what running it takes and
+returns; `generate`, `openai_api`, `processing` and `splicing` what its methods do.
+"""

@@ -1,26 +1,34 @@
-"""What running the model takes and returns, for editors, type checkers and `help`."""
+"""How a Whisper is called: what it takes, checked; what it returns; and its types for editors.
+
+`WhisperBase` is what functions beside `HookedWhisper` know of it.
+"""
 
 import functools
 import inspect
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.config import Stack
+from hooked_whisper.config import HookedWhisperConfig, Stack
+from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import Index
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.hooks.root import Hook
+from hooked_whisper.model.decoder import Decoder
+from hooked_whisper.model.encoder import Encoder
 from hooked_whisper.model.splicing import SAEs, Splicing
 from hooked_whisper.speech.mel import Mel
+from hooked_whisper.speech.tokens import check_tokens
 
 if TYPE_CHECKING:
     from typing import TypedDict, overload
 
     from typing_extensions import Unpack
+    from whisper.model import ModelDimensions
 
 ReturnType = Literal["logits", "loss", "both"] | None
 StopAt = tuple[Stack, int] | None
@@ -33,12 +41,97 @@ class Output(NamedTuple):
     loss: Float[Tensor, "*batch_pos"]
 
 
-class Calls(Splicing):
-    """The calls of `HookedWhisper` with what each returns; their meaning is said where they are.
+def check_call(
+    cfg: HookedWhisperConfig,
+    mel: Any,
+    tokens: Any,
+    return_type: Any,
+    encoder_output: Tensor | None,
+) -> None:
+    """Refuse what a forward pass cannot run on."""
+    if return_type not in ("logits", "loss", "both", None):
+        raise InputError(
+            f'return_type is {return_type!r}; it can be "logits", "loss", "both" or None.'
+        )
+    if (mel is None) == (encoder_output is None):
+        what = "neither" if mel is None else "both"
+        raise InputError(f"{what} of mel and encoder_output given; pass one of them.")
+    if tokens is None and return_type in ("loss", "both"):
+        raise InputError(f"return_type {return_type!r} needs tokens: model.to_tokens(text).")
+    if tokens is not None:
+        check_tokens(tokens, cfg.d_vocab, cfg.n_text_ctx)
+        if mel is not None and len(mel) != len(tokens):
+            raise InputError(
+                f"{len(mel)} recordings and {len(tokens)} rows of tokens do not match. "
+                "Pass one row of tokens for each recording."
+            )
+
+
+def check_stop(
+    cfg: HookedWhisperConfig, stop_at_layer: Any, tokens: Tensor | None
+) -> dict[Stack, int]:
+    """Where to stop, by stack, with the layer counted from the start."""
+    if stop_at_layer is None:
+        return {}
+    stack, layer = check_layer(cfg, "stop_at_layer", stop_at_layer)
+    if stack == "decoder" and tokens is None:
+        raise InputError(f"stop_at_layer {stop_at_layer!r} needs tokens for the decoder.")
+    return {stack: layer}
+
+
+def check_layer(cfg: HookedWhisperConfig, name: str, given: Any) -> tuple[Stack, int]:
+    """A place before a block, with the layer counted from the start."""
+    pair = given if isinstance(given, Sequence) else ()
+    if len(pair) != 2 or pair[0] not in ("encoder", "decoder") or not isinstance(pair[1], int):
+        raise InputError(
+            f'{name} is {given!r}; it can be (stack, layer), for instance ("encoder", 2).'
+        )
+    stack, layer = cast(tuple[Stack, int], pair)
+    n_layers = cfg.n_layers(stack)
+    if not -n_layers <= layer <= n_layers:
+        raise InputError(
+            f"{name} is {given!r}; the {stack} has {n_layers} layers, so that "
+            f"it can be {-n_layers} to {n_layers}."
+        )
+    return stack, layer + n_layers if layer < 0 else layer
+
+
+class WhisperBase(Splicing):
+    """The parts of a Whisper, and its calls with what each returns.
 
     A tensor by default and for the loss; with another `return_type`, or one
-    that is only known when the program runs, Any.
+    that is only known when the program runs, Any. The calls' meaning is said
+    where they are.
     """
+
+    encoder: Encoder
+    decoder: Decoder
+    alignment_heads: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are kept in."""
+        return next(self.parameters()).dtype
+
+    @property
+    def dims(self) -> "ModelDimensions":
+        """The sizes, as openai-whisper writes them."""
+        return self.cfg.dims
+
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether the vocabulary has language tokens."""
+        return self.cfg.is_multilingual
+
+    @property
+    def num_languages(self) -> int:
+        """Languages in the vocabulary."""
+        return self.cfg.n_languages
 
     if TYPE_CHECKING:
 
@@ -196,6 +289,40 @@ class Calls(Splicing):
         ) -> tuple[Any, WhisperCache]: ...
 
 
+def check_stream(
+    model: WhisperBase,
+    stack: Stack,
+    resid: Any,
+    tokens: Tensor | None,
+    encoder_output: Tensor | None,
+) -> None:
+    """Refuse a residual stream that a stack cannot go on with."""
+    cfg, decoder = model.cfg, model.decoder
+    longest = cfg.n_audio_ctx if stack == "encoder" else cfg.n_text_ctx
+    shape = tuple(resid.shape) if isinstance(resid, Tensor) else ()
+    fits = len(shape) == 3 and shape[2] == cfg.d_model and 0 < shape[1] <= longest
+    if not fits or (stack == "encoder" and shape[1] != longest):
+        raise InputError(
+            f"resid is {shape or type(resid).__name__}; the {stack}'s stream is [batch, "
+            f"{'' if stack == 'encoder' else 'up to '}{longest}, {cfg.d_model}]."
+        )
+    if resid.device != model.device:
+        raise InputError(f"resid is on {resid.device} and the model on {model.device}.")
+    if (stack == "decoder") != (encoder_output is not None):
+        raise InputError(
+            "the decoder attends to the encoder's output; pass encoder_output=model(mel)."
+            if stack == "decoder"
+            else "encoder_output is given, which the encoder is about to compute; leave it out."
+        )
+    if stack == "decoder" and tokens is not None:
+        raise InputError("tokens are given, but the stream already holds them; leave them out.")
+    if tokens is not None:
+        check_tokens(tokens, cfg.d_vocab, cfg.n_text_ctx)
+        decoder.check_encoder_output(resid, tokens)
+    if encoder_output is not None:
+        decoder.check_encoder_output(encoder_output, resid[..., 0])
+
+
 _PASSES_ON_TO = {
     "run_with_hooks": "forward",
     "run_with_cache": "forward",
@@ -204,7 +331,7 @@ _PASSES_ON_TO = {
     "run_with_cache_with_saes": "run_with_cache",
 }
 """The runs, and what gets the arguments that they do not know."""
-_Model = TypeVar("_Model", bound=type[Calls])
+_Model = TypeVar("_Model", bound=type[WhisperBase])
 
 
 def by_name(model: _Model) -> _Model:

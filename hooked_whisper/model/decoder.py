@@ -33,7 +33,7 @@ class Decoder(TransformerStack):
     def __init__(self, cfg: HookedWhisperConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        # nn.Embedding's own constructor would draw random values, which the model draws itself.
+        # nn.Embedding's own constructor would draw other random values.
         self.token_embedding = nn.Embedding.from_pretrained(
             torch.empty(cfg.d_vocab, cfg.d_model), freeze=False
         )
@@ -46,6 +46,9 @@ class Decoder(TransformerStack):
         self.hook_embed = HookPoint("batch pos d_model")
         self.hook_pos_embed = HookPoint("batch pos d_model")
         self.hook_logits = HookPoint("batch pos vocab")
+        if not self.W_E.is_meta:  # else weights are on their way
+            nn.init.normal_(self.token_embedding.weight, std=0.02)  # as in GPT-2
+            nn.init.normal_(self.positional_embedding, std=0.01)
 
     @property
     def W_E(self) -> Float[Tensor, "vocab d_model"]:

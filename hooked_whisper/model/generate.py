@@ -1,9 +1,10 @@
 """Hooked decoding with a KV cache, on openai-whisper's own loop and token rules."""
 
+import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from jaxtyping import Float, Int
@@ -16,9 +17,22 @@ from hooked_whisper.errors import HookNameError, InputError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import StepCollector
 from hooked_whisper.hooks.names import NamesFilter
-from hooked_whisper.hooks.root import HookedEncoderDecoder
+from hooked_whisper.model.calls import WhisperBase
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import get_tokenizer
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack as Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack as Unpack
+else:
+
+    class Unpack:
+        """beartype, which tests check annotations with, knows it from Python 3.11 on."""
+
+        def __class_getitem__(cls, options: Any) -> Any:
+            return Any
+
 
 _DEFAULTS = {"language": "en", "without_timestamps": True, "suppress_blank": False}
 _MOST_TEXTS, _MOST_ROWS = 8, 50
@@ -98,19 +112,43 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    model: HookedEncoderDecoder,
-    mel: Mel | Float[Tensor, "batch mel frame"] | None,
+    model: WhisperBase,
+    mel: Mel | Float[Tensor, "batch mel frame"] | None = None,
     max_new_tokens: int | None = None,
     *,
     encoder_output: Float[Tensor, "batch pos d_model"] | None = None,
     return_cache: bool = False,
     names_filter: NamesFilter = None,
-    **options: Any,
+    **options: Unpack[GenerateOptions],
 ) -> Generation:
-    """Decode recordings greedily or by sampling; see `HookedWhisper.generate`.
+    """Decode greedily or by sampling, with hooks firing in every step.
 
-    Source: `whisper.decoding.DecodingTask`, whose loop, token filters and
-    choice of tokens run here.
+    What a hook sees: the encoder runs once. In the first step the decoder
+    sees the prompt, in every later step the one new token, so that `pos`
+    and `query` have length 1 while `key` holds every position so far.
+    Keys and values of cross-attention are computed, and their hooks fire,
+    in the first step only. An edit to `hook_k` or `hook_v` stays in the
+    cache for later steps.
+
+    Args:
+        mel: Recordings side by side.
+        max_new_tokens: Tokens to decode at most; None is half the decoder's positions.
+        encoder_output: Used instead of running the encoder on a mel.
+        return_cache: Also return the activations of all steps, joined: the
+            cache of one pass over the same tokens.
+        names_filter: Which activations to return.
+        options: Fields of openai-whisper's `DecodingOptions`. Here
+            `language="en"`, `without_timestamps=True` and
+            `suppress_blank=False` unless told otherwise; `temperature`
+            above 0 samples from torch's generator.
+
+    Raises:
+        InputError: An unknown option, or one of beam search, which `decode` has;
+            neither or both of mel and encoder output.
+        HookNameError: A name that matches nothing, or nothing that fires.
+
+    Source: `whisper.decoding.DecodingTask`, whose loop, token filters and choice of tokens
+    run here.
     """
     from whisper.decoding import DecodingTask
 
@@ -118,7 +156,7 @@ def generate(
         what = "neither" if mel is None else "both"
         raise InputError(f"{what} of mel and encoder_output given; pass one of them.")
     get_tokenizer(model.cfg)  # refuses a vocabulary that is not Whisper's
-    task = DecodingTask(model, _decoding_options(model.cfg, max_new_tokens, options))
+    task = DecodingTask(model, _decoding_options(model.cfg, max_new_tokens, {**options}))
     task.decoder.reset()
     collector = StepCollector() if return_cache else None
     names = model.hook_names(names_filter) if return_cache else []

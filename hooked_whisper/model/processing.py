@@ -6,27 +6,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import ConfigError
 from hooked_whisper.model.attention import Attention
+from hooked_whisper.model.blocks import DecoderBlock, EncoderBlock
+from hooked_whisper.model.calls import WhisperBase
 from hooked_whisper.model.layers import LayerNorm, Linear
 
 
 @torch.no_grad()
-def process_weights(
-    model: Any,
-    *,
-    fold_ln: bool,
-    center_writing_weights: bool,
-    center_unembed: bool,
-) -> HookedWhisperConfig:
-    """Rewrite a model's weights in place; see `HookedWhisper.process_weights_`.
+def process_weights_(
+    model: WhisperBase,
+    fold_ln: bool = True,
+    center_writing_weights: bool = True,
+    center_unembed: bool = False,
+) -> None:
+    """Rewrite the weights in place as TransformerLens does; the logits stay as they are.
 
-    Returns:
-        The configuration with the parameters that the model now has.
+    The unembedding and the keys' biases become parameters of their own.
+    The encoder's last LayerNorm stays as it is, so that its output
+    remains Whisper's.
+
+    Args:
+        fold_ln: Move each LayerNorm's weight and bias into what reads it.
+        center_writing_weights: Take the mean over `d_model` out of
+            everything that writes to the residual stream behind the
+            embeddings of the convolutions; every LayerNorm removes it anyway.
+        center_unembed: Take the mean over `vocab` out of the unembedding.
+            This shifts all logits of a position alike: probabilities stay.
 
     Raises:
         ConfigError: Weights in less than float32, which would lose digits.
+
+    Source: `ProcessWeights` of TransformerLens.
     """
     if model.dtype not in (torch.float32, torch.float64):
         raise ConfigError(
@@ -41,12 +52,12 @@ def process_weights(
     if center_unembed:
         unembedding = model.decoder.unembedding
         assert unembedding is not None
-        unembedding.weight -= unembedding.weight.mean(dim=0, keepdim=True)
-        unembedding.bias -= unembedding.bias.mean()
-    return replace(model.cfg, tie_unembedding=False, key_bias=True)
+        unembedding.weight.sub_(unembedding.weight.mean(dim=0, keepdim=True))
+        unembedding.bias.sub_(unembedding.bias.mean())
+    model.cfg = replace(model.cfg, tie_unembedding=False, key_bias=True)
 
 
-def _untie(model: Any) -> None:
+def _untie(model: WhisperBase) -> None:
     """Give the unembedding and every key map parameters of their own."""
     weight = model.decoder.W_E
     if model.decoder.unembedding is None:
@@ -57,7 +68,7 @@ def _untie(model: Any) -> None:
         unembedding.bias = nn.Parameter(torch.zeros_like(weight[:, 0]), requires_grad=train)
         model.decoder.unembedding = unembedding
         model.mod_dict["decoder.unembedding"] = unembedding
-    for block in [*model.encoder.blocks, *model.decoder.blocks]:
+    for block in _blocks(model):
         for attention in _attentions(block):
             if not attention.key.has_bias:
                 like = attention.query.bias
@@ -66,19 +77,24 @@ def _untie(model: Any) -> None:
                 )
 
 
-def _attentions(block: Any) -> list[Attention]:
-    return [block.attn, block.cross_attn] if hasattr(block, "cross_attn") else [block.attn]
+def _blocks(model: WhisperBase) -> list[EncoderBlock | DecoderBlock]:
+    blocks: list[Any] = [*model.encoder.blocks, *model.decoder.blocks]
+    return blocks
 
 
-def _fold_layer_norms(model: Any) -> None:
+def _attentions(block: EncoderBlock | DecoderBlock) -> list[Attention]:
+    return [block.attn, block.cross_attn] if isinstance(block, DecoderBlock) else [block.attn]
+
+
+def _fold_layer_norms(model: WhisperBase) -> None:
     """Move LayerNorm weights and biases into the linear maps that read them.
 
     The encoder's last LayerNorm keeps its own: its output is the encoder's.
     """
-    for block in [*model.encoder.blocks, *model.decoder.blocks]:
+    for block in _blocks(model):
         attention = block.attn
         _fold(block.ln1, [attention.query, attention.key, attention.value])
-        if hasattr(block, "cross_attn"):
+        if isinstance(block, DecoderBlock):
             _fold(block.ln2, [block.cross_attn.query])
             _fold(block.ln3, [block.mlp.fc_in])
         else:
@@ -97,15 +113,15 @@ def _fold(norm: LayerNorm, readers: list[Linear]) -> None:
     norm.bias.zero_()
 
 
-def _center_writing_weights(model: Any) -> None:
+def _center_writing_weights(model: WhisperBase) -> None:
     """Take the mean over d_model out of what is added to either residual stream."""
     _center(model.decoder.token_embedding.weight)
-    for stack in (model.encoder, model.decoder):
-        _center(stack.positional_embedding)
-        for block in stack.blocks:
-            for writer in [*(attention.out for attention in _attentions(block)), block.mlp.fc_out]:
-                _center(writer.weight.T)
-                _center(writer.bias)
+    _center(model.encoder.positional_embedding)
+    _center(model.decoder.positional_embedding)
+    for block in _blocks(model):
+        for writer in [*(attention.out for attention in _attentions(block)), block.mlp.fc_out]:
+            _center(writer.weight.T)
+            _center(writer.bias)
 
 
 def _center(weight: Tensor) -> None:

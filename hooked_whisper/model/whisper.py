@@ -1,8 +1,8 @@
 """HookedWhisper: OpenAI's Whisper with a name for every activation."""
 
-from collections.abc import Sequence
+import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,27 +11,43 @@ from torch import Tensor, nn
 
 from hooked_whisper.config import FLAGS, HookedWhisperConfig, Stack
 from hooked_whisper.device import as_device
-from hooked_whisper.display import box, facts
-from hooked_whisper.errors import ConfigError, InputError, TokenError
+from hooked_whisper.errors import ConfigError, TokenError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import Collector, StepCollector
 from hooked_whisper.hooks.passes import PassInfo
-from hooked_whisper.model.calls import Calls, Output, ReturnType, StopAt, by_name
+from hooked_whisper.model import describe, openai_api, processing
+from hooked_whisper.model import generate as generation
+from hooked_whisper.model.calls import (
+    Output,
+    ReturnType,
+    StopAt,
+    WhisperBase,
+    by_name,
+    check_call,
+    check_layer,
+    check_stop,
+    check_stream,
+)
 from hooked_whisper.model.decoder import Decoder
 from hooked_whisper.model.encoder import Encoder, MelInput
-from hooked_whisper.model.pretrained import Pretrained
 from hooked_whisper.speech import tokens as speech_tokens
 from hooked_whisper.speech.mel import Mel, to_mel
+from hooked_whisper.weights.huggingface import from_hf_state
+from hooked_whisper.weights.loaded import LoadedWeights, assign_weights
+from hooked_whisper.weights.native import save_weights
+from hooked_whisper.weights.openai import from_openai_state
+from hooked_whisper.weights.registry import load_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+Model = TypeVar("Model", bound="HookedWhisper")
 
 _NO_TARGET = -100
 
 
 @by_name
-class HookedWhisper(Pretrained, Calls):
+class HookedWhisper(WhisperBase):
     """Whisper, computed as openai-whisper computes it, with hooks throughout.
 
     `HookedWhisper(cfg)` has random weights, drawn from torch's generator; see
@@ -42,58 +58,106 @@ class HookedWhisper(Pretrained, Calls):
         cfg: Sizes and switches.
     """
 
-    encoder: Encoder
-    decoder: Decoder
-
     def __init__(self, cfg: HookedWhisperConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
-        self._init_alignment_heads()
-        self._init_weights()
+        heads = openai_api.default_alignment_heads(cfg)
+        self.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
         self.setup()
         for flag in FLAGS:
             self._set_flag(flag, getattr(cfg, flag))
 
-    def _init_weights(self) -> None:
-        """Embeddings as in GPT-2; the rest keeps PyTorch's defaults."""
-        if self.decoder.W_E.is_meta:
-            return  # weights are on their way; random ones would cost memory here
-        nn.init.normal_(self.decoder.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.decoder.positional_embedding, std=0.01)
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        source: str | os.PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        download_root: str | os.PathLike[str] | None = None,
+        fold_ln: bool = False,
+        center_writing_weights: bool = False,
+        center_unembed: bool = False,
+    ) -> Model:
+        """A Whisper with trained weights, in eval mode.
 
-    def __repr__(self) -> str:
-        """Sizes, place, hooks and autoencoders; `print(model.encoder)` shows modules."""
-        lines = [f"  {name:<8} {value}" for name, value in self._facts().items()]
-        return "\n".join([f"{type(self).__name__} {self._headline()}", *lines])
+        Args:
+            source: An OpenAI release (`"tiny"`, `"tiny.en"`, ... `"turbo"`),
+                `"digits"` (the small model that comes with the package), the
+                path of an OpenAI `.pt` checkpoint, a Hugging Face folder or
+                hub id (`"openai/whisper-tiny"`), or a folder that
+                `save_pretrained` wrote.
+            device: Where the weights go; None is CUDA where there is one.
+            dtype: What the weights are kept in.
+            download_root: Where OpenAI's releases are kept; None is openai-whisper's own folder.
+            fold_ln: See `process_weights_`.
+            center_writing_weights: See `process_weights_`.
+            center_unembed: See `process_weights_`.
 
-    def _repr_html_(self) -> str:
-        """The same as a table."""
-        return box(type(self).__name__, self._headline(), facts(self._facts()))
+        Raises:
+            DeviceError: A device that is not there; nothing was loaded.
+            SourceError: The source leads to no weights.
+            DownloadError: The download failed.
+            CheckpointError: The file cannot be read as plain tensors.
+            ArchitectureError: The weights of something else.
+            WeightNameError: Missing or unexpected tensors.
+            WeightShapeError: A tensor of the wrong shape.
+        """
+        device = as_device(device)
+        model = cls._from_loaded(load_weights(source, download_root=download_root), device, dtype)
+        if fold_ln or center_writing_weights or center_unembed:
+            model.process_weights_(fold_ln, center_writing_weights, center_unembed)
+        return model
 
-    def _headline(self) -> str:
-        n_parameters = sum(each.numel() for each in self.parameters())
-        return (
-            f"{self.cfg.model_name!r}: {n_parameters:,} parameters, {self.dtype} on {self.device}"
-        )
+    @classmethod
+    def from_openai(
+        cls: type[Model],
+        model: nn.Module,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Model:
+        """A copy of an openai-whisper model in memory, where and in what that is unless told."""
+        loaded, first = from_openai_state(model), next(model.parameters())
+        device = first.device if device is None else as_device(device)
+        return cls._from_loaded(loaded, device, dtype or first.dtype)
 
-    def _facts(self) -> dict[str, str]:
-        cfg = self.cfg
-        hooked = [name for name, point in self.hook_dict.items() if point.has_any_hook]
-        stacks = {
-            stack: f"{cfg.n_layers(stack)} layers x {cfg.n_heads(stack)} heads of "
-            f"{cfg.d_head(stack)}, d_model {cfg.d_model}, d_mlp {cfg.d_mlp}"
-            for stack in get_args(Stack)
-        }
-        return {
-            "encoder": f"{stacks['encoder']}; {cfg.n_mels} mel bands, {cfg.window_s:g} s",
-            "decoder": f"{stacks['decoder']}; {cfg.n_text_ctx} of {cfg.d_vocab:,} tokens",
-            "hooks": f"{len(self.hook_names())} points in model.hook_names(); "
-            f"hooked: {_some(hooked)}",
-            "SAEs": _some(list(self.acts_to_saes)),
-            "modules": "print(model.encoder), print(model.decoder)",
-        }
+    @classmethod
+    def from_hf(
+        cls: type[Model],
+        model: nn.Module,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Model:
+        """A copy of a transformers Whisper in memory, where and in what that is unless told."""
+        loaded, first = from_hf_state(model), next(model.parameters())
+        device = first.device if device is None else as_device(device)
+        return cls._from_loaded(loaded, device, dtype or first.dtype)
+
+    @classmethod
+    def _from_loaded(
+        cls: type[Model],
+        loaded: LoadedWeights,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Model:
+        with torch.device("meta"):
+            model = cls(loaded.cfg)
+        assign_weights(model, loaded, device=device, dtype=dtype)
+        if loaded.alignment_heads is not None:
+            model.alignment_heads = loaded.alignment_heads.to_sparse()
+        model.alignment_heads = model.alignment_heads.to(device)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the weights as safetensors, with the configuration and the alignment heads."""
+        heads = self.alignment_heads.to_dense().cpu()
+        save_weights(folder, self.cfg, self.state_dict(), heads)
+
+    process_weights_ = processing.process_weights_
 
     def to(self, *args: Any, **kwargs: Any) -> "Self":
         """Move or convert the model in place; see `torch.nn.Module.to`.
@@ -105,6 +169,9 @@ class HookedWhisper(Pretrained, Calls):
             if isinstance(place, (str, int, torch.device)):
                 as_device(place)
         return super().to(*args, **kwargs)
+
+    __repr__ = describe.as_text
+    _repr_html_ = describe.as_html
 
     # Running
 
@@ -135,8 +202,8 @@ class HookedWhisper(Pretrained, Calls):
             InputError: Neither or both of mel and encoder output, or a bad one.
             TokenError: Bad tokens, or a loss of fewer than two.
         """
-        self._check_call(mel, tokens, return_type, encoder_output)
-        stop = self._check_stop(stop_at_layer, tokens)
+        check_call(self.cfg, mel, tokens, return_type, encoder_output)
+        stop = check_stop(self.cfg, stop_at_layer, tokens)
         if encoder_output is None:
             encoder_output = self.encoder(mel, stop.get("encoder"))
         if tokens is None or "encoder" in stop:
@@ -184,41 +251,13 @@ class HookedWhisper(Pretrained, Calls):
         >>> stream = model(mel, stop_at_layer=("encoder", 2))           # doctest: +SKIP
         >>> logits = model.run_from(("encoder", 2), stream, tokens)     # doctest: +SKIP
         """
-        stack, start = self._check_layer("layer", layer)
-        self._check_stream(stack, resid, tokens, encoder_output)
+        stack, start = check_layer(self.cfg, "layer", layer)
+        check_stream(self, stack, resid, tokens, encoder_output)
         if stack == "decoder":
             assert encoder_output is not None
             return self.decoder.run_from(start, resid, encoder_output)
         output = self.encoder.run_from(start, resid, PassInfo(n_positions=n_positions))
         return output if tokens is None else self.decoder(tokens, output)
-
-    def _check_stream(
-        self, stack: Stack, resid: Any, tokens: Tensor | None, encoder_output: Tensor | None
-    ) -> None:
-        """Refuse a residual stream that a stack cannot go on with."""
-        longest = self.cfg.n_audio_ctx if stack == "encoder" else self.cfg.n_text_ctx
-        shape = tuple(resid.shape) if isinstance(resid, Tensor) else ()
-        fits = len(shape) == 3 and shape[2] == self.cfg.d_model and 0 < shape[1] <= longest
-        if not fits or (stack == "encoder" and shape[1] != longest):
-            raise InputError(
-                f"resid is {shape or type(resid).__name__}; the {stack}'s stream is [batch, "
-                f"{'' if stack == 'encoder' else 'up to '}{longest}, {self.cfg.d_model}]."
-            )
-        if resid.device != self.device:
-            raise InputError(f"resid is on {resid.device} and the model on {self.device}.")
-        if (stack == "decoder") != (encoder_output is not None):
-            raise InputError(
-                "the decoder attends to the encoder's output; pass encoder_output=model(mel)."
-                if stack == "decoder"
-                else "encoder_output is given, which the encoder is about to compute; leave it out."
-            )
-        if stack == "decoder" and tokens is not None:
-            raise InputError("tokens are given, but the stream already holds them; leave them out.")
-        if tokens is not None:
-            speech_tokens.check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_text_ctx)
-            self.decoder.check_encoder_output(resid, tokens)
-        if encoder_output is not None:
-            self.decoder.check_encoder_output(encoder_output, resid[..., 0])
 
     def loss(
         self,
@@ -248,51 +287,6 @@ class HookedWhisper(Pretrained, Calls):
         return F.cross_entropy(
             logits[:, :-1].transpose(1, 2), targets, ignore_index=_NO_TARGET, reduction=reduction
         )
-
-    def _check_call(
-        self, mel: Any, tokens: Any, return_type: Any, encoder_output: Tensor | None
-    ) -> None:
-        if return_type not in ("logits", "loss", "both", None):
-            raise InputError(
-                f'return_type is {return_type!r}; it can be "logits", "loss", "both" or None.'
-            )
-        if (mel is None) == (encoder_output is None):
-            what = "neither" if mel is None else "both"
-            raise InputError(f"{what} of mel and encoder_output given; pass one of them.")
-        if tokens is None and return_type in ("loss", "both"):
-            raise InputError(f"return_type {return_type!r} needs tokens: model.to_tokens(text).")
-        if tokens is not None:
-            speech_tokens.check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_text_ctx)
-            if mel is not None and len(mel) != len(tokens):
-                raise InputError(
-                    f"{len(mel)} recordings and {len(tokens)} rows of tokens do not match. "
-                    "Pass one row of tokens for each recording."
-                )
-
-    def _check_stop(self, stop_at_layer: Any, tokens: Tensor | None) -> dict[Stack, int]:
-        """Where to stop, by stack, with the layer counted from the start."""
-        if stop_at_layer is None:
-            return {}
-        stack, layer = self._check_layer("stop_at_layer", stop_at_layer)
-        if stack == "decoder" and tokens is None:
-            raise InputError(f"stop_at_layer {stop_at_layer!r} needs tokens for the decoder.")
-        return {stack: layer}
-
-    def _check_layer(self, name: str, given: Any) -> tuple[Stack, int]:
-        """A place before a block, with the layer counted from the start."""
-        pair = given if isinstance(given, Sequence) else ()
-        if len(pair) != 2 or pair[0] not in ("encoder", "decoder") or not isinstance(pair[1], int):
-            raise InputError(
-                f'{name} is {given!r}; it can be (stack, layer), for instance ("encoder", 2).'
-            )
-        stack, layer = cast(tuple[Stack, int], pair)
-        n_layers = self.cfg.n_layers(stack)
-        if not -n_layers <= layer <= n_layers:
-            raise InputError(
-                f"{name} is {given!r}; the {stack} has {n_layers} layers, so that "
-                f"it can be {-n_layers} to {n_layers}."
-            )
-        return stack, layer + n_layers if layer < 0 else layer
 
     def _make_cache(
         self, collector: Collector | StepCollector, *args: Any, **kwargs: Any
@@ -337,6 +331,18 @@ class HookedWhisper(Pretrained, Calls):
     def to_str_tokens(self, tokens: Any, **options: Any) -> list[str]:
         """One readable string for each token of a text."""
         return speech_tokens.to_str_tokens(tokens, self.cfg, **options)
+
+    generate = generation.generate
+    transcribe = openai_api.transcribe
+    decode = openai_api.decode
+    detect_language = openai_api.detect_language
+
+    # What openai-whisper's functions ask of its own class
+
+    embed_audio = openai_api.embed_audio
+    logits = openai_api.logits
+    install_kv_cache_hooks = openai_api.install_kv_cache_hooks
+    set_alignment_heads = openai_api.set_alignment_heads
 
     # Weights by TransformerLens's names
 
@@ -390,9 +396,3 @@ class HookedWhisper(Pretrained, Calls):
             point.enabled = use
         for block in [*self.encoder.blocks, *self.decoder.blocks]:
             block.declare_axes()
-
-
-def _some(names: list[str], most: int = 2) -> str:
-    """Names on one line, not too many of them."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more if names else "none"

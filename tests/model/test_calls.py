@@ -14,7 +14,7 @@ from whisper.decoding import DecodingOptions
 
 from hooked_whisper import HookedWhisper, WhisperCache
 from hooked_whisper.model.generate import GenerateOptions
-from hooked_whisper.model.openai import TranscribeOptions
+from hooked_whisper.model.openai_api import TranscribeOptions
 
 CALL = ["encoder_output", "stop_at_layer", "loss_per_token"]
 HOOKS = ["fwd_hooks", "bwd_hooks", "reset_hooks_end", "clear_contexts"]

@@ -1,0 +1,151 @@
+"""openai-whisper's own functions on a HookedWhisper: methods that are written beside its class.
+
+`whisper.decode`, `whisper.transcribe` and word timing take a HookedWhisper in
+place of openai-whisper's class and give the same results; hooks fire all the
+way through.
+"""
+
+import base64
+import gzip
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hooked_whisper.config import SAMPLE_RATE_HZ, HookedWhisperConfig
+from hooked_whisper.model.calls import WhisperBase
+from hooked_whisper.model.generate import TokenRules, Unpack
+from hooked_whisper.model.kv_cache import KVCache
+from hooked_whisper.speech.audio import load_audio
+from hooked_whisper.speech.mel import Mel
+from hooked_whisper.speech.tokens import get_tokenizer
+
+
+class TranscribeOptions(TokenRules, total=False):
+    """What `whisper.transcribe` takes besides the audio."""
+
+    verbose: bool | None
+    temperature: float | int | tuple[float | int, ...]
+    compression_ratio_threshold: float | int | None
+    logprob_threshold: float | int | None
+    no_speech_threshold: float | int | None
+    condition_on_previous_text: bool
+    initial_prompt: str | None
+    carry_initial_prompt: bool
+    word_timestamps: bool
+    prepend_punctuations: str
+    append_punctuations: str
+    clip_timestamps: str | list[float]
+    hallucination_silence_threshold: float | int | None
+    sample_len: int | None
+    best_of: int | None
+    beam_size: int | None
+    patience: float | int | None
+    length_penalty: float | int | None
+    fp16: bool
+
+
+def default_alignment_heads(cfg: HookedWhisperConfig) -> Bool[Tensor, "layer head"]:
+    """The cross-attention heads that word timing uses unless told: those of the upper layers."""
+    heads = torch.zeros(cfg.n_text_layers, cfg.n_text_heads, dtype=torch.bool, device="cpu")
+    heads[cfg.n_text_layers // 2 :] = True
+    return heads
+
+
+def set_alignment_heads(model: WhisperBase, dump: bytes) -> None:
+    """Use the heads of openai-whisper's compressed table for word timing."""
+    flat = np.frombuffer(gzip.decompress(base64.b85decode(dump)), dtype=bool).copy()
+    heads = torch.from_numpy(flat).reshape(model.cfg.n_text_layers, model.cfg.n_text_heads)
+    model.alignment_heads = heads.to_sparse().to(model.device)
+
+
+def embed_audio(
+    model: WhisperBase, mel: Mel | Float[Tensor, "batch mel frame"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """The encoder's output, as openai-whisper calls it."""
+    return model.encoder(mel)
+
+
+def logits(
+    model: WhisperBase,
+    tokens: Int[Tensor, "batch pos"],
+    audio_features: Float[Tensor, "audio_batch frame d_model"],
+) -> Float[Tensor, "batch pos vocab"]:
+    """The decoder's logits, as openai-whisper calls them."""
+    return model.decoder(tokens, audio_features)
+
+
+def install_kv_cache_hooks(model: WhisperBase, cache: Any = None) -> tuple[KVCache, list[Any]]:
+    """An empty cache to pass to the decoder, and no hooks: this decoder fills it itself."""
+    return KVCache(), []
+
+
+def detect_language(model: WhisperBase, mel: Any, tokenizer: Any = None) -> tuple[Tensor, Any]:
+    """The most probable language's token, and all languages' probabilities.
+
+    Source: `whisper.decoding.detect_language`, which this calls.
+    """
+    from whisper.decoding import detect_language
+
+    tokenizer = tokenizer or get_tokenizer(model.cfg)
+    return detect_language(model, mel.values if isinstance(mel, Mel) else mel, tokenizer)
+
+
+def decode(model: WhisperBase, mel: Any, options: Any = None, **kwargs: Any) -> Any:
+    """Decode windows of 30 s with openai-whisper: greedy, sampled, best-of or beam search.
+
+    Args:
+        mel: A `Mel`, a batch, or a single `[mel frame]`.
+        options: openai-whisper's `DecodingOptions`; by default in half
+            precision on a GPU only.
+        kwargs: Options by name.
+
+    Returns:
+        A `DecodingResult` for each recording; one alone for `[mel frame]`.
+
+    Source: `whisper.decoding.decode`, which this calls.
+    """
+    from whisper.decoding import DecodingOptions, decode
+
+    get_tokenizer(model.cfg)  # refuses a vocabulary that is not Whisper's
+    if options is None:
+        options = DecodingOptions(fp16=model.device.type != "cpu")
+    return decode(model, mel.values if isinstance(mel, Mel) else mel, options, **kwargs)
+
+
+def transcribe(
+    model: WhisperBase,
+    audio: Any,
+    *,
+    rate_hz: float | int | None = None,
+    **kwargs: Unpack[TranscribeOptions],
+) -> dict[str, Any]:
+    """Transcribe a recording of any length with openai-whisper.
+
+    Args:
+        audio: A path, or an array or tensor, by default at 16 kHz. Files
+            are read without ffmpeg.
+        rate_hz: An array's sampling rate.
+        kwargs: Everything that `whisper.transcribe` takes: `language`,
+            `beam_size`, `word_timestamps`, ...
+
+    Returns:
+        `text`, `segments` and `language`.
+
+    Raises:
+        AudioError: No usable audio; its subclasses say why.
+        TokenError: No such language.
+
+    Source: `whisper.transcribe.transcribe`, which this calls.
+    """
+    from whisper.transcribe import transcribe
+
+    # Refuses a vocabulary that is not Whisper's. English-only models take every language.
+    get_tokenizer(model.cfg, kwargs.get("language") if model.cfg.is_multilingual else None)
+    if rate_hz is None and hasattr(audio, "shape"):
+        rate_hz = SAMPLE_RATE_HZ
+    samples = load_audio(audio, rate_hz)
+    kwargs.setdefault("fp16", model.device.type != "cpu")
+    return transcribe(model, samples, **kwargs)
