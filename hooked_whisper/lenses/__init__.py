@@ -2,9 +2,14 @@
 
 from hooked_whisper.lenses.direct_attribution import Attribution, Component, direct_attribution
 from hooked_whisper.lenses.encoder_lens import EncoderLens, encoder_lens, encoder_outputs
-from hooked_whisper.lenses.logit_lens import LogitLens, StreamSite, logit_lens
+from hooked_whisper.lenses.logit_lens import (
+    LogitLens,
+    StreamSite,
+    TokenTrajectories,
+    logit_lens,
+    token_trajectories,
+)
 from hooked_whisper.lenses.source_attribution import SourceAttribution, source_attribution
-from hooked_whisper.lenses.trajectories import TokenTrajectories, token_trajectories
 
 __all__ = [
     "LogitLens",

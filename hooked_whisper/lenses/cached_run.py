@@ -1,6 +1,6 @@
 """What a lens looks at: a run of the model, the positions in it, and the tokens asked about."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,29 +25,32 @@ Tokens = int | str | Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class CachedRun:
     """The activations of a run, and the positions in it that are looked at.
 
     Args:
         cache: Activations, with a batch axis.
         n_rows: Rows of the batch.
         positions: Decoder positions, from 0.
-        asked: The tokens asked about, by what they are: for instance `"targets"`.
+        targets: The tokens asked about: those given, or else those that a decoding decoded.
+        versus: The tokens to compare them with.
     """
 
     cache: WhisperCache
     n_rows: int
     positions: tuple[int, ...]
-    asked: dict[str, Int[Tensor, "batch pos"]]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and positions."""
-        return self.n_rows, len(self.positions)
+    targets: Int[Tensor, "batch pos"] | None
+    versus: Int[Tensor, "batch pos"] | None
 
     def read(self, key: Any) -> Float[Tensor, "batch pos ..."]:
         """An activation `[batch pos ...]` at the positions."""
         return self.cache[key][:, list(self.positions)]
+
+    def targets_or_likeliest(self, model: HookedWhisper) -> Int[Tensor, "batch pos"]:
+        """The targets; without any the model's own likeliest tokens, by its last stream."""
+        if self.targets is not None:
+            return self.targets
+        return Readout.of(model).likeliest(self.read(last_stream(model)))
 
 
 def open_run(
@@ -56,51 +59,45 @@ def open_run(
     tokens: Tensor | None,
     names: Sequence[str],
     pos: Positions | None,
-    asked: Mapping[str, Tokens | None] | None = None,
+    targets: Tokens | None = None,
+    versus: Tokens | None = None,
     **run_options: Any,
-) -> Run:
+) -> CachedRun:
     """The activations that are needed, from a cache or by running the model once.
 
-    Args:
-        model: The model.
-        source: A cache, a decoding with its cache, or a recording.
-        tokens: The decoder's tokens; only with a recording.
-        names: The activations.
-        pos: Decoder positions; None takes all, of a decoding those that
-            decoded a token.
-        asked: Tokens asked about. `"targets"` that are None become the
-            model's own likeliest tokens, which needs the decoder's last
-            stream among the names, or the decoded tokens of a decoding.
-        run_options: Passed on when the model is run.
-
-    Raises:
-        InputError: Tokens that are missing or too many, or positions that do not exist.
-        TokenError: Tokens that do not fit; before anything is run, as all of these.
-        CacheError: A cache without its decoder positions, or none at all.
-        HookNameError: A cache that lacks an activation.
+    Everything is checked before anything is run. Without `pos` all positions are looked at, of a
+    decoding those that decoded a token; the options are `run_with_cache`'s.
     """
-    asked = asked or {}
+    cache = None
     if isinstance(source, WhisperCache | Generation):
         if tokens is not None:
             raise InputError("tokens are given with a cached run, which has its own. Leave them.")
-        return _cached_run(model, source, names, pos, asked)
-    if tokens is None:
+        cache = _cache_of(source, names)
+        n_rows, n_pos = cache[names[0]].shape[:2]
+    elif tokens is None:
         raise InputError("a recording needs the decoder's tokens: model.to_tokens(text).")
-    check_tokens(tokens, model.cfg.d_vocab, model.cfg.n_text_ctx)
-    positions = choose_positions(pos, tokens.shape[1])
-    grids = _grids(model, asked, (len(tokens), len(positions)))
-    with torch.no_grad():
-        _, cache = model.run_with_cache(source, tokens, names_filter=list(names), **run_options)
-    return _with_targets(model, Run(cache, len(tokens), positions, grids), asked)
+    else:
+        check_tokens(tokens, model.cfg.d_vocab, model.cfg.n_text_ctx)
+        n_rows, n_pos = tokens.shape
+    if pos is None and isinstance(source, Generation):
+        pos = slice(source.n_prompt - 1, None)
+    positions = choose_positions(pos, n_pos)
+    shape = n_rows, len(positions)
+    target_grid = None if targets is None else token_grid(model, targets, shape, "targets")
+    versus_grid = None if versus is None else token_grid(model, versus, shape, "versus")
+    if target_grid is None and isinstance(source, Generation):
+        target_grid = source.tokens[:, [place + 1 for place in positions]]
+    if cache is None:
+        recording: Any = source
+        with torch.no_grad():
+            _, cache = model.run_with_cache(
+                recording, tokens, names_filter=list(names), **run_options
+            )
+    return CachedRun(cache, n_rows, positions, target_grid, versus_grid)
 
 
-def _cached_run(
-    model: HookedWhisper,
-    source: WhisperCache | Generation,
-    names: Sequence[str],
-    pos: Positions | None,
-    asked: Mapping[str, Tokens | None],
-) -> Run:
+def _cache_of(source: WhisperCache | Generation, names: Sequence[str]) -> WhisperCache:
+    """A run's activations of these names, with a batch axis."""
     cache = source.cache if isinstance(source, Generation) else source
     if cache is None:
         raise CacheError("the decoding has no cache. Call model.generate(..., return_cache=True).")
@@ -110,33 +107,18 @@ def _cached_run(
                 f"the cache lacks {name!r}, which this lens needs. Give the recording and tokens "
                 "instead, or cache it: model.run_with_cache(mel, tokens)."
             )
-    cache = _with_batch_axis(cache.subset(list(names)), names[0])
-    n_rows, n_pos = cache[names[0]].shape[:2]
-    if isinstance(source, WhisperCache):
-        positions = choose_positions(pos, n_pos)
-        run = Run(cache, n_rows, positions, _grids(model, asked, (n_rows, len(positions))))
-        return _with_targets(model, run, asked)
-    positions = choose_positions(slice(source.n_prompt - 1, None) if pos is None else pos, n_pos)
-    grids = _grids(model, asked, (n_rows, len(positions)))
-    decoded = source.tokens[:, [each + 1 for each in positions]]
-    return Run(cache, n_rows, positions, {"targets": decoded, **grids})
-
-
-def _grids(
-    model: HookedWhisper, asked: Mapping[str, Tokens | None], shape: tuple[int, int]
-) -> dict[str, Tensor]:
-    return {
-        what: token_grid(model, tokens, shape, what)
-        for what, tokens in asked.items()
-        if tokens is not None
-    }
-
-
-def _with_targets(model: HookedWhisper, run: Run, asked: Mapping[str, Tokens | None]) -> Run:
-    """The run, with the model's own likeliest tokens where no targets were given."""
-    if "targets" in asked and "targets" not in run.asked:
-        run.asked["targets"] = Readout.of(model).likeliest(run.read(last_stream(model)))
-    return run
+    cache = cache.subset(list(names))
+    if "pos" not in cache.axes(names[0]):
+        raise CacheError(
+            f"{names[0]!r} was cached at one position, without its axis. Cache it with a list: "
+            "pos_slice=[3]."
+        )
+    if cache.has_batch_dim:
+        return cache
+    tensors = {name: cache[name][None] for name in cache}
+    axes = {name: ("batch", *cache.axes(name)) for name in cache}
+    n_layers = {"decoder": cache.n_layers("decoder"), "encoder": cache.n_layers("encoder")}
+    return WhisperCache(tensors, axes, cache.n_frames, n_layers)
 
 
 def last_stream(model: HookedWhisper) -> str:
@@ -144,25 +126,8 @@ def last_stream(model: HookedWhisper) -> str:
     return f"decoder.blocks.{model.cfg.n_text_layers - 1}.hook_resid_post"
 
 
-def _with_batch_axis(cache: WhisperCache, name: str) -> WhisperCache:
-    if "pos" not in cache.axes(name):
-        raise CacheError(
-            f"{name!r} was cached at one position, without its axis. Cache it with a list: "
-            "pos_slice=[3]."
-        )
-    if cache.has_batch_dim:
-        return cache
-    tensors = {each: cache[each][None] for each in cache}
-    axes = {each: ("batch", *cache.axes(each)) for each in cache}
-    n_layers = {"decoder": cache.n_layers("decoder"), "encoder": cache.n_layers("encoder")}
-    return WhisperCache(tensors, axes, cache.n_frames, n_layers)
-
-
 def choose_positions(pos: Positions | None, n: int) -> tuple[int, ...]:
     """Positions counted from 0, of `n`.
-
-    Raises:
-        InputError: Positions that do not exist, or none at all.
 
     >>> choose_positions([-1, 0], 4)
     (3, 0)
@@ -173,17 +138,13 @@ def choose_positions(pos: Positions | None, n: int) -> tuple[int, ...]:
             raise InputError(f"pos is {pos!r}, which chooses none of the {n} decoder positions.")
         return tuple(chosen)
     wanted = [pos] if isinstance(pos, int) else list(pos)
-    if not wanted or not all(isinstance(each, int) and -n <= each < n for each in wanted):
+    if not wanted or not all(isinstance(place, int) and -n <= place < n for place in wanted):
         raise InputError(f"pos is {pos!r}; the run has decoder positions 0 to {n - 1}.")
-    return tuple(each % n for each in wanted)
+    return tuple(place % n for place in wanted)
 
 
 def token_id(model: HookedWhisper, token: Any) -> int:
-    """The id of one token, given by its id or its text.
-
-    Raises:
-        TokenError: A text of several tokens, or an id out of the vocabulary.
-    """
+    """The id of one token, given by its id or its text."""
     if isinstance(token, str):
         ids = model.to_tokens(token, prepend_sot=False)[0].tolist()
         if len(ids) != 1:
@@ -205,11 +166,7 @@ def token_id(model: HookedWhisper, token: Any) -> int:
 def token_grid(
     model: HookedWhisper, tokens: Tokens, shape: tuple[int, int], what: str
 ) -> Int[Tensor, "batch pos"]:
-    """One token at each position of each row.
-
-    Raises:
-        TokenError: Tokens that are none, or of another shape.
-    """
+    """One token at each position of each row."""
     if not isinstance(tokens, Tensor):
         return torch.full(shape, token_id(model, tokens), device=model.device)
     if tokens.is_floating_point() or tokens.dtype == torch.bool:
@@ -230,7 +187,7 @@ def token_texts(cfg: HookedWhisperConfig, tokens: Tensor) -> list[str]:
     """A readable string for each token; its id where the vocabulary is not Whisper's."""
     ids = tokens.flatten().tolist()
     if cfg.d_vocab not in D_VOCABS:
-        return [str(each) for each in ids]
+        return [str(token) for token in ids]
     distinct = sorted(set(ids))
     texts = dict(zip(distinct, to_str_tokens(distinct, cfg), strict=True))
-    return [texts[each] for each in ids]
+    return [texts[token] for token in ids]

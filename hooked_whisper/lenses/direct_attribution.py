@@ -10,7 +10,8 @@ Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from einops import einsum
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from hooked_whisper.errors import InputError
 from hooked_whisper.lenses.cached_run import (
+    CachedRun,
     Positions,
-    Run,
     Source,
     Tokens,
     last_stream,
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     import pandas
 
 Detail = Literal["component", "head", "neuron"]
-_DETAILS = ("component", "head", "neuron")
-_ATTENTION = ("attn", "cross_attn")
+_ATTENTION: dict[Literal["attn", "cross_attn"], str] = {"attn": "H", "cross_attn": "X"}
+"""Letters of their heads in labels."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Component:
     kind: str
     layer: int | None = None
     index: int | None = None
+
+
+Term = tuple[Component, Float[Tensor, "batch pos"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +95,7 @@ class Attribution:
         return float((self.values.sum(dim=0) - self.logits).abs().max())
 
     def __getitem__(self, label: str) -> Float[Tensor, "batch pos"]:
-        """What one component adds.
-
-        Raises:
-            InputError: No component has this label.
-        """
+        """What one component adds."""
         if label not in self.labels:
             some = ", ".join(self.labels[:4])
             raise InputError(f"no component {label!r}; there are {some}, ...: see .labels.")
@@ -111,23 +111,19 @@ class Attribution:
         """
         values = self.values[:, row, pos]
         chosen = values.abs().topk(min(n, len(values))).indices.tolist()
-        return [(self.components[each].label, float(values[each])) for each in chosen]
+        return [(self.components[place].label, float(values[place])) for place in chosen]
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """One line for each component, row of the batch and position."""
         import pandas as pd
 
-        n_components, n_rows, _ = self.values.shape
-        index = pd.MultiIndex.from_product(
-            [range(n_components), range(n_rows), self.positions], names=["place", "batch", "pos"]
-        )
-        frame = index.to_frame(index=False)
-        places = frame.pop("place")
-        for at, name in enumerate(("label", "kind", "layer", "index")):
-            column = [getattr(self.components[place], name) for place in places]
-            kind = object if at < 2 else "Int64"
-            frame.insert(at, "component" if at == 0 else name, pd.Series(column, dtype=kind))
-        frame["target"] = [text for row in self.target_texts for text in row] * n_components
+        lines = product(self.components, range(self.values.shape[1]), self.positions)
+        frame = pd.DataFrame(
+            [(c.label, c.kind, c.layer, c.index, row, pos) for c, row, pos in lines],
+            columns=["component", "kind", "layer", "index", "batch", "pos"],
+        ).astype({"component": object, "kind": object, "layer": "Int64", "index": "Int64"})
+        texts = [text for row in self.target_texts for text in row]
+        frame["target"] = texts * len(self.components)
         frame["value"] = self.values.flatten().tolist()
         return frame
 
@@ -186,43 +182,44 @@ def direct_attribution(
 
     Source: Elhage et al. 2021; nostalgebraist 2020 for the fixed LayerNorm.
     """
-    if by not in _DETAILS:
-        raise InputError(f"by is {by!r}; it can be {', '.join(map(repr, _DETAILS))}.")
-    asked = {"targets": targets, "versus": versus}
-    run = open_run(model, source, tokens, _names(model, by), pos, asked)
-    direction, logits, biases = direct_path(model, run)
-    components: list[Component] = []
-    values: list[Tensor] = []
-    for several, added in _terms(model, run, by, direction):
-        components += several
-        values.append(added)
-    for component, value in biases:
-        components.append(component)
-        values.append(value[None])
-    grid, versus_grid = run.asked["targets"], run.asked.get("versus")
+    if by not in get_args(Detail):
+        raise InputError(f"by is {by!r}; it can be {', '.join(map(repr, get_args(Detail)))}.")
+    run = open_run(model, source, tokens, _names(model, by), pos, targets, versus)
+    path = logit_path(model, run)
+    terms = [*_terms(model, run, by, path.direction), *path.biases]
     return Attribution(
-        components=tuple(components),
-        values=torch.cat(values),
-        logits=logits,
+        components=tuple(component for component, _ in terms),
+        values=torch.stack([value for _, value in terms]),
+        logits=path.logits,
         positions=run.positions,
-        targets=grid,
-        versus=versus_grid,
-        target_texts=texts_of_rows(model, grid),
-        versus_texts=None if versus_grid is None else texts_of_rows(model, versus_grid),
+        targets=path.targets,
+        versus=run.versus,
+        target_texts=texts_of_rows(model, path.targets),
+        versus_texts=None if run.versus is None else texts_of_rows(model, run.versus),
     )
 
 
-def direct_path(
-    model: HookedWhisper, run: Run
-) -> tuple[
-    Float[Tensor, "batch pos d_model"],
-    Float[Tensor, "batch pos"],
-    list[tuple[Component, Float[Tensor, "batch pos"]]],
-]:
-    """The direction that a logit reads from the stream, the logit, and the biases added to it."""
-    targets, versus = run.asked["targets"], run.asked.get("versus")
-    positions = list(run.positions)
-    direction = run.cache.logit_direction(targets, versus, positions, model=model)
+@dataclass(frozen=True, eq=False)
+class LogitPath:
+    """How a logit, or a difference of two, is read from the decoder's last stream.
+
+    Args:
+        targets: The tokens whose logits these are.
+        logits: The model's own.
+        direction: What the stream is multiplied with, the last LayerNorm's scale held.
+        biases: What is added besides.
+    """
+
+    targets: Int[Tensor, "batch pos"]
+    logits: Float[Tensor, "batch pos"]
+    direction: Float[Tensor, "batch pos d_model"]
+    biases: list[Term]
+
+
+def logit_path(model: HookedWhisper, run: CachedRun) -> LogitPath:
+    """The way from the stream to the logits that a run is asked about."""
+    targets, versus = run.targets_or_likeliest(model), run.versus
+    direction = run.cache.logit_direction(targets, versus, list(run.positions), model=model)
     readout, resid = Readout.of(model), run.read(last_stream(model))
     logits = readout.logit_of(resid, targets)
     unembed = readout.unembed.T[targets].float()
@@ -232,11 +229,11 @@ def direct_path(
         logits = logits - readout.logit_of(resid, versus)
         unembed = unembed - readout.unembed.T[versus].float()
         unembed_bias = unembed_bias - b_U[versus]
-    biases = [
+    biases: list[Term] = [
         (Component("ln_final_b", "bias"), unembed @ readout.bias.float()),
         (Component("b_U", "bias"), unembed_bias),
     ]
-    return direction, logits, biases
+    return LogitPath(targets, logits, direction, biases)
 
 
 def texts_of_rows(
@@ -247,63 +244,45 @@ def texts_of_rows(
 
 
 def _terms(
-    model: HookedWhisper, run: Run, by: Detail, direction: Float[Tensor, "batch pos d_model"]
-) -> Iterator[tuple[list[Component], Float[Tensor, "component batch pos"]]]:
+    model: HookedWhisper, run: CachedRun, by: Detail, direction: Float[Tensor, "batch pos d_model"]
+) -> Iterator[Term]:
     """What wrote to the stream, in the order of writing, with what it adds to the logit."""
-    cache, pos = run.cache, list(run.positions)
-    parts, labels = cache.decompose_resid(pos_slice=pos, return_labels=True)
-    whole = dict(zip(labels, torch.einsum("cbpm,bpm->cbp", parts.float(), direction), strict=True))
-    heads = _heads(model, run, direction) if by == "head" else {}
+    options: Any = {"pos_slice": list(run.positions), "return_labels": True}
+
+    def by_label(results: Tensor, labels: list[str]) -> dict[str, Tensor]:
+        values = torch.einsum("cbpm,bpm->cbp", results.float(), direction)
+        return dict(zip(labels, values, strict=True))
+
+    added = by_label(*run.cache.decompose_resid(**options))
+    if by == "head":
+        for kind in _ATTENTION:
+            added |= by_label(*run.cache.stack_head_results(model=model, part=kind, **options))
     for label in ("embed", "pos_embed"):
-        yield [Component(label, "embed")], whole[label][None]
+        yield Component(label, "embed"), added[label]
     block: Any
     for layer, block in enumerate(model.decoder.blocks):
-        for kind in _ATTENTION:
+        for kind, letter in _ATTENTION.items():
             if by == "head":
-                yield heads[layer, kind]
+                for head in range(model.cfg.n_text_heads):
+                    label = f"L{layer}{letter}{head}"
+                    yield Component(label, kind, layer, head), added[label]
                 bias = direction @ getattr(block, kind).b_O.float()
-                yield [Component(f"{layer}_{kind}_b_O", "bias", layer)], bias[None]
+                yield Component(f"{layer}_{kind}_b_O", "bias", layer), bias
             else:
                 label = f"{layer}_{kind}_out"
-                yield [Component(label, kind, layer)], whole[label][None]
+                yield Component(label, kind, layer), added[label]
         if by == "neuron":
-            yield _neurons(block.mlp, layer, run, direction)
+            # Never [neuron pos d_model] in memory.
+            post = run.read(f"decoder.blocks.{layer}.mlp.hook_post").float()
+            W_out = block.mlp.W_out.float()
+            written = einsum(W_out, direction, "mlp m, batch pos m -> mlp batch pos")
+            for neuron, value in enumerate(written * post.permute(2, 0, 1)):
+                yield Component(f"L{layer}N{neuron}", "mlp", layer, neuron), value
             bias = direction @ block.mlp.b_out.float()
-            yield [Component(f"{layer}_mlp_b_out", "bias", layer)], bias[None]
+            yield Component(f"{layer}_mlp_b_out", "bias", layer), bias
         else:
             label = f"{layer}_mlp_out"
-            yield [Component(label, "mlp", layer)], whole[label][None]
-
-
-def _heads(
-    model: HookedWhisper, run: Run, direction: Tensor
-) -> dict[tuple[int, str], tuple[list[Component], Tensor]]:
-    """Each layer's heads of each kind, with what they add to the logit."""
-    found = {}
-    n_layers, n_heads = model.cfg.n_text_layers, model.cfg.n_text_heads
-    for kind in _ATTENTION:
-        results, labels = run.cache.stack_head_results(
-            pos_slice=list(run.positions),
-            model=model,
-            part=kind,  # type: ignore[arg-type]
-            return_labels=True,
-        )
-        values = torch.einsum("cbpm,bpm->cbp", results.float(), direction)
-        for layer in range(n_layers):
-            own = slice(layer * n_heads, (layer + 1) * n_heads)
-            each = [Component(label, kind, layer, head) for head, label in enumerate(labels[own])]
-            found[layer, kind] = each, values[own]
-    return found
-
-
-def _neurons(
-    mlp: Any, layer: int, run: Run, direction: Tensor
-) -> tuple[list[Component], Float[Tensor, "component batch pos"]]:
-    """An MLP's neurons, with what they add; never `[neuron pos d_model]` in memory."""
-    post = run.read(f"decoder.blocks.{layer}.mlp.hook_post").float()
-    written = einsum(mlp.W_out.float(), direction, "mlp m, batch pos m -> mlp batch pos")
-    names = [Component(f"L{layer}N{n}", "mlp", layer, n) for n in range(post.shape[-1])]
-    return names, written * post.permute(2, 0, 1)
+            yield Component(label, "mlp", layer), added[label]
 
 
 def _names(model: HookedWhisper, by: Detail) -> list[str]:

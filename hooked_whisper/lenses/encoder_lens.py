@@ -5,6 +5,7 @@ Source: Langedijk et al. 2023, "DecoderLens", arXiv 2310.03686.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,22 +50,14 @@ class EncoderLens:
 
     @property
     def texts(self) -> list[list[str]]:
-        """The transcript after each number of layers, of each recording.
-
-        Raises:
-            InputError: It was not asked for.
-        """
+        """The transcript after each number of layers, of each recording."""
         if self.generations is None:
             raise InputError("there are no transcripts. Call encoder_lens(..., transcribe=True).")
         return [generation.texts for generation in self.generations]
 
     @property
     def mean_logprobs(self) -> Float[Tensor, "layer batch"]:
-        """Mean log-probability of the reference's tokens, in nats; end-of-text is one of them.
-
-        Raises:
-            InputError: No reference was given.
-        """
+        """Mean log-probability of the reference's tokens, in nats; end-of-text is one of them."""
         if self.logprobs is None or self.counted is None:
             raise InputError("there is no reference. Call encoder_lens(model, mel, tokens).")
         counted = self.counted.to(self.logprobs)
@@ -80,9 +73,6 @@ class EncoderLens:
         Returns:
             The smallest number of layers from which on every transcript is
             the given one; None where the last is not.
-
-        Raises:
-            InputError: No transcripts, or another number of texts.
         """
         found = self.texts
         wanted = found[-1] if texts is None else [text.strip() for text in texts]
@@ -91,8 +81,8 @@ class EncoderLens:
         emerged: list[int | None] = []
         for row, text in enumerate(wanted):
             at = None
-            for layer, each in reversed(list(zip(self.layers, found, strict=True))):
-                if each[row] != text:
+            for layer, texts_there in reversed(list(zip(self.layers, found, strict=True))):
+                if texts_there[row] != text:
                     break
                 at = layer
             emerged.append(at)
@@ -130,7 +120,7 @@ class EncoderLens:
         else:
             of_text = [generation.avg_logprob[row] for generation in self.generations or ()]
             probs, label = torch.stack(of_text).exp(), "probability of the transcript"
-        texts = [each[row] for each in self.texts] if self.generations else None
+        texts = [of_layer[row] for of_layer in self.texts] if self.generations else None
         return plot_encoder_lens(probs, self.layers, texts, label=label, title=title)
 
     @property
@@ -194,13 +184,13 @@ def encoder_lens(
             )
         counted = counted_tokens(model, tokens)
     generations, logprobs = [], []
-    for _, heard in encoder_outputs(model, mel, depths, final_ln=final_ln):
+    for _, output in encoder_outputs(model, mel, depths, final_ln=final_ln):
         if transcribe:
-            generation = model.generate(None, max_new_tokens, encoder_output=heard, **options)
+            generation = model.generate(None, max_new_tokens, encoder_output=output, **options)
             generations.append(generation)
         if tokens is not None:
             with torch.no_grad():
-                logits = model(None, tokens, encoder_output=heard)
+                logits = model(None, tokens, encoder_output=output)
             nexts = tokens[:, 1:].long()
             logprobs.append(-F.cross_entropy(logits[:, :-1].mT, nexts, reduction="none"))
     return EncoderLens(
@@ -226,22 +216,17 @@ def encoder_outputs(
     Args:
         model: The model.
         mel: Recordings side by side.
-        layers: How many layers; see `encoder_lens`.
-        final_ln: Whether the encoder's final LayerNorm is applied.
-
-    Raises:
-        InputError: No such layer.
+        layers, final_ln: As in `encoder_lens`.
     """
     depths = _depths(model, layers)
-    encoder, done = model.encoder, 0
-    info = encoder.pass_over(mel)
-    with running(info):
-        resid = encoder.embed(mel)
-    for depth in depths:
+    info, n_layers = model.encoder.pass_over(mel), model.cfg.n_audio_layers
+    resid = model(mel, stop_at_layer=("encoder", depths[0]))
+    for done, depth in pairwise((depths[0], *depths)):
         with running(info):  # not over a yield, where other passes may run
-            resid = encoder.run_blocks(resid, start=done, stop=depth)
-            output = encoder.finish(resid) if final_ln else resid
-        done = depth
+            resid = model.encoder.run_blocks(resid, start=done, stop=depth)
+        output = resid
+        if final_ln:
+            output = model.run_from(("encoder", n_layers), resid, n_positions=info.n_positions)
         yield depth, output
 
 

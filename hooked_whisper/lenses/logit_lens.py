@@ -1,21 +1,22 @@
-"""The logit lens: what the decoder would say if it stopped here, at every point of its stream."""
+"""What the decoder would say if it stopped here: the logit lens, and trajectories of tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_whisper.errors import InputError
+from hooked_whisper.errors import InputError, TokenError
 from hooked_whisper.lenses.cached_run import (
     Positions,
-    Run,
     Source,
     Tokens,
     last_stream,
     open_run,
+    token_id,
     token_texts,
 )
 from hooked_whisper.lenses.readout import Readout, TokenStatistics
@@ -118,16 +119,12 @@ class LogitLens:
         """One line for each site, row of the batch and position, with the likeliest token."""
         import pandas as pd
 
-        n_sites, n_rows = self.target_logprobs.shape[:2]
-        index = pd.MultiIndex.from_product(
-            [range(n_sites), range(n_rows), self.positions], names=["place", "batch", "pos"]
+        lines = product(self.sites, range(len(self.targets)), self.positions)
+        frame = pd.DataFrame(
+            [(site.label, *site, row, pos) for site, row, pos in lines],
+            columns=["site", "layer", "stream", "batch", "pos"],
         )
-        frame = index.to_frame(index=False)
-        places = frame.pop("place")
-        frame.insert(0, "site", [self.labels[place] for place in places])
-        frame.insert(1, "layer", [self.sites[place].layer for place in places])
-        frame.insert(2, "stream", [self.sites[place].stream for place in places])
-        cfg, targets = self.readout.cfg, self.targets.expand(n_sites, -1, -1)
+        cfg, targets = self.readout.cfg, self.targets.expand(len(self.sites), -1, -1)
         frame["top"] = token_texts(cfg, self.top_tokens[..., 0])
         frame["top_id"] = self.top_tokens[..., 0].flatten().tolist()
         frame["top_prob"] = self.top_probs[..., 0].flatten().tolist()
@@ -148,12 +145,75 @@ class LogitLens:
         from hooked_whisper.figures.lenses import plot_logit_lens
 
         cfg, tops = self.readout.cfg, self.top_tokens[:, row, :, 0]
-        texts = [token_texts(cfg, each) for each in tops]
+        texts = [token_texts(cfg, of_site) for of_site in tops]
         targets = token_texts(cfg, self.targets[row])
         columns = [f"{pos}\n{text}" for pos, text in zip(self.positions, targets, strict=True)]
         return plot_logit_lens(
             self.top_probs[:, row, :, 0], texts, self.labels, columns, title=title
         )
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTrajectories:
+    """Where chosen tokens stand at each site and position.
+
+    Args:
+        sites: Places of the decoder's stream, from the first layer to the last.
+        positions: Decoder positions; of a decoding, one for each step.
+        tokens: Ids of the tokens.
+        texts: The tokens, readable.
+        logprobs: Their log-probabilities, in nats.
+        ranks: How many tokens are likelier; 0 is the likeliest.
+    """
+
+    sites: tuple[StreamSite, ...]
+    positions: tuple[int, ...]
+    tokens: tuple[int, ...]
+    texts: tuple[str, ...]
+    logprobs: Float[Tensor, "site batch pos token"]
+    ranks: Int[Tensor, "site batch pos token"]
+
+    @property
+    def probs(self) -> Float[Tensor, "site batch pos token"]:
+        """Their probabilities."""
+        return self.logprobs.exp()
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One line for each site, row of the batch, position and token."""
+        import pandas as pd
+
+        tokens = list(zip(self.texts, self.tokens, strict=True))
+        lines = product(self.sites, range(self.logprobs.shape[1]), self.positions, tokens)
+        frame = pd.DataFrame(
+            [(site.label, *site, row, pos, *token) for site, row, pos, token in lines],
+            columns=["site", "layer", "stream", "batch", "pos", "token", "token_id"],
+        )
+        frame["prob"] = self.probs.flatten().tolist()
+        frame["logprob"] = self.logprobs.flatten().tolist()
+        frame["rank"] = self.ranks.flatten().tolist()
+        return frame
+
+    def plot(
+        self, place: int = -1, row: int = 0, *, over: str = "sites", title: str = ""
+    ) -> "matplotlib.figure.Figure":
+        """A line for each token, over the sites at one position or over the positions at one site.
+
+        Args:
+            place: The position's, or the site's, place among `positions` or `sites`.
+            row: Row of the batch.
+            over: `"sites"` or `"positions"`.
+            title: Drawn above.
+        """
+        from hooked_whisper.figures.lenses import plot_trajectories
+
+        if over not in ("sites", "positions"):
+            raise InputError(f'over is {over!r}; it can be "sites" or "positions".')
+        if over == "sites":
+            labels, probs = [site.label for site in self.sites], self.probs[:, row, place]
+        else:
+            labels, probs = [str(pos) for pos in self.positions], self.probs[place, row]
+        x_label = "residual stream" if over == "sites" else "decoder position"
+        return plot_trajectories(probs, labels, self.texts, x_label=x_label, title=title)
 
 
 def logit_lens(
@@ -196,24 +256,63 @@ def logit_lens(
 
     Source: nostalgebraist, "interpreting GPT: the logit lens", 2020.
     """
-    places = stream_sites(model, sites)
+    chosen = _stream_sites(model, sites)
     if isinstance(top_k, bool) or not 1 <= top_k <= model.cfg.d_vocab:
         raise InputError(f"top_k is {top_k}; it can be 1 to {model.cfg.d_vocab}.")
-    run = open_streams(model, source, tokens, places, pos, {"targets": targets})
-    readout = Readout.of(model)
-    streams = torch.stack([run.read(site.name) for site in places])
-    asked = run.asked["targets"]
-    each = [readout.statistics(stream, asked[..., None], top_k) for stream in streams]
-    statistics = TokenStatistics.stack(each)
-    return LogitLens(places, run.positions, asked, statistics, streams, readout)
+    names = [site.name for site in chosen]
+    if targets is None and last_stream(model) not in names:
+        names.append(last_stream(model))
+    stop = ("decoder", model.cfg.n_text_layers)  # before the logits
+    run = open_run(model, source, tokens, names, pos, targets, stop_at_layer=stop)
+    readout, followed = Readout.of(model), run.targets_or_likeliest(model)
+    streams = torch.stack([run.read(site.name) for site in chosen])
+    found = [readout.statistics(stream, followed[..., None], top_k) for stream in streams]
+    statistics = TokenStatistics.stack(found)
+    return LogitLens(chosen, run.positions, followed, statistics, streams, readout)
 
 
-def stream_sites(model: HookedWhisper, streams: Sequence[str] | None) -> tuple[StreamSite, ...]:
-    """The decoder's streams of these kinds, in the order in which they are computed.
+def token_trajectories(
+    model: HookedWhisper,
+    source: Source,
+    tokens: Int[Tensor, "batch pos"] | None = None,
+    *,
+    of: Sequence[int | str],
+    sites: Sequence[str] | None = None,
+    pos: Positions | None = None,
+) -> TokenTrajectories:
+    """How likely each of some tokens is, at every site of the stream and every position.
+
+    The same reading as `logit_lens`, which follows one token a position and
+    finds the likeliest ones; this follows the same tokens everywhere. Given a
+    decoding with its cache, positions are its steps.
+
+    Args:
+        model, source, tokens, sites, pos: As in `logit_lens`.
+        of: The tokens to follow, as ids or as texts of one token (`" three"`).
 
     Raises:
-        InputError: A kind that there is not, or none.
+        TokenError: No tokens to follow, or what is no single token; the others are `logit_lens`'s.
     """
+    wanted = [of] if isinstance(of, str | int) else list(of)
+    if not wanted:
+        raise TokenError("of is empty; give the tokens to follow, as ids or texts.")
+    ids = [token_id(model, token) for token in wanted]
+    chosen = _stream_sites(model, sites)
+    names, stop = [site.name for site in chosen], ("decoder", model.cfg.n_text_layers)
+    run = open_run(model, source, tokens, names, pos, stop_at_layer=stop)
+    shape = run.n_rows, len(run.positions), len(ids)
+    followed = torch.tensor(ids, device=model.device).expand(shape)
+    readout = Readout.of(model)
+    found = [readout.statistics(run.read(site.name), followed, top_k=1) for site in chosen]
+    statistics = TokenStatistics.stack(found)
+    texts = tuple(token_texts(model.cfg, torch.tensor(ids)))
+    return TokenTrajectories(
+        chosen, run.positions, tuple(ids), texts, statistics.logprobs, statistics.ranks
+    )
+
+
+def _stream_sites(model: HookedWhisper, streams: Sequence[str] | None) -> tuple[StreamSite, ...]:
+    """The decoder's streams of these kinds, in the order in which they are computed."""
     layers = range(model.cfg.n_text_layers)
     if streams is None:
         each_once = [StreamSite(layer, stream) for layer in layers for stream in STREAMS[1:]]
@@ -223,19 +322,3 @@ def stream_sites(model: HookedWhisper, streams: Sequence[str] | None) -> tuple[S
         raise InputError(f"sites are {streams!r}; they can be some of {', '.join(STREAMS)}.")
     ordered = [stream for stream in STREAMS if stream in wanted]
     return tuple(StreamSite(layer, stream) for layer in layers for stream in ordered)
-
-
-def open_streams(
-    model: HookedWhisper,
-    source: Source,
-    tokens: Tensor | None,
-    sites: Sequence[StreamSite],
-    pos: Positions | None,
-    asked: dict[str, Tokens | None],
-) -> Run:
-    """A run with these streams, without computing its logits; see `open_run`."""
-    names = [site.name for site in sites]
-    if "targets" in asked and asked["targets"] is None and last_stream(model) not in names:
-        names.append(last_stream(model))
-    stop = ("decoder", model.cfg.n_text_layers)
-    return open_run(model, source, tokens, names, pos, asked, stop_at_layer=stop)

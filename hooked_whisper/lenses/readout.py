@@ -10,7 +10,7 @@ from torch import Tensor
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.model.whisper import HookedWhisper
 
-ROOM_BYTES = 2**24
+LOGIT_BYTES = 2**24
 """Logits in memory at once while statistics are taken: 80 positions of Whisper's vocabulary."""
 
 
@@ -31,10 +31,10 @@ class TokenStatistics:
     ranks: Int[Tensor, "*site batch pos token"]
 
     @classmethod
-    def stack(cls, each: list["TokenStatistics"]) -> "TokenStatistics":
+    def stack(cls, several: list["TokenStatistics"]) -> "TokenStatistics":
         """Those of several streams along a new first axis."""
         names = ("top_tokens", "top_probs", "logprobs", "ranks")
-        return cls(*(torch.stack([getattr(one, name) for one in each]) for name in names))
+        return cls(*(torch.stack([getattr(one, name) for one in several]) for name in names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ class Readout:
         resid: Float[Tensor, "batch pos d_model"],
         tokens: Int[Tensor, "batch pos token"],
         top_k: int,
-        room_bytes: int = ROOM_BYTES,
+        max_bytes: int = LOGIT_BYTES,
     ) -> TokenStatistics:
         """The likeliest tokens, and where given ones stand, without all logits in memory at once.
 
@@ -103,30 +103,30 @@ class Readout:
             resid: The stream.
             tokens: Tokens to ask about, at each position.
             top_k: How many of the likeliest to return.
-            room_bytes: Memory for logits, and as much for their
+            max_bytes: Memory for logits, and as much for their
                 log-probabilities; one position's are always held.
         """
-        n_rows, shape = self._rows_at_once(room_bytes), resid.shape[:2]
+        n_rows, shape = self._rows_at_once(max_bytes), resid.shape[:2]
         parts = [
             self._statistics_of_rows(*chunk, top_k)
             for chunk in zip(
                 resid.flatten(0, 1).split(n_rows), tokens.flatten(0, 1).split(n_rows), strict=True
             )
         ]
-        joined = [torch.cat(each).unflatten(0, shape) for each in zip(*parts, strict=True)]
+        joined = [torch.cat(chunks).unflatten(0, shape) for chunks in zip(*parts, strict=True)]
         return TokenStatistics(*joined)
 
     @torch.no_grad()
     def likeliest(
-        self, resid: Float[Tensor, "batch pos d_model"], room_bytes: int = ROOM_BYTES
+        self, resid: Float[Tensor, "batch pos d_model"], max_bytes: int = LOGIT_BYTES
     ) -> Int[Tensor, "batch pos"]:
         """The likeliest token at each position, likewise."""
-        chunks = resid.flatten(0, 1).split(self._rows_at_once(room_bytes))
+        chunks = resid.flatten(0, 1).split(self._rows_at_once(max_bytes))
         best = [self.logits(chunk).argmax(dim=-1) for chunk in chunks]
         return torch.cat(best).unflatten(0, resid.shape[:2])
 
-    def _rows_at_once(self, room_bytes: int) -> int:
-        return max(1, room_bytes // (4 * self.cfg.d_vocab))
+    def _rows_at_once(self, max_bytes: int) -> int:
+        return max(1, max_bytes // (4 * self.cfg.d_vocab))
 
     def _statistics_of_rows(
         self, resid: Tensor, tokens: Tensor, top_k: int

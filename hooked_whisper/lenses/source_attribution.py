@@ -6,7 +6,7 @@ to a logit is a sum over the encoder's positions, and over windows of time.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.errors import InputError
 from hooked_whisper.lenses.cached_run import Positions, Source, Tokens, last_stream, open_run
-from hooked_whisper.lenses.direct_attribution import Component, direct_path, texts_of_rows
+from hooked_whisper.lenses.direct_attribution import Component, logit_path, texts_of_rows
 from hooked_whisper.model.whisper import HookedWhisper
 
 if TYPE_CHECKING:
@@ -70,21 +70,15 @@ class SourceAttribution:
         """One line for each head, window, row and position; the rest has no start and end."""
         import pandas as pd
 
-        joined = torch.cat([self.values, self.rest[:, None]], dim=1)
-        n_heads, n_windows, n_rows, _ = joined.shape
-        index = pd.MultiIndex.from_product(
-            [range(n_heads), range(n_windows), range(n_rows), self.positions],
-            names=["place", "window", "batch", "pos"],
+        windows_s = [*self.windows_s, (float("nan"), float("nan"))]
+        lines = product(self.labels, windows_s, range(len(self.targets)), self.positions)
+        frame = pd.DataFrame(
+            [(head, *window_s, row, pos) for head, window_s, row, pos in lines],
+            columns=["head", "start_s", "end_s", "batch", "pos"],
         )
-        frame = index.to_frame(index=False)
-        places, windows = frame.pop("place"), frame.pop("window")
-        edges_s = [*self.windows_s, (float("nan"), float("nan"))]
-        frame.insert(0, "head", [self.heads[place].label for place in places])
-        frame.insert(1, "start_s", [edges_s[window][0] for window in windows])
-        frame.insert(2, "end_s", [edges_s[window][1] for window in windows])
         texts = [text for row in self.target_texts for text in row]
-        frame["target"] = texts * (n_heads * n_windows)
-        frame["value"] = joined.flatten().tolist()
+        frame["target"] = texts * (len(self.heads) * len(windows_s))
+        frame["value"] = torch.cat([self.values, self.rest[:, None]], dim=1).flatten().tolist()
         return frame
 
     def plot(
@@ -128,22 +122,14 @@ def source_attribution(
     """What each cross-attention head adds to a logit from each window of the recording.
 
     Args:
-        model: The model.
-        source: A recording, to be run with `tokens`; or what was cached by
-            `run_with_cache` or `generate(..., return_cache=True)`.
-        tokens: The decoder's tokens, the start sequence included.
+        model, source, tokens, targets, versus, pos: As in `direct_attribution`.
         windows_s: A width in seconds, to divide the recording's sound by (all
             of the window where its length is not known, of several recordings
             the longest's); or starts and ends, for instance of words.
-        targets: See `direct_attribution`, as for the rest.
-        versus: Tokens whose logits are subtracted; None subtracts nothing.
-        pos: Decoder positions.
 
     Raises:
-        InputError: Windows outside of the recording, empty or overlapping, no
-            such position, or no tokens.
-        TokenError: Targets that do not fit.
-        HookNameError: A cache that lacks what is needed.
+        InputError: Windows outside of the recording, empty or overlapping; the others are
+            `direct_attribution`'s.
     """
     n_frames = getattr(source.cache if hasattr(source, "cache") else source, "n_frames", None)
     windows = _windows(model, windows_s, n_frames)
@@ -152,8 +138,8 @@ def source_attribution(
     hooks = [f"decoder.blocks.{layer}.cross_attn.hook_" for layer in layers]
     names = [last_stream(model), "decoder.ln_final.hook_scale"]
     names += [hook + name for hook in hooks for name in ("pattern", "v")]
-    run = open_run(model, source, tokens, names, pos, {"targets": targets, "versus": versus})
-    direction, _, _ = direct_path(model, run)
+    run = open_run(model, source, tokens, names, pos, targets, versus)
+    path = logit_path(model, run)
     values, rest, heads = [], [], []
     block: Any
     for layer, block in enumerate(model.decoder.blocks):
@@ -161,7 +147,7 @@ def source_attribution(
             run.cache[hooks[layer] + "pattern"][:, :, list(run.positions)].float(),
             run.cache[hooks[layer] + "v"].float(),
             block.cross_attn.W_O.float(),
-            direction,
+            path.direction,
         )
         inside = torch.stack([by_key[..., start:end].sum(dim=-1) for start, end in places])
         values.append(inside.permute(2, 0, 1, 3))
@@ -170,16 +156,15 @@ def source_attribution(
             Component(f"L{layer}X{head}", "cross_attn", layer, head)
             for head in range(model.cfg.n_text_heads)
         ]
-    grid = run.asked["targets"]
     return SourceAttribution(
         heads=tuple(heads),
         windows_s=tuple(windows),
         values=torch.cat(values),
         rest=torch.cat(rest),
         positions=run.positions,
-        targets=grid,
-        versus=run.asked.get("versus"),
-        target_texts=texts_of_rows(model, grid),
+        targets=path.targets,
+        versus=run.versus,
+        target_texts=texts_of_rows(model, path.targets),
     )
 
 

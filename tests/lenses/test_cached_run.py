@@ -54,7 +54,8 @@ class TestSources:
         _, cache = tiny_model.run_with_cache(mel, tokens, names_filter="*.hook_resid_*")
         fresh = open_run(tiny_model, mel, tokens, [STREAM], [1, 3])
         cached = open_run(tiny_model, cache, None, [STREAM], [1, 3])
-        assert fresh.shape == cached.shape == (2, 2)
+        assert fresh.n_rows == cached.n_rows == 2
+        assert fresh.positions == cached.positions == (1, 3)
         assert torch.equal(fresh.read(STREAM), cached.read(STREAM))
         assert torch.equal(fresh.read(STREAM), cache[STREAM][:, [1, 3]])
 
@@ -67,10 +68,10 @@ class TestSources:
     def test_a_decodings_positions_are_its_steps(self, speaking_model: Any, tiny_mel: Any) -> None:
         decoding = speaking_model.generate(tiny_mel, 4, return_cache=True)
         name = "decoder.blocks.1.hook_resid_post"
-        run = open_run(speaking_model, decoding, None, [name], None, {"targets": None})
+        run = open_run(speaking_model, decoding, None, [name], None)
         start = decoding.n_prompt
         assert run.positions == tuple(range(start - 1, decoding.tokens.shape[1] - 1))
-        assert torch.equal(run.asked["targets"], decoding.tokens[:, start:])
+        assert torch.equal(run.targets, decoding.tokens[:, start:])
 
     def test_hooks_act_on_the_run(self, tiny_model: Any, make_inputs: Any) -> None:
         mel, tokens = make_inputs(1, 5)

@@ -40,10 +40,10 @@ def by_hand(logits: Tensor, tokens: Tensor, top_k: int) -> TokenStatistics:
     )
 
 
-@pytest.mark.parametrize("room_bytes", [1, 101 * 4 * 5, 2**26], ids=["row", "5 rows", "all"])
+@pytest.mark.parametrize("max_bytes", [1, 101 * 4 * 5, 2**26], ids=["row", "5 rows", "all"])
 @pytest.mark.parametrize(("n_rows", "n_pos"), [(1, 1), (3, 7)], ids=str)
 def test_statistics_are_those_of_all_logits(
-    room_bytes: int, n_rows: int, n_pos: int, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+    max_bytes: int, n_rows: int, n_pos: int, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readout = Readout.of(tiny_model)
     resid, tokens = torch.randn(n_rows, n_pos, 24), torch.randint(0, 101, (n_rows, n_pos, 4))
@@ -56,9 +56,9 @@ def test_statistics_are_those_of_all_logits(
         return real(self, resid)
 
     monkeypatch.setattr(Readout, "logits", logits)
-    found = readout.statistics(resid, tokens, 3, room_bytes)
-    assert torch.equal(readout.likeliest(resid, room_bytes), wanted.top_tokens[..., 0])
-    assert max(seen) <= max(1, room_bytes // (4 * 101))
+    found = readout.statistics(resid, tokens, 3, max_bytes)
+    assert torch.equal(readout.likeliest(resid, max_bytes), wanted.top_tokens[..., 0])
+    assert max(seen) <= max(1, max_bytes // (4 * 101))
     assert torch.equal(found.top_tokens, wanted.top_tokens)
     assert torch.equal(found.ranks, wanted.ranks)
     torch.testing.assert_close(found.top_probs, wanted.top_probs, atol=1e-6, rtol=1e-5)

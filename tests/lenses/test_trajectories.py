@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hooked_whisper.errors import InputError, TokenError
+from hooked_whisper.lenses import token_trajectories
 from hooked_whisper.lenses.logit_lens import logit_lens
-from hooked_whisper.lenses.trajectories import token_trajectories
 
 
 @pytest.mark.usefixtures("without_shape_checks")

@@ -247,8 +247,8 @@ MUTANTS = [
         "emerges-once",
         "a transcript that is lost again counts as there to stay",
         "lenses/encoder_lens.py",
-        "if each[row] != text:\n                    break\n                at = layer",
-        "if each[row] == text:\n                    at = layer",
+        "if texts_there[row] != text:\n                    break\n                at = layer",
+        "if texts_there[row] == text:\n                    at = layer",
         ("lenses/test_encoder_lens.py",),
     ),
     Mutant(
