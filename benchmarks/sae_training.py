@@ -23,8 +23,8 @@ import torch
 from benchmarks.run import cpu_model
 from benchmarks.sae_data import Activations
 from benchmarks.timing import MOST_STOLEN, quartiles, stolen_s
+from hooked_whisper.sae.architectures import config_from_dict
 from hooked_whisper.sae.base import SAEConfig
-from hooked_whisper.sae.registry import config_from_dict
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.trainer import Trainer
 

@@ -189,7 +189,7 @@ def _sae_config(
 ) -> Any:
     """The configuration of an architecture, with the options that it has."""
     from hooked_whisper.errors import SAEConfigError
-    from hooked_whisper.sae.registry import config_from_dict
+    from hooked_whisper.sae.architectures import config_from_dict
 
     architecture: str = args.architecture
     values: dict[str, Any] = {"architecture": architecture, "d_in": d_in, "hook_name": hook}

@@ -1,9 +1,14 @@
 """Sparse autoencoders: trained, loaded, saved and judged; `model.add_sae` splices them in."""
 
-from hooked_whisper.sae.architectures.batch_topk import BatchTopKConfig, BatchTopKSAE
+from hooked_whisper.sae.architectures import ARCHITECTURES, make_sae
+from hooked_whisper.sae.architectures.batch_topk import (
+    BatchTopKConfig,
+    BatchTopKSAE,
+    MatryoshkaConfig,
+    MatryoshkaSAE,
+)
 from hooked_whisper.sae.architectures.gated import GatedConfig, GatedSAE
 from hooked_whisper.sae.architectures.jumprelu import JumpReLUConfig, JumpReLUSAE
-from hooked_whisper.sae.architectures.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from hooked_whisper.sae.architectures.relu import ReLUConfig, ReLUSAE
 from hooked_whisper.sae.architectures.topk import TopKConfig, TopKSAE
 from hooked_whisper.sae.architectures.transcoder import (
@@ -30,7 +35,6 @@ from hooked_whisper.sae.evaluation import (
     word_labels,
 )
 from hooked_whisper.sae.io import load_sae, load_suite, save_sae
-from hooked_whisper.sae.registry import ARCHITECTURES, make_sae
 from hooked_whisper.sae.training import (
     ActivationSource,
     MemoryActivations,

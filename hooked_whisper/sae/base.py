@@ -58,6 +58,9 @@ class SAEConfig:
     unit_norm_decoder: bool = True
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ()
+    """Fields that may be 0 or None, but not less."""
+
     NORMALIZATIONS: ClassVar[tuple[str, ...]] = (
         "none",
         "layer_norm",
@@ -72,8 +75,10 @@ class SAEConfig:
                 raise SAEConfigError(f"{each.name} is {value!r}; it must be a positive integer.")
             if each.type is bool and type(value) is not bool:
                 raise SAEConfigError(f"{each.name} is {value!r}; it must be True or False.")
-            if each.type == float | int and not _is_number(value):
+            if each.type == float | int and not is_number(value):
                 raise SAEConfigError(f"{each.name} is {value!r}; it must be a finite number.")
+            if each.name in self.NOT_NEGATIVE and (value or 0) < 0:
+                raise SAEConfigError(f"{each.name} is {value}; it can't be negative.")
         if self.normalize_activations not in self.NORMALIZATIONS:
             raise SAEConfigError(
                 f"normalize_activations is {self.normalize_activations!r}; it can be one of "
@@ -90,9 +95,33 @@ class SAEConfig:
         """What it replaces: the hook that it reads, but for transcoders."""
         return self.hook_name
 
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it writes something other than it reads."""
+        return type(self).d_out is not SAEConfig.d_out
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, the architecture's name included, in values that JSON has."""
         return {"architecture": self.architecture, **asdict(self)}
+
+
+class TrainBatch(NamedTuple):
+    """What a training step is computed of.
+
+    Args:
+        x: Activations; no gradient reaches them.
+        target: What to reconstruct; the activations themselves, but for transcoders.
+        warm_up: What the sparsity coefficient is multiplied with, 0 to 1.
+        dead: Latents that have not been active for long; an auxiliary
+            loss, where the architecture has one, revives them.
+        ranks: Who else has a part of the batch, where several train one autoencoder.
+    """
+
+    x: Float[Tensor, "batch d_in"]
+    target: Float[Tensor, "batch d_out"]
+    warm_up: float = 1.0
+    dead: Bool[Tensor, " latent"] | None = None
+    ranks: ProcessGroup | None = None
 
 
 class Losses(NamedTuple):
@@ -113,6 +142,19 @@ class Losses(NamedTuple):
     recons: Float[Tensor, "batch d_out"]
     active: Bool[Tensor, " latent"]
     l0: Float[Tensor, ""]
+
+    @classmethod
+    def of(
+        cls,
+        parts: dict[str, Float[Tensor, ""]],
+        recons: Float[Tensor, "batch d_out"],
+        active: Bool[Tensor, " latent"],
+        l0: Float[Tensor, ""],
+    ) -> "Losses":
+        """Those of terms with a graph, which are added up."""
+        total = sum(parts.values(), start=recons.new_zeros((), dtype=recons.dtype))
+        detached = {name: part.detach() for name, part in parts.items()}
+        return cls(total, detached, recons.detach(), active, l0.detach())
 
 
 class Scale(NamedTuple):
@@ -138,9 +180,6 @@ class SAE(nn.Module, ABC):
 
     Config: ClassVar[type[SAEConfig]]
     cfg: SAEConfig
-
-    ranks: ProcessGroup | None = None
-    """Who else has a part of the batch that `losses` is of, while several train one autoencoder."""
 
     W_enc: Float[Tensor, "d_in latent"]
     b_enc: Float[Tensor, " latent"]
@@ -241,7 +280,6 @@ class SAE(nn.Module, ABC):
 
     # Training it
 
-    @abstractmethod
     def losses(
         self,
         x: Float[Tensor, "batch d_in"],
@@ -249,16 +287,23 @@ class SAE(nn.Module, ABC):
         *,
         warm_up: float = 1.0,
         dead: Bool[Tensor, " latent"] | None = None,
+        ranks: ProcessGroup | None = None,
     ) -> Losses:
-        """The training loss of a batch.
+        """The training loss of a batch; arguments as in `TrainBatch`.
 
-        Args:
-            x: Activations; no gradient reaches them.
-            target: What to reconstruct; None is `x`.
-            warm_up: What the sparsity coefficient is multiplied with, 0 to 1.
-            dead: Latents that have not been active for long; an auxiliary
-                loss, where the architecture has one, revives them.
+        Raises:
+            SAEError: A transcoder without a target.
         """
+        if target is None and self.cfg.is_transcoder:
+            raise SAEError(
+                "a transcoder needs a target: what its second hook point holds. Pass pairs "
+                "(x, target)."
+            )
+        return self._losses(TrainBatch(x, x if target is None else target, warm_up, dead, ranks))
+
+    @abstractmethod
+    def _losses(self, batch: TrainBatch) -> Losses:
+        """The losses of the architecture."""
 
     @torch.no_grad()
     def project_gradients_(self) -> None:
@@ -326,5 +371,6 @@ class SAE(nn.Module, ABC):
         return {**self.__dict__, "_scale": None}
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -47,8 +47,12 @@ MUTANTS = [
         "aux-moves-the-living",
         "the auxiliary loss pulls at the living latents, too",
         "sae/architectures/topk.py",
-        "aux = self._aux_loss(inputs, (target - recons).detach(), dead)",
-        "aux = self._aux_loss(inputs, target - recons, dead)",
+        "aux = self._aux_loss(inputs, (batch.target - losses.recons).detach(), dead)",
+        "aux = self._aux_loss(\n"
+        "                inputs,\n"
+        "                batch.target - self.decode(self.encode(batch.x)),\n"
+        "                dead,\n"
+        "            )",
         ("sae/test_architectures.py",),
     ),
     Mutant(
@@ -78,7 +82,7 @@ MUTANTS = [
     Mutant(
         "matryoshka-levels",
         "each level of a Matryoshka reconstructs with its own latents alone",
-        "sae/architectures/matryoshka.py",
+        "sae/architectures/batch_topk.py",
         "partial = partial + decode_selected(",
         "partial = self.b_dec + decode_selected(",
         ("sae/test_architectures.py",),
@@ -94,7 +98,7 @@ MUTANTS = [
     Mutant(
         "l1-without-lengths",
         "the L1 penalty leaves out the decoder's lengths",
-        "sae/relu_losses.py",
+        "sae/losses.py",
         "l1 * (values * lengths[selection.indices]).sum() / len(inputs)",
         "l1 * values.sum() / len(inputs)",
         ("sae/test_architectures.py",),
@@ -102,7 +106,7 @@ MUTANTS = [
     Mutant(
         "dense-bias-gradient",
         "the decoder bias's gradient has one of its two terms with the wrong sign",
-        "sae/relu_losses.py",
+        "sae/losses.py",
         "b_dec_grad = b_dec_grad - self.sae.W_enc @ self.b_enc_grad",
         "b_dec_grad = b_dec_grad + self.sae.W_enc @ self.b_enc_grad",
         ("sae/test_architectures.py",),
@@ -110,7 +114,7 @@ MUTANTS = [
     Mutant(
         "squared-error-mean",
         "the squared error is a mean over the width, not a sum",
-        "sae/gradients.py",
+        "sae/losses.py",
         "return torch.dot(error.flatten(), error.flatten()) / len(error)",
         "return torch.dot(error.flatten(), error.flatten()) / error.numel()",
         ("sae/test_architectures.py",),

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hooked_whisper.errors import SAEConfigError, SAEError
 from hooked_whisper.sae import selection as selecting
+from hooked_whisper.sae.architectures import ARCHITECTURES, config_from_dict, make_sae
 from hooked_whisper.sae.base import SAE, Losses
-from hooked_whisper.sae.registry import ARCHITECTURES, config_from_dict, make_sae
 
 N, D_IN, D_SAE, D_OUT, K = 70, 6, 64, 5, 4
 TRANSCODERS = ("transcoder", "skip_transcoder")

@@ -1,18 +1,25 @@
-"""BatchTopK autoencoders: k latents a vector on average, chosen in the whole batch."""
+"""BatchTopK autoencoders: k latents a vector on average, chosen in the whole batch.
+
+With Matryoshka, the first of the latents alone have to do, at several widths.
+"""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import SAEConfigError
 from hooked_whisper.sae.architectures.jumprelu import JumpReLUConfig, JumpReLUSAE
 from hooked_whisper.sae.architectures.topk import TopKConfig, TopKSAE
-from hooked_whisper.sae.base import SAE, Losses
+from hooked_whisper.sae.base import SAE
+from hooked_whisper.sae.losses import Errors, squared_error
 from hooked_whisper.sae.selection import Selection, select_top_of_batch
+from hooked_whisper.sae.sparse import decode_selected
 
 
 @dataclass(frozen=True)
@@ -66,35 +73,22 @@ class BatchTopKSAE(TopKSAE):
         flat = torch.zeros_like(pre).flatten()
         return flat.scatter(0, top.indices, top.values.relu()).view_as(pre)
 
-    def losses(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        target: Float[Tensor, "batch d_out"] | None = None,
-        *,
-        warm_up: float = 1.0,
-        dead: Bool[Tensor, " latent"] | None = None,
-    ) -> Losses:
-        """Squared error and auxiliary loss as TopK's; the threshold follows this batch."""
-        return super().losses(x, target, warm_up=warm_up, dead=dead)
-
     def _select(
-        self, inputs: Float[Tensor, "batch d_in"]
+        self, inputs: Float[Tensor, "batch d_in"], ranks: ProcessGroup | None
     ) -> tuple[Float[Tensor, " entry"], Selection]:
         scale = self._scale_of_latents
         n = self.cfg.k * len(inputs)
-        values, selection = select_top_of_batch(
-            inputs, self.W_enc, self.b_enc, n, scale, self.ranks
-        )
+        values, selection = select_top_of_batch(inputs, self.W_enc, self.b_enc, n, scale, ranks)
         if torch.is_grad_enabled():
-            self._follow(values if scale is None else values * scale[selection.indices])
+            self._follow(values if scale is None else values * scale[selection.indices], ranks)
         return values, selection
 
     @torch.no_grad()
-    def _follow(self, values: Float[Tensor, " entry"]) -> None:
+    def _follow(self, values: Float[Tensor, " entry"], ranks: ProcessGroup | None) -> None:
         """Move the threshold towards a batch's smallest active latent."""
         least = values.min().to(self.topk_threshold.dtype) if len(values) else None
-        if self.ranks is not None:
-            found = self.ranks.minimum(inf if least is None else float(least))
+        if ranks is not None:
+            found = ranks.minimum(inf if least is None else float(least))
             least = None if found == inf else self.topk_threshold.new_tensor(found)
         if least is None:
             return
@@ -124,3 +118,64 @@ class BatchTopKSAE(TopKSAE):
             result.b_dec.copy_(self.b_dec)
             result.threshold.fill_(max(0.0, float(self.topk_threshold)))
         return result.train(self.training)
+
+
+@dataclass(frozen=True)
+class MatryoshkaConfig(BatchTopKConfig):
+    """A Matryoshka BatchTopK autoencoder.
+
+    Args:
+        matryoshka_widths: How many latents each level has, rising, the last one `d_sae`
+            (added where it is missing). Empty is an eighth, a quarter, half and all.
+    """
+
+    architecture: ClassVar[str] = "matryoshka_batchtopk"
+
+    matryoshka_widths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        widths = tuple(self.matryoshka_widths)
+        if not widths:
+            widths = tuple(sorted({max(1, self.d_sae // part) for part in (8, 4, 2)}))
+        if widths[-1] != self.d_sae:
+            widths = (*widths, self.d_sae)
+        rising = all(a < b for a, b in pairwise(widths))
+        if not rising or any(type(width) is not int or width < 1 for width in widths):
+            raise SAEConfigError(
+                f"matryoshka_widths is {self.matryoshka_widths}; it must be rising positive "
+                f"integers of at most {self.d_sae}, the number of latents."
+            )
+        object.__setattr__(self, "matryoshka_widths", widths)
+
+
+class MatryoshkaSAE(BatchTopKSAE):
+    """A BatchTopK autoencoder whose first latents reconstruct by themselves too.
+
+        loss = sum over widths m of |x - (f[:m] W_dec[:m] + b_dec)|^2
+
+    `"mse"` among the losses is the error of all latents, `"mse_{m}"` of the first m.
+
+    Source: Bussmann et al. 2025, "Learning multi-level features with Matryoshka sparse
+    autoencoders"; the plain sum over levels as in SAELens.
+    """
+
+    Config = MatryoshkaConfig
+    cfg: MatryoshkaConfig
+
+    def _errors(
+        self,
+        values: Float[Tensor, " entry"],
+        selection: Selection,
+        target: Float[Tensor, "batch d_out"],
+    ) -> Errors:
+        errors = {}
+        start, recons, partial = 0, target, self.b_dec
+        for width in self.cfg.matryoshka_widths:
+            level, kept = selection.between(start, width)
+            partial = partial + decode_selected(values[kept], self.W_dec, level)
+            recons = self._denormalize(partial)
+            name = "mse" if width == self.cfg.d_sae else f"mse_{width}"
+            errors[name] = squared_error(recons, target)
+            start = width
+        return errors, recons

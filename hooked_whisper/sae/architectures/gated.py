@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from hooked_whisper.errors import SAEConfigError
-from hooked_whisper.sae.base import SAE, Losses, SAEConfig
-from hooked_whisper.sae.gradients import squared_error
+from hooked_whisper.sae.base import SAE, Losses, SAEConfig, TrainBatch
+from hooked_whisper.sae.losses import squared_error
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,9 @@ class GatedConfig(SAEConfig):
     """
 
     architecture: ClassVar[str] = "gated"
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("l1_coefficient",)
 
     l1_coefficient: float | int = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.l1_coefficient < 0:
-            raise SAEConfigError(f"l1_coefficient is {self.l1_coefficient}; it can't be negative.")
 
 
 class GatedSAE(SAE):
@@ -61,32 +56,18 @@ class GatedSAE(SAE):
         magnitudes = self.hook_sae_acts_pre(read * self.r_mag.exp() + self.b_mag)
         return torch.relu(magnitudes) * (read + self.b_gate > 0)
 
-    def losses(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        target: Float[Tensor, "batch d_out"] | None = None,
-        *,
-        warm_up: float = 1.0,
-        dead: Bool[Tensor, " latent"] | None = None,
-    ) -> Losses:
+    def _losses(self, batch: TrainBatch) -> Losses:
         """Squared error, penalty, error by the gates alone (`"mse"`, `"l1"`, `"aux"`)."""
-        target = x if target is None else target
-        read = self._encoder_input(x) @ self.W_enc
+        read = self._encoder_input(batch.x) @ self.W_enc
         gates = torch.relu(read + self.b_gate)
         latents = torch.relu(read * self.r_mag.exp() + self.b_mag) * (gates > 0)
         recons = self.decode(latents)
         by_gates = self._denormalize(gates @ self.W_dec.detach() + self.b_dec.detach())
         penalty = (gates.mean(dim=0) * self.W_dec.norm(dim=-1)).sum()
         parts = {
-            "mse": squared_error(recons, target),
-            "l1": warm_up * self.cfg.l1_coefficient * penalty,
-            "aux": squared_error(by_gates, target),
+            "mse": squared_error(recons, batch.target),
+            "l1": batch.warm_up * self.cfg.l1_coefficient * penalty,
+            "aux": squared_error(by_gates, batch.target),
         }
         is_active = latents.detach() > 0
-        return Losses(
-            total=sum(parts.values(), start=target.new_zeros(())),
-            parts={name: part.detach() for name, part in parts.items()},
-            recons=recons.detach(),
-            active=is_active.any(dim=0),
-            l0=is_active.sum() / len(x),
-        )
+        return Losses.of(parts, recons, is_active.any(dim=0), is_active.sum() / len(batch.x))

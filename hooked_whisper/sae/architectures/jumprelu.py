@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_whisper.errors import SAEConfigError
-from hooked_whisper.sae.base import SAE, Losses, SAEConfig
-from hooked_whisper.sae.gradients import squared_error
+from hooked_whisper.sae.base import SAE, Losses, SAEConfig, TrainBatch
+from hooked_whisper.sae.losses import squared_error
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class JumpReLUConfig(SAEConfig):
     """
 
     architecture: ClassVar[str] = "jumprelu"
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
+        "jumprelu_init_threshold",
+        "l0_coefficient",
+        "pre_act_loss_coefficient",
+    )
 
     jumprelu_init_threshold: float | int = 0.01
     jumprelu_bandwidth: float | int = 0.05
@@ -37,9 +42,6 @@ class JumpReLUConfig(SAEConfig):
             raise SAEConfigError(
                 f"jumprelu_bandwidth is {self.jumprelu_bandwidth}; it must be over 0."
             )
-        for name in ("jumprelu_init_threshold", "l0_coefficient", "pre_act_loss_coefficient"):
-            if (getattr(self, name) or 0) < 0:
-                raise SAEConfigError(f"{name} is {getattr(self, name)}; it can't be negative.")
 
 
 def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -107,36 +109,23 @@ class JumpReLUSAE(SAE):
         pre = self.hook_sae_acts_pre(self._encoder_input(x) @ self.W_enc + self.b_enc)
         return torch.relu(pre) * (pre > self.threshold)
 
-    def losses(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        target: Float[Tensor, "batch d_out"] | None = None,
-        *,
-        warm_up: float = 1.0,
-        dead: Bool[Tensor, " latent"] | None = None,
-    ) -> Losses:
+    def _losses(self, batch: TrainBatch) -> Losses:
         """Squared error, L0 penalty, pre-activation loss (`"mse"`, `"l0"`, `"pre_act"`)."""
-        target = x if target is None else target
         bandwidth = self.cfg.jumprelu_bandwidth
-        pre = self._encoder_input(x) @ self.W_enc + self.b_enc
+        pre = self._encoder_input(batch.x) @ self.W_enc + self.b_enc
         threshold = self.threshold.to(pre.dtype)
         latents: Tensor = _JumpReLU.apply(pre, threshold, bandwidth)
         recons = self.decode(latents)
         l0 = _Step.apply(pre, threshold, bandwidth).mean()
         parts = {
-            "mse": squared_error(recons, target),
-            "l0": warm_up * self.cfg.l0_coefficient * l0,
+            "mse": squared_error(recons, batch.target),
+            "l0": batch.warm_up * self.cfg.l0_coefficient * l0,
         }
+        dead = batch.dead
         if dead is not None and self.cfg.pre_act_loss_coefficient and bool(dead.any()):
             below = (threshold - pre).relu() * (dead * self.W_dec.norm(dim=-1))
             parts["pre_act"] = self.cfg.pre_act_loss_coefficient * below.sum(dim=-1).mean()
-        return Losses(
-            total=sum(parts.values(), start=target.new_zeros(())),
-            parts={name: part.detach() for name, part in parts.items()},
-            recons=recons.detach(),
-            active=(latents.detach() != 0).any(dim=0),
-            l0=l0.detach(),
-        )
+        return Losses.of(parts, recons, (latents.detach() != 0).any(dim=0), l0)
 
     @torch.no_grad()
     def constrain_(self) -> None:

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from hooked_whisper.errors import SAEConfigError
-from hooked_whisper.sae.base import SAE, Losses, SAEConfig
-from hooked_whisper.sae.relu_losses import relu_losses
+from hooked_whisper.sae.base import SAE, Losses, SAEConfig, TrainBatch
+from hooked_whisper.sae.losses import relu_losses
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,10 @@ class ReLUConfig(SAEConfig):
     """
 
     architecture: ClassVar[str] = "standard"
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("l1_coefficient",)
 
     l1_coefficient: float | int = 1.0
     tied: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.l1_coefficient < 0:
-            raise SAEConfigError(f"l1_coefficient is {self.l1_coefficient}; it can't be negative.")
 
 
 class ReLUSAE(SAE):
@@ -61,17 +56,8 @@ class ReLUSAE(SAE):
         pre = self._encoder_input(x) @ self.W_enc + self.b_enc
         return torch.relu(self.hook_sae_acts_pre(pre))
 
-    def losses(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        target: Float[Tensor, "batch d_out"] | None = None,
-        *,
-        warm_up: float = 1.0,
-        dead: Bool[Tensor, " latent"] | None = None,
-    ) -> Losses:
+    def _losses(self, batch: TrainBatch) -> Losses:
         """Squared error and L1 penalty (`"mse"`, `"l1"`)."""
         with torch.no_grad():
-            inputs = self._encoder_input(x)
-        return relu_losses(
-            self, inputs, x if target is None else target, warm_up * self.cfg.l1_coefficient
-        )
+            inputs = self._encoder_input(batch.x)
+        return relu_losses(self, inputs, batch.target, batch.warm_up * self.cfg.l1_coefficient)

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import SAEConfigError
-from hooked_whisper.sae.base import SAE, Losses, SAEConfig
-from hooked_whisper.sae.gradients import squared_error
+from hooked_whisper.sae.base import SAE, Losses, SAEConfig, TrainBatch
+from hooked_whisper.sae.losses import selected_losses, squared_error, squared_errors
 from hooked_whisper.sae.selection import Selection, select_top_k
-from hooked_whisper.sae.sparse import decode_selected, encode_selected
 
 
 @dataclass(frozen=True)
@@ -77,38 +77,22 @@ class TopKSAE(SAE):
             latents = latents / self.W_dec.norm(dim=-1)
         return super().decode(latents)
 
-    def losses(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        target: Float[Tensor, "batch d_out"] | None = None,
-        *,
-        warm_up: float = 1.0,
-        dead: Bool[Tensor, " latent"] | None = None,
-    ) -> Losses:
+    def _losses(self, batch: TrainBatch) -> Losses:
         """Squared error, and with dead latents the auxiliary loss (`"mse"`, `"aux"`)."""
-        target = x if target is None else target
         with torch.no_grad():
-            inputs = self._encoder_input(x)
-        values, selection = self._select(inputs)
-        subtracted = self.b_dec if self.cfg.apply_b_dec_to_input else None
+            inputs = self._encoder_input(batch.x)
+        values, selection = self._select(inputs, batch.ranks)
         # Divided by the decoder's lengths again when they are decoded, scaled latents are
         # plain ones: the scale changes which are the largest, and nothing else.
-        values = encode_selected(inputs, self.W_enc, self.b_enc, subtracted, values, selection)
-        values = values.relu()
-        errors, recons = self._errors(values, selection, target)
-        total = sum(errors.values(), start=target.new_zeros(()))
-        parts = {name: error.detach() for name, error in errors.items()}
-        if dead is not None and self.cfg.aux_loss_coefficient and bool(dead.any()):
-            aux = self._aux_loss(inputs, (target - recons).detach(), dead)
-            total = total + aux
-            parts["aux"] = aux.detach()
-        return Losses(
-            total=total,
-            parts=parts,
-            recons=recons.detach(),
-            active=selection.active(values.detach()),
-            l0=(values.detach() > 0).sum() / len(x),
+        losses = selected_losses(
+            self, inputs, batch.target, values, selection, errors=type(self)._errors
         )
+        dead = batch.dead
+        if dead is not None and self.cfg.aux_loss_coefficient and bool(dead.any()):
+            aux = self._aux_loss(inputs, (batch.target - losses.recons).detach(), dead)
+            parts = {**losses.parts, "aux": aux.detach()}
+            losses = losses._replace(total=losses.total + aux, parts=parts)
+        return losses
 
     def _scaled_pre_activations(
         self, x: Float[Tensor, "*batch d_in"]
@@ -121,23 +105,14 @@ class TopKSAE(SAE):
     def _scale_of_latents(self) -> Float[Tensor, " latent"] | None:
         return self.W_dec.norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else None
 
+    _errors = squared_errors
+
     def _select(
-        self, inputs: Float[Tensor, "batch d_in"]
+        self, inputs: Float[Tensor, "batch d_in"], ranks: ProcessGroup | None
     ) -> tuple[Float[Tensor, " entry"], Selection]:
         """Which latents stay, and their pre-activations."""
         scale = self._scale_of_latents
         return select_top_k(inputs, self.W_enc, self.b_enc, self.cfg.k, scale)
-
-    def _errors(
-        self,
-        values: Float[Tensor, " entry"],
-        selection: Selection,
-        target: Float[Tensor, "batch d_out"],
-    ) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, "batch d_out"]]:
-        """Squared errors by name, which are added up, and the reconstruction."""
-        recons = decode_selected(values, self.W_dec, selection) + self.b_dec
-        recons = self._denormalize(recons)
-        return {"mse": squared_error(recons, target)}, recons
 
     def _aux_loss(
         self,

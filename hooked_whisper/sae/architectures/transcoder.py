@@ -4,16 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hooked_whisper.errors import SAEConfigError, SAEError
-from hooked_whisper.sae.base import SAE, Losses, SAEConfig
-from hooked_whisper.sae.gradients import squared_error
-from hooked_whisper.sae.relu_losses import relu_losses
+from hooked_whisper.sae.base import SAE, Losses, SAEConfig, TrainBatch
+from hooked_whisper.sae.losses import relu_losses, selected_losses
 from hooked_whisper.sae.selection import select_top_k
-from hooked_whisper.sae.sparse import decode_selected, encode_selected
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,7 @@ class TranscoderConfig(SAEConfig):
     """
 
     architecture: ClassVar[str] = "transcoder"
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("l1_coefficient",)
 
     apply_b_dec_to_input: bool = False
     d_out: int = 0
@@ -44,8 +43,6 @@ class TranscoderConfig(SAEConfig):
             )
         if self.k is not None and (type(self.k) is not int or not 1 <= self.k <= self.d_sae):
             raise SAEConfigError(f"k is {self.k!r}; it can be 1 to {self.d_sae}, or None.")
-        if self.l1_coefficient < 0:
-            raise SAEConfigError(f"l1_coefficient is {self.l1_coefficient}; it can't be negative.")
 
 
 @dataclass(frozen=True)
@@ -79,50 +76,21 @@ class Transcoder(SAE):
         top = pre.topk(self.cfg.k, dim=-1, sorted=False)
         return torch.zeros_like(pre).scatter(-1, top.indices, top.values.relu())
 
-    def losses(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        target: Float[Tensor, "batch d_out"] | None = None,
-        *,
-        warm_up: float = 1.0,
-        dead: Bool[Tensor, " latent"] | None = None,
-    ) -> Losses:
-        """Squared error, and without k the L1 penalty (`"mse"`, `"l1"`).
-
-        Raises:
-            SAEError: No target.
-        """
-        if target is None:
-            raise SAEError(
-                "a transcoder needs a target: what its second hook point holds. Pass pairs "
-                "(x, target)."
-            )
+    def _losses(self, batch: TrainBatch) -> Losses:
+        """Squared error, and without k the L1 penalty (`"mse"`, `"l1"`)."""
         with torch.no_grad():
-            inputs = self._encoder_input(x)
-        around = self._around(x)
-        rest = target if around is None else target - around
+            inputs = self._encoder_input(batch.x)
+        around = self._around(batch.x)
+        rest = batch.target if around is None else batch.target - around
         if self.cfg.k is None:
-            losses = relu_losses(self, inputs, rest, warm_up * self.cfg.l1_coefficient)
+            l1 = batch.warm_up * self.cfg.l1_coefficient
+            losses = relu_losses(self, inputs, rest, l1)
         else:
-            losses = self._top_k_losses(inputs, rest, self.cfg.k)
+            selected = select_top_k(inputs, self.W_enc, self.b_enc, self.cfg.k)
+            losses = selected_losses(self, inputs, rest, *selected)
         if around is None:
             return losses
         return losses._replace(recons=losses.recons + around.detach())
-
-    def _top_k_losses(
-        self, inputs: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"], k: int
-    ) -> Losses:
-        values, selection = select_top_k(inputs, self.W_enc, self.b_enc, k)
-        values = encode_selected(inputs, self.W_enc, self.b_enc, None, values, selection).relu()
-        recons = decode_selected(values, self.W_dec, selection) + self.b_dec
-        mse = squared_error(recons, target)
-        return Losses(
-            total=mse,
-            parts={"mse": mse.detach()},
-            recons=recons.detach(),
-            active=selection.active(values.detach()),
-            l0=(values.detach() > 0).sum() / len(inputs),
-        )
 
     def _around(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"] | None:
         """What goes around the latents."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.errors import SAEFileError
+from hooked_whisper.sae.architectures import ARCHITECTURES
 from hooked_whisper.sae.io.contents import Contents, read_config, read_contents
 from hooked_whisper.sae.io.state_dicts import Found
-from hooked_whisper.sae.registry import ARCHITECTURES
 from hooked_whisper.sae.saving import CFG_NAME, IN_METADATA, OWN_KEY, WEIGHTS_NAME, WITH_TOP_K
 
 DTYPES = {

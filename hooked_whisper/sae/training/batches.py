@@ -8,12 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import TrainingError
-from hooked_whisper.sae.base import SAEConfig
-
-
-def has_target(cfg: SAEConfig) -> bool:
-    """Whether an autoencoder is a transcoder, which writes something other than it reads."""
-    return type(cfg).d_out is not SAEConfig.d_out
 
 
 class Position(NamedTuple):

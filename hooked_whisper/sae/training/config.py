@@ -2,13 +2,12 @@
 
 import json
 from dataclasses import dataclass, fields
-from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hooked_whisper.device import as_device
 from hooked_whisper.errors import SAEConfigError
-from hooked_whisper.sae.base import SAEConfig
+from hooked_whisper.sae.base import SAEConfig, is_number
 
 
 @dataclass(frozen=True)
@@ -108,15 +107,15 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is None and name == "clip_grad_norm":
                 continue
-            if not _is_number(value) or value <= 0:
+            if not is_number(value) or value <= 0:
                 raise SAEConfigError(f"{name} is {value!r}; it must be a positive number.")
         for name in ("lr_warm_up", "lr_decay", "sparsity_warm_up"):
             value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 raise SAEConfigError(
                     f"{name} is {value!r}; it is a share of all steps, from 0 to 1."
                 )
-        if len(self.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in self.betas):
+        if len(self.betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in self.betas):
             raise SAEConfigError(f"betas is {self.betas!r}; it must be two numbers, 0 to under 1.")
 
     def _check_choices(self) -> None:
@@ -153,7 +152,3 @@ class TrainingConfig:
         kept = {name: v for name, v in values.items() if name not in self.NOT_OF_THE_RESULT}
         plain: dict[str, Any] = json.loads(json.dumps(kept))
         return plain
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -4,8 +4,6 @@ DistributedDataParallel averages the gradients of the ranks. Parts may differ in
 vector, so each rank's loss is weighted by its share of the batch before it goes backward.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,16 +22,6 @@ def is_shared(ranks: ProcessGroup, n_vectors: int) -> bool:
 def own_part(ranks: ProcessGroup, n_vectors: int) -> slice:
     """The vectors of a batch that this rank learns from."""
     return ranks.part(n_vectors) if is_shared(ranks, n_vectors) else slice(0, n_vectors)
-
-
-@contextmanager
-def selecting_together(sae: SAE, ranks: ProcessGroup, n_vectors: int) -> Iterator[None]:
-    """While it lasts, what an autoencoder chooses in a batch, it chooses in all ranks' parts."""
-    sae.ranks = ranks if is_shared(ranks, n_vectors) else None
-    try:
-        yield
-    finally:
-        sae.ranks = None
 
 
 class LossesOfPart(nn.Module):

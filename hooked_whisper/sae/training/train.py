@@ -15,7 +15,7 @@ from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.base import SAE
-from hooked_whisper.sae.training.batches import check_batch, has_target
+from hooked_whisper.sae.training.batches import check_batch
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.distributed_data import agreed_ranks, alike, in_parts, in_turns
 from hooked_whisper.sae.training.interrupts import uninterrupted
@@ -312,7 +312,7 @@ def _hooks(cfg: TrainingConfig) -> list[str]:
     """
     sae = cfg.sae
     names = [sae.hook_name]
-    if has_target(sae):
+    if sae.is_transcoder:
         names.append(sae.hook_name_out)
     if any(name is None for name in names):
         which = "hook_name" if names[0] is None else "hook_name_out"

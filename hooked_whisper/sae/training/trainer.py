@@ -14,10 +14,10 @@ from torch import Tensor
 
 from hooked_whisper.distributed import ProcessGroup, has_restarted
 from hooked_whisper.errors import TrainingError
+from hooked_whisper.sae.architectures import make_sae
 from hooked_whisper.sae.base import SAE, Losses
 from hooked_whisper.sae.evaluation.reconstruction import fraction_unexplained
-from hooked_whisper.sae.registry import make_sae
-from hooked_whisper.sae.training.batches import Batches, Position, has_target
+from hooked_whisper.sae.training.batches import Batches, Position
 from hooked_whisper.sae.training.checkpoint import read_checkpoint, write_checkpoint
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.dead import DeadLatents
@@ -26,10 +26,10 @@ from hooked_whisper.sae.training.initialise import find_scale, first_b_dec
 from hooked_whisper.sae.training.interrupts import uninterrupted
 from hooked_whisper.sae.training.reduce import (
     go_backward,
+    is_shared,
     losses_on_all_ranks,
     own_part,
     reduce_losses,
-    selecting_together,
     whole_recons,
 )
 from hooked_whisper.sae.training.schedule import lr_share, warm_up_share
@@ -64,7 +64,7 @@ class Trainer:
         self.cfg, self.name, self.data = cfg, name, data
         self.ranks = ranks or ProcessGroup(error=TrainingError)
         self.sae: SAE = make_sae(cfg.sae, torch.Generator().manual_seed(cfg.seed)).train()
-        self.has_target = has_target(cfg.sae)
+        self.has_target = cfg.sae.is_transcoder
         self.folder = None if cfg.folder is None else Path(cfg.folder).expanduser()
         self.batches = Batches()
         self.position = Position()
@@ -155,8 +155,11 @@ class Trainer:
             if devices:
                 generator = torch.cuda.default_generators[devices[0].index or 0]
             generator.manual_seed(_mix(cfg.seed, self.step))
-            with autocast, selecting_together(self.sae, self.ranks, n):
-                losses = self._losses(x, target, warm_up=warm_up, dead=self.dead.is_dead)
+            ranks = self.ranks if is_shared(self.ranks, n) else None
+            with autocast:
+                losses = self._losses(
+                    x, target, warm_up=warm_up, dead=self.dead.is_dead, ranks=ranks
+                )
             go_backward(losses, self.ranks, n)
         losses = reduce_losses(losses, self.ranks, n)
         self.sae.project_gradients_()

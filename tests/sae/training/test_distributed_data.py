@@ -22,10 +22,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hooked_whisper.errors import TrainingError
-from hooked_whisper.sae.architectures.batch_topk import BatchTopKConfig
+from hooked_whisper.sae.architectures.batch_topk import BatchTopKConfig, MatryoshkaConfig
 from hooked_whisper.sae.architectures.gated import GatedConfig
 from hooked_whisper.sae.architectures.jumprelu import JumpReLUConfig
-from hooked_whisper.sae.architectures.matryoshka import MatryoshkaConfig
 from hooked_whisper.sae.architectures.relu import ReLUConfig
 from hooked_whisper.sae.architectures.topk import TopKConfig
 from hooked_whisper.sae.architectures.transcoder import SkipTranscoderConfig

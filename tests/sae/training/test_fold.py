@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from hooked_whisper.errors import TrainingError
+from hooked_whisper.sae.architectures import ARCHITECTURES, make_sae
 from hooked_whisper.sae.architectures.relu import ReLUConfig
-from hooked_whisper.sae.registry import ARCHITECTURES, make_sae
-from hooked_whisper.sae.training.batches import has_target
 from hooked_whisper.sae.training.fold import fold_scale_
 
 
@@ -23,7 +22,7 @@ def test_a_folded_autoencoder_does_at_full_scale_what_it_did_on_scaled_data(name
         for key, value in [*sae.named_parameters(), *sae.named_buffers()]:
             if key != "W_dec":
                 value.abs_() if "threshold" in key else value.add_(0.1 * torch.rand_like(value))
-    scale_in, scale_out = 0.02, 0.5 if has_target(sae.cfg) else 0.02
+    scale_in, scale_out = 0.02, 0.5 if sae.cfg.is_transcoder else 0.02
     x = 50 * torch.randn(40, 5)
     latents, recons = sae.encode(scale_in * x), sae(scale_in * x) / scale_out
     lengths = sae.W_dec.norm(dim=-1)

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hooked_whisper.errors import TrainingError
+from hooked_whisper.sae.architectures import make_sae
 from hooked_whisper.sae.architectures.relu import ReLUConfig, ReLUSAE
 from hooked_whisper.sae.architectures.topk import TopKConfig, TopKSAE
 from hooked_whisper.sae.base import SAEConfig
-from hooked_whisper.sae.registry import make_sae
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.initialise import geometric_median
 from hooked_whisper.sae.training.train import train_sae, train_saes

@@ -1,22 +1,96 @@
-"""The losses of autoencoders whose latents are the positive pre-activations, two ways.
+"""Losses in fewer passes over memory than autograd takes.
 
-With few latents active, only those are counted. With many, loss and gradients are
-computed together, some rows at a time: no tensor of all latents of a batch is ever made.
+With few latents active, only those are counted. With many, as ReLU has them, loss and gradients
+are computed together, some rows at a time: no tensor of all latents of a batch is ever made.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.sae.base import SAE, Losses
-from hooked_whisper.sae.gradients import squared_error, with_gradients
 from hooked_whisper.sae.selection import (
+    Selection,
     compute_dtype,
     is_sparse_faster,
     row_chunks,
     select_positive,
 )
 from hooked_whisper.sae.sparse import decode_selected, encode_selected
+
+Errors = tuple[dict[str, Float[Tensor, ""]], Float[Tensor, "batch d_out"]]
+"""Squared errors by name, which are added up, and the reconstruction."""
+
+
+class _SquaredError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recons: Tensor, target: Tensor) -> Tensor:
+        error = recons - target
+        ctx.save_for_backward(error)
+        return torch.dot(error.flatten(), error.flatten()) / len(error)
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        (error,) = ctx.saved_tensors
+        gradient = error * (factor * (2 / len(error)))
+        return gradient, -gradient if ctx.needs_input_grad[1] else None
+
+
+def squared_error(
+    recons: Float[Tensor, "batch width"], target: Float[Tensor, "batch width"]
+) -> Float[Tensor, ""]:
+    """Squared error summed over the width, mean over the batch.
+
+    >>> squared_error(torch.ones(2, 3), torch.zeros(2, 3))
+    tensor(3.)
+    """
+    result: Tensor = _SquaredError.apply(recons, target)
+    return result
+
+
+def squared_errors(
+    sae: SAE,
+    values: Float[Tensor, " entry"],
+    selection: Selection,
+    target: Float[Tensor, "batch d_out"],
+) -> Errors:
+    """The squared error (`"mse"`) of what a selection of latents stands for."""
+    recons = sae._denormalize(decode_selected(values, sae.W_dec, selection) + sae.b_dec)
+    return {"mse": squared_error(recons, target)}, recons
+
+
+def selected_losses(
+    sae: SAE,
+    inputs: Float[Tensor, "batch d_in"],
+    target: Float[Tensor, "batch d_out"],
+    values: Float[Tensor, " entry"],
+    selection: Selection,
+    l1: float | None = None,
+    errors: Callable[[SAE, Tensor, Selection, Tensor], Errors] = squared_errors,
+) -> Losses:
+    """The losses of an autoencoder of which it is known which latents are active.
+
+    Args:
+        sae: The autoencoder.
+        inputs: The encoder's input, from which the decoder's bias is subtracted already
+            where the configuration says so; gets no gradient.
+        target: What to reconstruct.
+        values: Pre-activations.
+        selection: Which they are.
+        l1: Weight of a penalty on latents times the lengths of their decoder rows; None is none.
+        errors: What is minimised beside it.
+    """
+    subtracted = sae.b_dec if sae.cfg.apply_b_dec_to_input else None
+    values = encode_selected(inputs, sae.W_enc, sae.b_enc, subtracted, values, selection).relu()
+    parts, recons = errors(sae, values, selection, target)
+    if l1 is not None:
+        lengths = sae.W_dec.norm(dim=-1)
+        parts["l1"] = l1 * (values * lengths[selection.indices]).sum() / len(inputs)
+    n_active = (values.detach() > 0).sum()
+    return Losses.of(parts, recons, selection.active(values.detach()), n_active / len(inputs))
 
 
 def relu_losses(
@@ -27,41 +101,15 @@ def relu_losses(
 ) -> Losses:
     """Squared error and L1 penalty: `|target - recons|^2 + l1 * sum_i f_i |W_dec_i|`.
 
-    Args:
-        sae: The autoencoder.
-        inputs: The encoder's input, from which the decoder's bias is subtracted already
-            where the configuration says so; gets no gradient.
-        target: What to reconstruct.
-        l1: Weight of the penalty.
+    Arguments are those of `selected_losses`.
     """
     with torch.no_grad():
         some = inputs[:: max(1, len(inputs) // 64)]
         share = float((some @ sae.W_enc + sae.b_enc > 0).float().mean())
     if is_sparse_faster(share, inputs.device):
-        return _sparse_losses(sae, inputs, target, l1)
+        values, selection = select_positive(inputs, sae.W_enc, sae.b_enc)
+        return selected_losses(sae, inputs, target, values, selection, l1)
     return _dense_losses(sae, inputs, target, l1)
-
-
-def _sparse_losses(
-    sae: SAE,
-    inputs: Float[Tensor, "batch d_in"],
-    target: Float[Tensor, "batch d_out"],
-    l1: float,
-) -> Losses:
-    values, selection = select_positive(inputs, sae.W_enc, sae.b_enc)
-    subtracted = sae.b_dec if sae.cfg.apply_b_dec_to_input else None
-    values = encode_selected(inputs, sae.W_enc, sae.b_enc, subtracted, values, selection)
-    recons = sae._denormalize(decode_selected(values, sae.W_dec, selection) + sae.b_dec)
-    mse = squared_error(recons, target)
-    lengths = sae.W_dec.norm(dim=-1)
-    penalty = l1 * (values * lengths[selection.indices]).sum() / len(inputs)
-    return Losses(
-        total=mse + penalty,
-        parts={"mse": mse.detach(), "l1": penalty.detach()},
-        recons=recons.detach(),
-        active=selection.active(values.detach()),
-        l0=target.new_tensor(len(values) / len(inputs)),
-    )
 
 
 def _dense_losses(
@@ -78,7 +126,7 @@ def _dense_losses(
             parts.add(start, stop)
         mse, penalty, gradients = parts.finish()
     return Losses(
-        total=with_gradients(mse + penalty, parameters, gradients),
+        total=_KnownGradients.apply(mse + penalty, gradients, *parameters),
         parts={"mse": mse, "l1": penalty},
         recons=parts.recons,
         active=parts.n_active > 0,
@@ -160,3 +208,25 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.addmm_(a, b)
     else:
         total += a @ b
+
+
+class _KnownGradients(torch.autograd.Function):
+    """A loss that hands given gradients to its parameters when it goes backward, once."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *_: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the gradients of this loss were handed out; compute the losses again "
+                "to go backward a second time."
+            )
+        # Handed out rather than kept: .grad can then be these very tensors, and no copies.
+        gradients, ctx.gradients = ctx.gradients, None
+        if factor.device.type == "cpu" and float(factor) == 1:
+            return None, None, *gradients
+        return None, None, *[None if each is None else each * factor for each in gradients]
