@@ -11,8 +11,7 @@ import math
 import re
 import warnings
 import zipfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -27,6 +26,15 @@ PIECE_BYTES = 8 * 2**20
 """Most bytes that are copied at once, and least bytes before a file is mapped anew."""
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_SAFETENSORS_DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 
 
 @runtime_checkable
@@ -95,36 +103,32 @@ class RowsTensor:
         return whole
 
 
-class TensorFile(ABC):
-    """A file of named tensors, mapped into memory for a few megabytes at a time."""
+class TensorFile:
+    """A file of named tensors, mapped into memory for a few megabytes at a time.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: The file.
+        open_file: Maps it, and gives a function from a name to what can be sliced by rows.
+    """
+
+    def __init__(self, path: Path, open_file: Callable[[], Callable[[str], Any]]) -> None:
+        self._open_file = open_file
         self._budget_bytes = max(PIECE_BYTES, path.stat().st_size // 32)
         self._n_read_bytes = 0
-        self._handle: Any = None
+        self._find: Callable[[str], Any] | None = None
 
-    @abstractmethod
-    def _open(self) -> Any:
-        """Map the file."""
-
-    @abstractmethod
-    def _slice(self, handle: Any, key: str, start: int, stop: int) -> Tensor:
-        """Some rows, as a view of the mapping."""
-
-    @abstractmethod
-    def tensors(self) -> dict[str, StoredTensor]:
-        """Every tensor of the file by its name there."""
-
-    def rows(self, key: str, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of one tensor, to be copied before more are read."""
-        if self._handle is None:
-            self._handle = self._open()
-        piece = self._slice(self._handle, key, start, stop)
+    def read(self, key: str, rows: Any) -> Tensor:
+        """Some rows of a tensor, or `...` for it whole, to be copied before more is read."""
+        self._find = self._find or self._open_file()
+        piece: Tensor = self._find(key)[rows]
         self._n_read_bytes += piece.nbytes
         if self._n_read_bytes >= self._budget_bytes:
-            self._n_read_bytes, self._handle = 0, None
+            self.close()
         return piece
+
+    def close(self) -> None:
+        """Give the mapping up; what is read next makes another."""
+        self._n_read_bytes, self._find = 0, None
 
 
 @dataclass(frozen=True)
@@ -138,97 +142,76 @@ class FileTensor:
 
     def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         out = torch.empty(self.shape, device=device, dtype=dtype)
-        start = 0
-        for piece in self.pieces():
-            out[start : start + len(piece)].copy_(piece)
-            start += len(piece)
-        return out
-
-    def pieces(self) -> Iterator[Tensor]:
-        """Its rows in order, a few megabytes at a time, each to be used before the next."""
-        n_rows = self.shape[0] if self.shape else 0
+        if not self.shape:
+            return out.copy_(self.file.read(self.key, ...))
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         step = max(1, PIECE_BYTES // max(1, row_bytes))
-        for start in range(0, n_rows, step):
-            yield self.file.rows(self.key, start, min(n_rows, start + step))
+        for start in range(0, self.shape[0], step):
+            rows = slice(start, start + step)
+            out[rows].copy_(self.file.read(self.key, rows))
+        return out
+
+
+def safetensors_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a safetensors file by its name there.
+
+    Raises:
+        CheckpointError: Another kind of file, one that was cut short, or quantised tensors.
+    """
+
+    def open_file() -> Any:
+        try:
+            return safe_open(str(path), framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read as safetensors ({error}): it was cut short or is "
+                "another kind of file. Download or save it again."
+            ) from error
+
+    handle = open_file()
+    file = TensorFile(path, lambda: open_file().get_slice)
+    found: dict[str, StoredTensor] = {}
+    for key in handle.keys():
+        stored = handle.get_slice(key)
+        dtype = _SAFETENSORS_DTYPES.get(stored.get_dtype())
+        if dtype is None:
+            raise CheckpointError(
+                f"{key!r} in {path} holds {stored.get_dtype()} values; weights are F16, "
+                "BF16, F32 or F64. Save the model unquantised."
+            )
+        found[key] = FileTensor(file, key, tuple(stored.get_shape()), dtype)
+    return found
+
+
+def torch_tensors(path: Path, where: str, values: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """The tensors of a file that `torch.save` wrote.
+
+    Args:
+        path: The file, which can be mapped.
+        where: The key of the dictionary of tensors in it.
+        values: What that dictionary holds, for names and shapes alone.
+    """
+    file = TensorFile(path, lambda: read_torch(path)[where].__getitem__)
+    return {
+        key: FileTensor(file, key, tuple(value.shape), value.dtype) for key, value in values.items()
+    }
 
 
 def equal_tensors(first: StoredTensor, second: StoredTensor) -> bool:
     """Whether two stored tensors agree in shape, dtype and every value."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
-    if isinstance(first, FileTensor) and isinstance(second, FileTensor):
-        pairs = zip(first.pieces(), second.pieces(), strict=True)
-        return all(torch.equal(one, other) for one, other in pairs)
     cpu = torch.device("cpu")
     return torch.equal(first.take(cpu, first.dtype), second.take(cpu, second.dtype))
 
 
-class SafetensorsFile(TensorFile):
-    """A safetensors file."""
-
-    _DTYPES: Mapping[str, torch.dtype] = {
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "F32": torch.float32,
-        "F64": torch.float64,
-        "I32": torch.int32,
-        "I64": torch.int64,
-    }
-
-    def _open(self) -> Any:
-        try:
-            return safe_open(str(self.path), framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self.path} cannot be read as safetensors ({error}): it was cut short or is "
-                "another kind of file. Download or save it again."
-            ) from error
-
-    def _slice(self, handle: Any, key: str, start: int, stop: int) -> Tensor:
-        piece: Tensor = handle.get_slice(key)[start:stop]
-        return piece
-
-    def tensors(self) -> dict[str, StoredTensor]:
-        handle = self._open()
-        found: dict[str, StoredTensor] = {}
-        for key in handle.keys():
-            stored = handle.get_slice(key)
-            dtype = self._DTYPES.get(stored.get_dtype())
-            if dtype is None:
-                raise CheckpointError(
-                    f"{key!r} in {self.path} holds {stored.get_dtype()} values; weights are F16, "
-                    "BF16, F32 or F64. Save the model unquantised."
-                )
-            found[key] = FileTensor(self, key, tuple(stored.get_shape()), dtype)
-        return found
+def is_mappable(path: Path) -> bool:
+    """Whether a torch file has the zip layout (torch 1.6 and later), which can be mapped."""
+    return zipfile.is_zipfile(path)
 
 
-class TorchFile(TensorFile):
-    """A file that `torch.save` wrote; only plain tensors and containers are ever unpickled."""
-
-    def __init__(self, path: Path, where: str) -> None:
-        super().__init__(path)
-        self.where = where
-        """The key of the dictionary of tensors in the file."""
-
-    def _open(self) -> Any:
-        return read_torch(self.path, mapped=True)[self.where]
-
-    def _slice(self, handle: Any, key: str, start: int, stop: int) -> Tensor:
-        piece: Tensor = handle[key][start:stop]
-        return piece
-
-    def tensors(self) -> dict[str, StoredTensor]:
-        values = self._open()
-        return {
-            key: FileTensor(self, key, tuple(value.shape), value.dtype)
-            for key, value in values.items()
-        }
-
-
-def read_torch(path: Path, *, mapped: bool) -> Any:
-    """What `torch.save` wrote, refusing every pickled object that is no plain tensor.
+def read_torch(path: Path) -> Any:
+    """What `torch.save` wrote, mapped where it can be; no pickled object but plain tensors.
 
     Raises:
         CheckpointError: The file was cut short, is another kind of file, or
@@ -237,22 +220,13 @@ def read_torch(path: Path, *, mapped: bool) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to call it in unsafe ways
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable(path))
     except Exception as error:  # a broken or hostile pickle can raise anything at all
         raise CheckpointError(f"{path} {_why_unreadable(error)}") from error
 
 
-def is_mappable(path: Path) -> bool:
-    """Whether a torch file has the zip layout (torch 1.6 and later), which can be mapped."""
-    return zipfile.is_zipfile(path)
-
-
 def check_plain(tensors: Mapping[Any, Any], path: object) -> None:
-    """Refuse a dictionary that holds anything but dense floating-point tensors by name.
-
-    Raises:
-        CheckpointError: Names the entry and what it is.
-    """
+    """Refuse a dictionary that holds anything but dense floating-point tensors by name."""
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(
@@ -271,15 +245,19 @@ def check_plain(tensors: Mapping[Any, Any], path: object) -> None:
             )
 
 
+def check_floats(stored: Mapping[str, StoredTensor], path: object) -> None:
+    """Refuse integers among the weights of a file."""
+    for key, tensor in stored.items():
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(f"{key!r} in {path} holds {tensor.dtype} values, not weights.")
+
+
 def check_types(values: Mapping[Any, Any], types: Mapping[str, Any], source: object) -> None:
     """Refuse sizes and switches of other types than a config has.
 
     Args:
         values: By name; names that `types` does not know are left alone.
         types: What each must be; bool is no int.
-
-    Raises:
-        ArchitectureError: Names the value, and what it must be.
     """
     for name, wanted in types.items():
         if name in values and type(values[name]) is not wanted:
@@ -289,11 +267,7 @@ def check_types(values: Mapping[Any, Any], types: Mapping[str, Any], source: obj
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds one object.
-
-    Raises:
-        CheckpointError: The file cannot be read, or holds something else.
-    """
+    """A JSON file that holds one object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -17,14 +17,14 @@ from hooked_whisper.errors import (
     WeightNameError,
 )
 from hooked_whisper.weights.files import (
-    FLOAT_DTYPES,
     MemoryTensor,
-    SafetensorsFile,
     StoredTensor,
+    check_floats,
     check_plain,
     check_types,
     equal_tensors,
     read_json,
+    safetensors_tensors,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.native import CONFIG_FILE, WEIGHTS_FILE, heads_mask
@@ -48,15 +48,7 @@ _SIZES = {
 
 
 def read_huggingface_folder(folder: Path, model_name: str | None = None) -> LoadedWeights:
-    """Weights that `save_pretrained` of a transformers Whisper wrote, in one file or in shards.
-
-    Raises:
-        SourceError: The folder has no safetensors.
-        CheckpointError: A file is broken, or a shard is missing.
-        ArchitectureError: The model is no Whisper, or one that computes something else.
-        WeightNameError: Tensors are missing or unexpected.
-        WeightShapeError: A tensor has another shape than the config gives.
-    """
+    """Weights that `save_pretrained` of a transformers Whisper wrote, in one file or in shards."""
     path = folder / CONFIG_FILE
     cfg = config_from_huggingface(read_json(path), model_name or folder.resolve().name, str(path))
     generation = folder / GENERATION_FILE
@@ -75,10 +67,6 @@ def from_hf_state(model: Any) -> LoadedWeights:
 
     Args:
         model: A `WhisperForConditionalGeneration` or `WhisperModel`.
-
-    Raises:
-        ArchitectureError: It is another model.
-        WeightNameError: Its state dict is none of a plain Whisper's.
     """
     kind = type(model).__name__
     if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "to_dict"):
@@ -107,9 +95,8 @@ def config_from_huggingface(
 ) -> HookedWhisperConfig:
     """The config for a transformers `WhisperConfig`, given as a dictionary.
 
-    Raises:
-        ArchitectureError: Another model's config, or a Whisper that computes
-            something else: another activation, MLP width or embedding scale.
+    Refuses other models, and a Whisper that computes something else: another
+    activation, MLP width or embedding scale.
     """
     if values.get("model_type") != "whisper":
         raise ArchitectureError(
@@ -145,7 +132,7 @@ def config_from_huggingface(
 def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder's safetensors; one file goes before shards, as in transformers."""
     if (folder / WEIGHTS_FILE).is_file():
-        stored = SafetensorsFile(folder / WEIGHTS_FILE).tensors()
+        stored = safetensors_tensors(folder / WEIGHTS_FILE)
     elif (folder / INDEX_FILE).is_file():
         stored = _read_shards(folder)
     else:
@@ -154,9 +141,7 @@ def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
             f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}; it holds {held}. Pickled "
             "weights are not read: save the model with save_pretrained, which writes safetensors."
         )
-    for key, tensor in stored.items():
-        if tensor.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(f"{key!r} in {folder} holds {tensor.dtype} values, not weights.")
+    check_floats(stored, folder)
     return stored
 
 
@@ -168,7 +153,7 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
         path = folder / file_name
         if not path.is_file():
             raise CheckpointError(f"{index} names the shard {file_name}, which is not in {folder}.")
-        shard = SafetensorsFile(path).tensors()
+        shard = safetensors_tensors(path)
         listed = {key for key, name in weight_map.items() if name == file_name}
         if listed != set(shard):
             raise WeightNameError(
@@ -180,11 +165,7 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Which file of a sharded checkpoint holds each tensor.
-
-    Raises:
-        CheckpointError: The index names files in other folders, or is broken.
-    """
+    """Which file of a sharded checkpoint holds each tensor."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no 'weight_map' of tensors to files.")

@@ -31,11 +31,12 @@ from hooked_whisper.io import replacing
 from hooked_whisper.weights.files import (
     FLOAT_DTYPES,
     RowsTensor,
-    SafetensorsFile,
     StoredTensor,
+    check_floats,
     check_plain,
     check_types,
     read_json,
+    safetensors_tensors,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.rename import check_names, expected_shapes, match_tensors
@@ -87,14 +88,7 @@ def save_weights(
 
 
 def read_native_folder(folder: Path) -> LoadedWeights:
-    """Weights that `save_weights` wrote, or the shipped model in the same format.
-
-    Raises:
-        CheckpointError: A file is missing, broken, or of a later version.
-        ArchitectureError: The config is none of a Whisper.
-        WeightNameError: Tensors are missing or unexpected.
-        WeightShapeError: A tensor has another shape than the config gives.
-    """
+    """Weights that `save_weights` wrote, or the shipped model in the same format."""
     path = folder / CONFIG_FILE
     values = read_json(path)
     if values.get("version") != VERSION:
@@ -118,7 +112,7 @@ def read_native_folder(folder: Path) -> LoadedWeights:
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS_FILE} beside its config.json.")
-    stored = _unfold_rows(SafetensorsFile(weights).tensors(), cfg, weights)
+    stored = _unfold_rows(safetensors_tensors(weights), cfg, weights)
     return LoadedWeights(
         cfg=cfg,
         tensors=match_tensors(stored, cfg, lambda name: name, str(weights), omitted),
@@ -131,11 +125,7 @@ def read_native_folder(folder: Path) -> LoadedWeights:
 def heads_mask(
     pairs: Any, cfg: HookedWhisperConfig, path: object
 ) -> Bool[Tensor, "layer head"] | None:
-    """Alignment heads as a mask, from `[[layer, head], ...]`; None stays None.
-
-    Raises:
-        CheckpointError: A pair is no head of this config's decoder.
-    """
+    """Alignment heads as a mask, from `[[layer, head], ...]`; None stays None."""
     if pairs is None:
         return None
     mask = torch.zeros(cfg.n_text_layers, cfg.n_text_heads, dtype=torch.bool)
@@ -187,9 +177,7 @@ def _unfold_rows(
     rows, row_ids = (stored.get(f"decoder.token_embedding.{part}") for part in ("rows", "row_ids"))
     if rows is not None and row_ids is not None:
         stored = {key: tensor for key, tensor in stored.items() if tensor not in (rows, row_ids)}
-    for key, tensor in stored.items():
-        if tensor.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(f"{key!r} in {path} holds {tensor.dtype} values, not weights.")
+    check_floats(stored, path)
     if rows is None or row_ids is None:
         return stored
     if row_ids.shape != (max(rows.shape[0] - 1, 0),):

@@ -21,11 +21,11 @@ from hooked_whisper.errors import (
 from hooked_whisper.weights.files import (
     MemoryTensor,
     StoredTensor,
-    TorchFile,
     check_plain,
     check_types,
     is_mappable,
     read_torch,
+    torch_tensors,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.rename import match_tensors, openai_name
@@ -90,16 +90,8 @@ def download_release(name: str, download_root: Any = None) -> Path:
 
 
 def read_openai_file(path: Path, model_name: str | None = None) -> LoadedWeights:
-    """Weights of a checkpoint file with `dims` and `model_state_dict`, as OpenAI's are.
-
-    Raises:
-        CheckpointError: The file is broken, or holds other things than plain tensors.
-        ArchitectureError: Its dimensions are none of a Whisper.
-        WeightNameError: Tensors are missing or unexpected.
-        WeightShapeError: A tensor has another shape than the dimensions give.
-    """
-    mapped = is_mappable(path)
-    checkpoint = read_torch(path, mapped=mapped)
+    """Weights of a checkpoint file with `dims` and `model_state_dict`, as OpenAI's are."""
+    checkpoint = read_torch(path)
     parts = ("dims", "model_state_dict")
     if not isinstance(checkpoint, dict) or any(part not in checkpoint for part in parts):
         held = list(checkpoint)[:8] if isinstance(checkpoint, dict) else type(checkpoint).__name__
@@ -113,8 +105,8 @@ def read_openai_file(path: Path, model_name: str | None = None) -> LoadedWeights
     check_plain(state_dict, path)
     cfg = config_from_dims(checkpoint["dims"], model_name or path.stem, str(path))
     stored: dict[str, StoredTensor]
-    if mapped:
-        stored = TorchFile(path, "model_state_dict").tensors()
+    if is_mappable(path):
+        stored = torch_tensors(path, "model_state_dict", state_dict)
     else:
         stored = {key: MemoryTensor(value, owned=True) for key, value in state_dict.items()}
     tensors = match_tensors(stored, cfg, openai_name, str(path))
@@ -122,12 +114,7 @@ def read_openai_file(path: Path, model_name: str | None = None) -> LoadedWeights
 
 
 def from_openai_state(model: Any) -> LoadedWeights:
-    """Weights of an openai-whisper model in memory; assigning them copies.
-
-    Raises:
-        ArchitectureError: It is no `whisper.model.Whisper`.
-        WeightNameError: Its state dict is none of a plain Whisper's.
-    """
+    """Weights of an openai-whisper model in memory; assigning them copies."""
     if not isinstance(model, nn.Module) or not hasattr(model, "dims"):
         raise ArchitectureError(
             f"from_openai takes a whisper.model.Whisper, and got a {type(model).__name__}. For a "
@@ -152,11 +139,7 @@ def from_openai_state(model: Any) -> LoadedWeights:
 
 
 def config_from_dims(dims: Any, model_name: str, source: str) -> HookedWhisperConfig:
-    """The config for a checkpoint's `dims`.
-
-    Raises:
-        ArchitectureError: They are not the dimensions of a Whisper.
-    """
+    """The config for a checkpoint's `dims`."""
     if not isinstance(dims, dict) or set(dims) != set(DIMS):
         held = sorted(map(str, dims)) if isinstance(dims, dict) else type(dims).__name__
         raise ArchitectureError(f"'dims' in {source} holds {held}; a Whisper's are {sorted(DIMS)}.")

@@ -73,7 +73,11 @@ def huggingface_name(name: str) -> str:
 
 
 def expected_shapes(cfg: HookedWhisperConfig) -> dict[str, tuple[Size, ...]]:
-    """Every tensor of a Whisper by its name here, with the fields that give its axes."""
+    """Every tensor of a Whisper by its name here, with the fields that give its axes.
+
+    Told from the configuration and not from a model, so that a file's absurd sizes
+    are refused before one is built.
+    """
     shapes: dict[str, tuple[Size, ...]] = {
         "encoder.conv1.weight": ("d_model", "n_mels", 3),
         "encoder.conv1.bias": ("d_model",),
@@ -83,25 +87,27 @@ def expected_shapes(cfg: HookedWhisperConfig) -> dict[str, tuple[Size, ...]]:
         "decoder.token_embedding.weight": ("d_vocab", "d_model"),
         "decoder.positional_embedding": ("n_text_ctx", "d_model"),
     }
+    linears: dict[str, tuple[Size, ...]] = {}
+    norms = ["encoder.ln_final", "decoder.ln_final"]
     stacks: tuple[Stack, ...] = ("encoder", "decoder")
     for stack in stacks:
         attentions = ("attn",) if stack == "encoder" else ("attn", "cross_attn")
         for layer in range(cfg.n_layers(stack)):
-            prefix = f"{stack}.blocks.{layer}"
+            block = f"{stack}.blocks.{layer}"
             for attention in attentions:
-                shapes |= _attention_shapes(f"{prefix}.{attention}", cfg.key_bias)
-            for number in range(1, len(attentions) + 2):
-                shapes |= _layer_norm_shapes(f"{prefix}.ln{number}")
-            shapes |= {
-                f"{prefix}.mlp.fc_in.weight": ("d_mlp", "d_model"),
-                f"{prefix}.mlp.fc_in.bias": ("d_mlp",),
-                f"{prefix}.mlp.fc_out.weight": ("d_model", "d_mlp"),
-                f"{prefix}.mlp.fc_out.bias": ("d_model",),
-            }
-        shapes |= _layer_norm_shapes(f"{stack}.ln_final")
+                for part in ("query", "key", "value", "out"):
+                    linears[f"{block}.{attention}.{part}"] = ("d_model", "d_model")
+            linears[f"{block}.mlp.fc_in"] = ("d_mlp", "d_model")
+            linears[f"{block}.mlp.fc_out"] = ("d_model", "d_mlp")
+            norms += [f"{block}.ln{number}" for number in range(1, len(attentions) + 2)]
     if not cfg.tie_unembedding:
-        shapes["decoder.unembedding.weight"] = ("d_vocab", "d_model")
-        shapes["decoder.unembedding.bias"] = ("d_vocab",)
+        linears["decoder.unembedding"] = ("d_vocab", "d_model")
+    for name, shape in linears.items():
+        shapes[f"{name}.weight"] = shape
+        if cfg.key_bias or not name.endswith(".key"):
+            shapes[f"{name}.bias"] = shape[:1]
+    for name in norms:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = ("d_model",)
     return shapes
 
 
@@ -119,11 +125,6 @@ def match_tensors(
         rename: From a name here to the name there.
         source: What to call the checkpoint in errors.
         omitted: Names here that this checkpoint leaves out on purpose.
-
-    Raises:
-        ArchitectureError: More layers than the checkpoint has tensors.
-        WeightNameError: Tensors are missing or unexpected; lists them all.
-        WeightShapeError: Tensors have other shapes than the config gives.
     """
     n_layers = cfg.n_audio_layers + cfg.n_text_layers
     if n_layers > len(stored):
@@ -148,11 +149,7 @@ def match_tensors(
 
 
 def check_names(needed: set[str], found: set[str], source: str) -> None:
-    """Refuse a set of names that is not exactly the needed one.
-
-    Raises:
-        WeightNameError: Lists every missing and every unexpected name.
-    """
+    """Refuse a set of names that is not exactly the needed one, and list what differs."""
     missing, extra = needed - found, found - needed
     if not missing and not extra:
         return
@@ -190,19 +187,6 @@ def describe_mismatch(
         reasons = [f"{field} is {value}" for field, value in fields.items()]
     because = f" because {' and '.join(reasons)}" if reasons else ""
     return f"{key!r} in {source} is {found}; this config needs {needed}{because}."
-
-
-def _attention_shapes(prefix: str, key_bias: bool) -> dict[str, tuple[Size, ...]]:
-    shapes: dict[str, tuple[Size, ...]] = {}
-    for part in ("query", "key", "value", "out"):
-        shapes[f"{prefix}.{part}.weight"] = ("d_model", "d_model")
-        if part != "key" or key_bias:
-            shapes[f"{prefix}.{part}.bias"] = ("d_model",)
-    return shapes
-
-
-def _layer_norm_shapes(prefix: str) -> dict[str, tuple[Size, ...]]:
-    return {f"{prefix}.weight": ("d_model",), f"{prefix}.bias": ("d_model",)}
 
 
 def _substitute(

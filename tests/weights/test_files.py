@@ -12,9 +12,9 @@ from hooked_whisper.weights import files
 from hooked_whisper.weights.files import (
     MemoryTensor,
     RowsTensor,
-    SafetensorsFile,
-    TorchFile,
     equal_tensors,
+    safetensors_tensors,
+    torch_tensors,
 )
 
 CPU = torch.device("cpu")
@@ -23,9 +23,9 @@ CPU = torch.device("cpu")
 def open_file(kind, tensors, folder):
     if kind == "safetensors":
         save_file(tensors, folder / "a.safetensors")
-        return SafetensorsFile(folder / "a.safetensors").tensors()
+        return safetensors_tensors(folder / "a.safetensors")
     torch.save({"model_state_dict": tensors}, folder / "a.pt")
-    return TorchFile(folder / "a.pt", "model_state_dict").tensors()
+    return torch_tensors(folder / "a.pt", "model_state_dict", tensors)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
@@ -113,7 +113,7 @@ def test_a_broken_safetensors_file(damage, tmp_path):
     save_file({"a": torch.randn(30, 30)}, path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=r"a\.safetensors cannot be read as safetensors"):
-        SafetensorsFile(path).tensors()
+        safetensors_tensors(path)
 
 
 def test_quantised_safetensors_are_refused(tmp_path):
@@ -121,4 +121,4 @@ def test_quantised_safetensors_are_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
     with pytest.raises(CheckpointError, match=r"'w' in .* holds I8 values; .* unquantised"):
-        SafetensorsFile(path).tensors()
+        safetensors_tensors(path)

@@ -12,7 +12,7 @@ import torch
 
 from hooked_whisper.errors import ArchitectureError, DownloadError, SourceError
 from hooked_whisper.weights import save_weights
-from hooked_whisper.weights.hub import load_from_hub
+from hooked_whisper.weights.registry import load_from_hub
 from hooked_whisper.weights.rename import expected_shapes, huggingface_name, sizes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -16,10 +16,9 @@ from torch import Tensor
 from hooked_whisper.errors import CheckpointError, SAEFileError
 from hooked_whisper.weights.files import (
     FLOAT_DTYPES,
-    SafetensorsFile,
-    is_mappable,
     read_json,
     read_torch,
+    safetensors_tensors,
 )
 
 STATE_KEYS = ("model", "state_dict", "model_state_dict")
@@ -92,7 +91,9 @@ def read_contents(path: Path) -> Contents:
     """The tensors of a `.safetensors` file, or of one that `torch.save` wrote."""
     try:
         if path.suffix == ".safetensors":
-            return Contents(path, _read_safetensors(path))
+            cpu, stored = torch.device("cpu"), safetensors_tensors(path)
+            tensors = {name: tensor.take(cpu, tensor.dtype) for name, tensor in stored.items()}
+            return Contents(path, tensors)
         return _read_torch_file(path)
     except CheckpointError as error:
         raise SAEFileError(str(error)) from error
@@ -106,21 +107,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise SAEFileError(str(error)) from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    cpu = torch.device("cpu")
-    file = SafetensorsFile(path)
-    found = {}
-    for name, stored in file.tensors().items():
-        if stored.shape:
-            found[name] = stored.take(cpu, stored.dtype)
-        else:
-            found[name] = file._open().get_tensor(name).clone()
-    return found
-
-
 def _read_torch_file(path: Path) -> Contents:
     with _numpy_numbers():
-        checkpoint = read_torch(path, mapped=is_mappable(path))
+        checkpoint = read_torch(path)
     if not isinstance(checkpoint, Mapping):
         raise SAEFileError(
             f"{path} holds a {type(checkpoint).__name__}; an autoencoder is a dictionary of "
