@@ -1,8 +1,9 @@
-"""Where activations come from when there is more than an iterator: stores, and memory."""
+"""Where activations come from, and how they are cut to training batches."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -105,3 +106,146 @@ class MemoryActivations:
 def permutation(n: int, *seeds: int) -> Tensor:
     """An order of `n` things that the seeds alone decide."""
     return torch.from_numpy(np.random.default_rng(seeds).permutation(n))
+
+
+class Position(NamedTuple):
+    """The first vector that was not trained on: vector `row` of batch `batch` of the data."""
+
+    batch: int = 0
+    row: int = 0
+
+
+class Piece(NamedTuple):
+    """What is left of a batch of the data."""
+
+    position: Position
+    x: Tensor
+    target: Tensor | None
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+
+class Batches:
+    """Cuts and joins batches of the data to the size of a training batch.
+
+    Args:
+        position: Where to begin: everything before it is left out as it comes.
+    """
+
+    def __init__(self, position: Position = Position()) -> None:  # noqa: B008  # immutable
+        self.pieces: deque[Piece] = deque()
+        self.n_waiting = 0
+        self._end = position
+
+    @property
+    def position(self) -> Position:
+        """The first vector that was not taken."""
+        return self.pieces[0].position if self.pieces else self._end
+
+    def add(
+        self,
+        number: int,
+        x: Float[Tensor, "batch d_in"],
+        target: Float[Tensor, "batch d_out"] | None = None,
+    ) -> None:
+        """Take in batch `number` of the data."""
+        if number < self._end.batch:
+            return
+        row = self._end.row if number == self._end.batch else 0
+        rest = Piece(Position(number, row), x[row:], None if target is None else target[row:])
+        self._end = Position(number + 1)
+        if len(rest):
+            self.pieces.append(rest)
+            self.n_waiting += len(rest)
+
+    def take(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """The next `n` vectors, which must be waiting, and what to reconstruct."""
+        taken = []
+        missing = n
+        while missing:
+            piece = self.pieces.popleft()
+            if len(piece) > missing:
+                batch, row = piece.position
+                target = piece.target
+                rest = None if target is None else target[missing:]
+                self.pieces.appendleft(
+                    Piece(Position(batch, row + missing), piece.x[missing:], rest)
+                )
+                target = None if target is None else target[:missing]
+                piece = Piece(piece.position, piece.x[:missing], target)
+            missing -= len(piece)
+            taken.append(piece)
+        self.n_waiting -= n
+        if len(taken) == 1:
+            return taken[0].x, taken[0].target
+        targets = [piece.target for piece in taken if piece.target is not None]
+        return torch.cat([piece.x for piece in taken]), torch.cat(targets) if targets else None
+
+
+def check_batch(
+    item: Any, number: int, d_in: int, d_out: int, *, paired: bool, of: str = ""
+) -> tuple[Tensor, Tensor | None]:
+    """One batch of the data as activations and, for a transcoder, what to reconstruct.
+
+    Args:
+        item: What the data gave: a tensor, or a pair of tensors where there is a target.
+        number: Its place in the data.
+        d_in: Width that the activations must have.
+        d_out: Width that the targets must have.
+        paired: Whether there are targets.
+        of: What the data are of, for the message: `" of 'encoder.blocks.0.hook_resid_post'"`.
+
+    Raises:
+        TrainingError: No tensor, another shape or dtype, NaN or infinity.
+    """
+    where = f"batch {number} of the activations{of}"
+    if not paired:
+        return check_vectors(item, where, d_in), None
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise TrainingError(
+            f"{where} is {_describe(item)}; a transcoder learns from pairs: the activations that "
+            f"it reads, [n, {d_in}], and those that it writes, [n, {d_out}]."
+        )
+    x = check_vectors(item[0], where, d_in)
+    target = check_vectors(item[1], f"the second half of {where}", d_out)
+    if len(x) != len(target):
+        raise TrainingError(
+            f"{where} has {len(x)} vectors to read and {len(target)} to write; they must be "
+            "those of the same positions."
+        )
+    return x, target
+
+
+def check_vectors(value: Any, where: str, width: int) -> Tensor:
+    """Activations, once they are known to be finite vectors of one width.
+
+    Raises:
+        TrainingError: They are not; the message says where.
+    """
+    needs = f"this autoencoder takes [n, {width}]"
+    if not isinstance(value, Tensor):
+        raise TrainingError(f"{where} is {_describe(value)}, not a tensor; {needs}.")
+    if not value.is_floating_point():
+        raise TrainingError(f"{where} has dtype {value.dtype}; activations are floating point.")
+    if value.ndim != 2 or value.shape[1] != width:
+        hint = " Flatten the other axes: x.flatten(0, -2)." if value.shape[-1:] == (width,) else ""
+        raise TrainingError(f"{where} is {tuple(value.shape)}; {needs}.{hint}")
+    # One sum is quick and shows every NaN and infinity; it may overflow, so then look closely.
+    total = value.detach().sum(dtype=torch.float32)
+    if not torch.isfinite(total):
+        bad = ~torch.isfinite(value).all(dim=1)
+        if bool(bad.any()):
+            raise TrainingError(
+                f"{where} holds NaN or infinity in {int(bad.sum())} of {len(value)} vectors, the "
+                f"first in row {int(bad.nonzero()[0])}. Nothing was learned from it."
+            )
+    return value.detach()
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(map(repr, list(value)[:3]))}"
+    return f"a {type(value).__name__}"

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.base import SAE
-from hooked_whisper.sae.training.batches import check_batch
+from hooked_whisper.sae.training.checkpoint import uninterrupted
 from hooked_whisper.sae.training.config import TrainingConfig
-from hooked_whisper.sae.training.distributed_data import agreed_ranks, alike, in_parts, in_turns
-from hooked_whisper.sae.training.interrupts import uninterrupted
+from hooked_whisper.sae.training.distributed import agreed_ranks, concatenated, round_robin
 from hooked_whisper.sae.training.logs import LoggedTraining, Logs, OnLog
-from hooked_whisper.sae.training.sources import ActivationSource
+from hooked_whisper.sae.training.sources import ActivationSource, check_batch
 from hooked_whisper.sae.training.trainer import Trainer
 
 
@@ -78,7 +78,8 @@ def train_sae(
     trainer = Trainer(cfg, data="an iterable of batches", ranks=ranks)
     trainer.prepare_folder(resume=resume)
     run = _Run({"": trainer}, progress, on_log, ranks)
-    return run(run.number_parts(_iterate(activations)), lambda item, trainer: item)[""]
+    items = concatenated(_iterate(activations), ranks, run.first_needed)
+    return run(items, lambda item, trainer: item)[""]
 
 
 def train_saes(
@@ -123,20 +124,23 @@ def train_saes(
         trainer.prepare_folder(resume=resume)
     run = _Run(trainers, progress, on_log, ranks)
     if not is_source:
-        return run(run.number_parts(_iterate(activations)), _of_hooks)
+        return run(concatenated(_iterate(activations), ranks, run.first_needed), _of_hooks)
     takes = inspect.signature(activations.stream).parameters
     first = run.first_needed if "skip" in takes else 0
     options: dict[str, Any] = {"seed": seed}
     if first:
         options["skip"] = first
-    in_turn = ranks.n > 1 and {"skip", "turn"} <= set(takes)
-    if in_turn:
+    shares_reading = {"skip", "turn"} <= set(takes)
+    if ranks.n > 1 and shares_reading:
         options["turn"] = (ranks.rank, ranks.n)
     stream = activations.stream(hook_names, batch_size, **options)
     with closing(stream) if hasattr(stream, "close") else nullcontext():
-        if in_turn:
-            return run(in_turns(stream, ranks, first), _of_hooks)
-        return run(alike(stream, ranks, first), _of_hooks)
+        own = (
+            stream
+            if shares_reading
+            else islice(stream, (ranks.rank - first) % ranks.n, None, ranks.n)
+        )
+        return run(round_robin(own, ranks, first), _of_hooks)
 
 
 class _Run:
@@ -167,12 +171,6 @@ class _Run:
     def first_needed(self) -> int:
         """The number of the first batch of the data that is not used up."""
         return min((each.position.batch for each in self.unfinished), default=0)
-
-    def number_parts(self, items: Iterator[Any]) -> Iterator[tuple[int, Any]]:
-        """The batches of an iterable, numbered; of several ranks, put together."""
-        if self.ranks.n == 1:
-            return enumerate(items)
-        return in_parts(items, self.ranks, self.first_needed)
 
     def __call__(
         self, items: Iterator[tuple[int, Any]], pick: Callable[[Any, Trainer], Any]

@@ -17,22 +17,22 @@ from hooked_whisper.errors import TrainingError
 from hooked_whisper.sae.architectures import make_sae
 from hooked_whisper.sae.base import SAE, Losses
 from hooked_whisper.sae.evaluation.reconstruction import fraction_unexplained
-from hooked_whisper.sae.training.batches import Batches, Position
-from hooked_whisper.sae.training.checkpoint import read_checkpoint, write_checkpoint
-from hooked_whisper.sae.training.config import TrainingConfig
-from hooked_whisper.sae.training.dead import DeadLatents
-from hooked_whisper.sae.training.fold import fold_scale_
-from hooked_whisper.sae.training.initialise import find_scale, first_b_dec
-from hooked_whisper.sae.training.interrupts import uninterrupted
-from hooked_whisper.sae.training.reduce import (
-    go_backward,
-    is_shared,
-    losses_on_all_ranks,
-    own_part,
-    reduce_losses,
-    whole_recons,
+from hooked_whisper.sae.training.checkpoint import (
+    read_checkpoint,
+    uninterrupted,
+    write_checkpoint,
 )
-from hooked_whisper.sae.training.schedule import lr_share, warm_up_share
+from hooked_whisper.sae.training.config import TrainingConfig
+from hooked_whisper.sae.training.distributed import SharedBatch, losses_on_all_ranks
+from hooked_whisper.sae.training.optim import (
+    DeadLatents,
+    find_scale,
+    first_b_dec,
+    fold_scale_,
+    lr_share,
+    warm_up_share,
+)
+from hooked_whisper.sae.training.sources import Batches, Position
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -124,7 +124,8 @@ class Trainer:
                 losses = self.gradients(x, target)
                 self._check(losses)
                 if is_logged:
-                    losses = losses._replace(recons=whole_recons(losses.recons, self.ranks, n))
+                    recons = SharedBatch(self.ranks, n).whole_recons(losses.recons)
+                    losses = losses._replace(recons=recons)
             lr = self.cfg.lr * lr_share(
                 self.step, self.cfg.total_steps, self.cfg.lr_warm_up, self.cfg.lr_decay
             )
@@ -141,9 +142,9 @@ class Trainer:
 
         With several ranks, the reconstruction is that of this one's part.
         """
-        cfg, n = self.cfg, len(x)
-        x = x[own_part(self.ranks, n)]
-        target = None if target is None else target[own_part(self.ranks, n)]
+        cfg, batch = self.cfg, SharedBatch(self.ranks, len(x))
+        x = x[batch.own_part]
+        target = None if target is None else target[batch.own_part]
         warm_up = warm_up_share(self.step, cfg.total_steps, cfg.sparsity_warm_up)
         kind = self.sae.device.type
         autocast = torch.autocast(kind, torch.bfloat16) if cfg.autocast else nullcontext()
@@ -155,13 +156,13 @@ class Trainer:
             if devices:
                 generator = torch.cuda.default_generators[devices[0].index or 0]
             generator.manual_seed(_mix(cfg.seed, self.step))
-            ranks = self.ranks if is_shared(self.ranks, n) else None
+            ranks = self.ranks if batch.is_cut else None
             with autocast:
                 losses = self._losses(
                     x, target, warm_up=warm_up, dead=self.dead.is_dead, ranks=ranks
                 )
-            go_backward(losses, self.ranks, n)
-        losses = reduce_losses(losses, self.ranks, n)
+            batch.go_backward(losses)
+        losses = batch.whole_losses(losses)
         self.sae.project_gradients_()
         return losses
 

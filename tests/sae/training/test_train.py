@@ -17,7 +17,7 @@ from hooked_whisper.sae.architectures.relu import ReLUConfig, ReLUSAE
 from hooked_whisper.sae.architectures.topk import TopKConfig, TopKSAE
 from hooked_whisper.sae.base import SAEConfig
 from hooked_whisper.sae.training.config import TrainingConfig
-from hooked_whisper.sae.training.initialise import geometric_median
+from hooked_whisper.sae.training.optim import geometric_median
 from hooked_whisper.sae.training.train import train_sae, train_saes
 
 Make = Callable[..., Iterator[Tensor]]

@@ -1,3 +1,5 @@
+"""Dead latents, the beginning of a training, and the scale that is folded in at its end."""
+
 from dataclasses import fields
 from typing import Any
 
@@ -8,7 +10,59 @@ from torch import nn
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.sae.architectures import ARCHITECTURES, make_sae
 from hooked_whisper.sae.architectures.relu import ReLUConfig
-from hooked_whisper.sae.training.fold import fold_scale_
+from hooked_whisper.sae.training.optim import (
+    DeadLatents,
+    find_scale,
+    first_b_dec,
+    fold_scale_,
+    geometric_median,
+)
+
+
+def test_latents_die_when_inactive_for_long_and_live_again() -> None:
+    dead = DeadLatents(3, after_vectors=100)
+    dead.update(torch.tensor([True, False, False]), 60)
+    assert not dead.is_dead.any()
+    dead.update(torch.tensor([False, False, True]), 60)
+    assert dead.is_dead.tolist() == [False, True, False]
+    assert round(dead.share, 6) == round(1 / 3, 6)
+    dead.update(torch.tensor([False, True, False]), 60)
+    assert dead.is_dead.tolist() == [True, False, False]
+
+
+def test_no_other_point_has_less_distance_to_all() -> None:
+    x = torch.randn(200, 3) ** 3 + torch.tensor([5.0, -2.0, 0.0])
+    median = geometric_median(x)
+
+    def distance(point: torch.Tensor) -> float:
+        return float((x - point).norm(dim=1).double().sum())
+
+    steps = torch.randn(100, 3) * torch.logspace(-3, 0, 100)[:, None]
+    assert all(distance(median) <= distance(median + step) + 1e-3 for step in steps)
+    assert distance(median) < distance(x.mean(dim=0)) - 1
+
+
+def test_a_few_far_vectors_hardly_move_it() -> None:
+    x = torch.randn(1000, 8) + 3
+    x[:20] = 1e4
+    assert (geometric_median(x) - 3).norm() < 0.3
+    assert (x.mean(dim=0) - 3).norm() > 100
+
+
+def test_it_may_lie_on_a_vector() -> None:
+    torch.testing.assert_close(geometric_median(torch.full((5, 2), 7.0)), torch.full((2,), 7.0))
+
+
+def test_scaled_vectors_are_as_long_as_the_root_of_their_width() -> None:
+    x = torch.randn(500, 12) * 30 + 2
+    assert (x * find_scale(x)).norm(dim=1).mean() == pytest.approx(12**0.5)
+    assert find_scale(torch.zeros(3, 12)) == 1.0
+
+
+def test_the_other_beginnings() -> None:
+    x = torch.randn(50, 4)
+    assert torch.equal(first_b_dec("mean", x), x.mean(dim=0))
+    assert torch.equal(first_b_dec("zeros", x), torch.zeros(4))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
