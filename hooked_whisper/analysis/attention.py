@@ -16,13 +16,17 @@ floating dtype, and computes in float32. Three arguments are common to all:
 Queries that do not count come out as NaN, which `nanmean` leaves out.
 """
 
-import torch  # noqa: F401  (for the doctests)
+from collections.abc import Callable
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.analysis import scores
 from hooked_whisper.analysis.masking import Count, read_rows, share_cut_off
 from hooked_whisper.errors import InputError
+
+Rows = Float[Tensor, "*batch query key"]
+Scores = Float[Tensor, "*batch query"]
 
 
 def attention_entropy(
@@ -54,7 +58,7 @@ def attention_entropy(
     tensor([1.3863])
     """
     rows = read_rows(pattern, n_positions, n_tokens, all_frames=all_frames)
-    return rows.by_query(scores.entropy(rows.p))
+    return rows.by_query(row_entropy(rows.p))
 
 
 def mean_distance(
@@ -66,20 +70,14 @@ def mean_distance(
 ) -> Float[Tensor, "*batch query"]:
     """How far from itself each query looks, in positions: the mean of |key - query|.
 
-    An encoder position is 0.02 s, a decoder position a token.
-
-    Args:
-        pattern: Self-attention.
-        n_positions, n_tokens, all_frames: What counts; see the module.
-
-    Raises:
-        InputError: As `attention_entropy`; cross-attention, where query and key have no distance.
+    An encoder position is 0.02 s, a decoder position a token. Of self-attention;
+    the rest is as in `attention_entropy`.
 
     >>> mean_distance(torch.full((3, 3), 1 / 3))
     tensor([1.0000, 0.6667, 1.0000])
     """
     rows = read_rows(pattern, n_positions, n_tokens, all_frames=all_frames, same_axis=True)
-    return rows.by_query(scores.distance(rows.p))
+    return rows.by_query(row_distance(rows.p))
 
 
 def diagonal_width(
@@ -94,20 +92,13 @@ def diagonal_width(
     The standard deviation of key - query around the row's own mean: a head
     that looks at exactly one key has width 0, however far away this is. How
     much a head would lose by being held to ±k positions is another question:
-    see `diagonal_half_width`.
-
-    Args:
-        pattern: Self-attention.
-        n_positions, n_tokens, all_frames: What counts; see the module.
-
-    Raises:
-        InputError: As `mean_distance`.
+    see `diagonal_half_width`. Arguments are `mean_distance`'s.
 
     >>> diagonal_width(torch.tensor([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]))
     tensor([1., 0., 0.])
     """
     rows = read_rows(pattern, n_positions, n_tokens, all_frames=all_frames, same_axis=True)
-    return rows.by_query(scores.width(rows.p))
+    return rows.by_query(row_width(rows.p))
 
 
 def diagonal_half_width(
@@ -120,15 +111,8 @@ def diagonal_half_width(
 ) -> Float[Tensor, "*batch query"]:
     """The least k such that keys within ±k positions hold a share of each query's attention.
 
-    What a restriction to ±k positions would leave. Has no gradient.
-
-    Args:
-        pattern: Self-attention.
-        share: How much of the attention, over 0 and up to 1.
-        n_positions, n_tokens, all_frames: What counts; see the module.
-
-    Raises:
-        InputError: As `mean_distance`; an impossible share.
+    What a restriction to ±k positions would leave. Has no gradient. `share` is over 0 and up
+    to 1; the other arguments are `mean_distance`'s.
 
     Source: the restriction is Reid 2023's.
 
@@ -138,7 +122,7 @@ def diagonal_half_width(
     if not 0 < share <= 1:
         raise InputError(f"share is {share}; it must be over 0 and at most 1, for instance 0.9.")
     rows = read_rows(pattern, n_positions, n_tokens, all_frames=all_frames, same_axis=True)
-    return rows.by_query(scores.half_width(rows.p, share))
+    return rows.by_query(row_half_width(rows.p, share))
 
 
 def previous_token_score(
@@ -150,20 +134,13 @@ def previous_token_score(
 ) -> Float[Tensor, "*batch query"]:
     """The share of each query's attention on the position before it.
 
-    NaN for the first query, which has none before it.
-
-    Args:
-        pattern: Self-attention.
-        n_positions, n_tokens, all_frames: What counts; see the module.
-
-    Raises:
-        InputError: As `mean_distance`.
+    NaN for the first query, which has none before it. Arguments are `mean_distance`'s.
 
     >>> previous_token_score(torch.tensor([[1.0, 0.0], [0.75, 0.25]]))
     tensor([ nan, 0.7500])
     """
     rows = read_rows(pattern, n_positions, n_tokens, all_frames=all_frames, same_axis=True)
-    return rows.by_query(scores.on_previous(rows.p))
+    return rows.by_query(previous_key_mass(rows.p))
 
 
 def current_token_score(
@@ -175,18 +152,13 @@ def current_token_score(
 ) -> Float[Tensor, "*batch query"]:
     """The share of each query's attention on its own position.
 
-    Args:
-        pattern: Self-attention.
-        n_positions, n_tokens, all_frames: What counts; see the module.
-
-    Raises:
-        InputError: As `mean_distance`.
+    Arguments are `mean_distance`'s.
 
     >>> current_token_score(torch.tensor([[1.0, 0.0], [0.75, 0.25]]))
     tensor([1.0000, 0.2500])
     """
     rows = read_rows(pattern, n_positions, n_tokens, all_frames=all_frames, same_axis=True)
-    return rows.by_query(scores.on_current(rows.p))
+    return rows.by_query(own_key_mass(rows.p))
 
 
 def start_token_score(
@@ -200,19 +172,13 @@ def start_token_score(
 
     In the decoder this is `<|startoftranscript|>`, which the first query can
     only look at; in the encoder and in cross-attention the first 20 ms.
-
-    Args:
-        pattern: Any attention.
-        n_positions, n_tokens, all_frames: What counts; see the module.
-
-    Raises:
-        InputError: As `attention_entropy`.
+    Arguments are `attention_entropy`'s.
 
     >>> start_token_score(torch.tensor([[1.0, 0.0], [0.75, 0.25]]))
     tensor([1.0000, 0.7500])
     """
     rows = read_rows(pattern, n_positions, n_tokens, all_frames=all_frames)
-    return rows.by_query(scores.on_start(rows.p))
+    return rows.by_query(first_key_mass(rows.p))
 
 
 def attention_received(
@@ -224,14 +190,8 @@ def attention_received(
 ) -> Float[Tensor, "*batch key"]:
     """The share of all attention that each key gets: the mean over the queries.
 
-    Adds up to 1 over the keys that count; the others come out as NaN.
-
-    Args:
-        pattern: Any attention.
-        n_positions, n_tokens, all_frames: What counts; see the module.
-
-    Raises:
-        InputError: As `attention_entropy`.
+    Adds up to 1 over the keys that count; the others come out as NaN. Arguments
+    are `attention_entropy`'s.
 
     >>> attention_received(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
     tensor([0.7500, 0.2500])
@@ -255,10 +215,78 @@ def share_on_padding(
         n_positions, n_tokens: What counts; see the module.
         all_frames: Also tell of the queries in the padding.
 
-    Raises:
-        InputError: As `attention_entropy`.
-
     >>> share_on_padding(torch.full((4, 4), 0.25), n_positions=3)
     tensor([0.2500, 0.2500, 0.2500,    nan])
     """
     return share_cut_off(pattern, n_positions, n_tokens, all_frames=all_frames)
+
+
+# One number for each row; the rows are checked and cut already. `head_table` uses them too.
+
+
+def row_entropy(p: Rows) -> Scores:
+    """-Σ p ln p, in nats; 0 ln 0 is 0, and has the gradient 0."""
+    return 0.0 - (p * p.where(p > 0, 1.0).log()).sum(dim=-1)
+
+
+def row_distance(p: Rows) -> Scores:
+    """Σ p |key - query|, in positions."""
+    offsets = _positions(p, -1) - _positions(p, -2)[:, None]
+    return (p * offsets.abs()).sum(dim=-1)
+
+
+def row_width(p: Rows) -> Scores:
+    """The standard deviation of key - query, in positions."""
+    keys = _positions(p, -1)
+    # Around the mean, not as a difference of squares: these lose a narrow diagonal to rounding.
+    spread = (keys - (p @ keys)[..., None]).square()
+    variance = (p * spread).sum(dim=-1)
+    wide = variance > 0  # the root's gradient is infinite at 0
+    return variance.where(wide, 1.0).sqrt().where(wide, 0.0)
+
+
+def row_half_width(p: Rows, share: float) -> Scores:
+    """The least k such that keys within ±k positions of the query hold a share of the row."""
+    n_query, n_key = p.shape[-2:]
+    up_to = p.detach().cumsum(dim=-1)
+    query = torch.arange(n_query, device=p.device).expand(p.shape[:-1])
+    low = torch.zeros_like(query)
+    high = torch.full_like(query, max(n_query, n_key))
+    for _ in range(max(n_query, n_key).bit_length() + 1):
+        k = (low + high) // 2
+        first, last = query - k, (query + k).clamp(max=n_key - 1)
+        upper = up_to.gather(-1, last[..., None])[..., 0]
+        lower = up_to.gather(-1, (first - 1).clamp(min=0, max=n_key - 1)[..., None])[..., 0]
+        enough = upper - lower.where(first > 0, 0.0) >= share - 1e-6
+        low, high = torch.where(enough, low, k + 1).minimum(high), torch.where(enough, k, high)
+    return high.float()
+
+
+def previous_key_mass(p: Rows) -> Scores:
+    """The share on key q - 1; NaN for the first query, which has none."""
+    nothing = torch.full_like(p[..., :1, 0], torch.nan)
+    return torch.cat([nothing, p.diagonal(offset=-1, dim1=-2, dim2=-1)], dim=-1)
+
+
+def own_key_mass(p: Rows) -> Scores:
+    """The share on key q."""
+    return p.diagonal(dim1=-2, dim2=-1)
+
+
+def first_key_mass(p: Rows) -> Scores:
+    """The share on key 0."""
+    return p[..., 0]
+
+
+SELF_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean_distance": row_distance,
+    "diagonal_width": row_width,
+    "half_width_90": lambda p: row_half_width(p, 0.9),
+    "previous_token": previous_key_mass,
+    "current_token": own_key_mass,
+}
+"""What the table of all heads holds of self-attention only, by column."""
+
+
+def _positions(p: Tensor, axis: int) -> Float[Tensor, "position"]:
+    return torch.arange(p.shape[axis], dtype=torch.float32, device=p.device)

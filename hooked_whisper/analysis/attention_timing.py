@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hooked_whisper.analysis import scores
 from hooked_whisper.analysis.masking import Count, Rows, read_rows
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.errors import InputError
@@ -54,12 +53,8 @@ def expected_seconds(
     """When each query looks, in seconds: the mean time under its row.
 
     Args:
-        pattern: Cross-attention.
-        n_positions, n_tokens, all_frames: What counts; see the module.
+        pattern, n_positions, n_tokens, all_frames: See the module.
         place: `"argmax"` for the time of the row's largest instead.
-
-    Raises:
-        InputError: Rows that are no probabilities, counts that do not fit, an unknown place.
 
     >>> pattern = torch.zeros(2, 1500)
     >>> pattern[0, 50] = pattern[1, 100] = 1
@@ -68,7 +63,7 @@ def expected_seconds(
     """
     _check_place(place)
     rows = read_rows(pattern, n_positions, n_tokens, all_frames=all_frames, cross=True)
-    return rows.by_query(scores.place(rows.p, by=place) / POSITIONS_PER_SECOND)
+    return rows.by_query(attended_position(rows.p, by=place) / POSITIONS_PER_SECOND)
 
 
 def monotonicity(
@@ -87,23 +82,20 @@ def monotonicity(
     stays where it is gets 0, not 1: standing still is no alignment.
 
     Args:
-        pattern: Cross-attention; pass the queries that write text.
-        n_positions, n_tokens, all_frames: What counts; see the module.
+        pattern, n_positions, n_tokens, all_frames: See the module; pass the queries
+            that write text.
         place: Where a query looks: the mean under its row, or the row's largest.
         least_step: A shorter step, in positions of 0.02 s, is none.
 
     Returns:
         One number for each head; NaN under two tokens.
 
-    Raises:
-        InputError: As `expected_seconds`.
-
     >>> monotonicity(torch.eye(5))
     tensor(1.)
     """
     _check_place(place)
     rows = read_rows(pattern, n_positions, n_tokens, all_frames=all_frames, cross=True)
-    return scores.moves_on(rows.by_query(scores.place(rows.p, by=place)), least_step)
+    return monotonicity_score(rows.by_query(attended_position(rows.p, by=place)), least_step)
 
 
 def time_alignment(
@@ -124,8 +116,7 @@ def time_alignment(
         n_positions, n_tokens, all_frames: What counts; see the module.
 
     Raises:
-        InputError: As `expected_seconds`; words that do not fit the pattern, or end before they
-            start.
+        InputError: Words that do not fit the pattern, or end before they start.
     """
     _check_words(words_s, pattern)
     rows = read_rows(pattern, n_positions, n_tokens, all_frames=all_frames, cross=True)
@@ -133,7 +124,7 @@ def time_alignment(
     start_s, end_s = words_s.unbind(dim=-1)
     has_word = (start_s + end_s).isfinite()
     middle_s = (start_s + end_s) / 2
-    expected_s = rows.by_query(scores.place(rows.p, by="expected") / POSITIONS_PER_SECOND)
+    expected_s = rows.by_query(attended_position(rows.p, by="expected") / POSITIONS_PER_SECOND)
     expected_s = expected_s.where(has_word, torch.nan)
     return TimeAlignment(
         expected_s=expected_s,
@@ -148,13 +139,7 @@ def frame_energy(
 ) -> Float[Tensor, "*batch position"]:
     """How loud each encoder position is: the mean log-mel of its two frames.
 
-    In the units of Whisper's log-mel: 1 is a factor of 10,000 in power.
-
-    Args:
-        mel: Log-mel spectrograms, `mel.values`.
-
-    Raises:
-        InputError: An odd number of frames.
+    In the units of Whisper's log-mel, `mel.values`: 1 is a factor of 10,000 in power.
     """
     n_frames = mel.shape[-1]
     if n_frames % FRAMES_PER_POSITION:
@@ -185,7 +170,7 @@ def correlation_with_energy(
         One number for each head; NaN where attention or energy is the same at all keys.
 
     Raises:
-        InputError: As `attention_entropy`; an energy that does not fit the pattern.
+        InputError: An energy that does not fit the pattern.
     """
     _check_energy(energy, pattern)
     received = read_rows(pattern, n_positions, n_tokens, all_frames=all_frames).received()
@@ -217,6 +202,24 @@ def _centred(x: Tensor, known: Bool[Tensor, "*batch value"]) -> Float[Tensor, "*
     return x / deviation.where(deviation > 1e-6 * scale, torch.nan)
 
 
+def attended_position(
+    p: Float[Tensor, "*batch query key"], *, by: Place
+) -> Float[Tensor, "*batch query"]:
+    """Where each row looks, in positions: the mean under it, or its largest."""
+    if by == "argmax":
+        return p.argmax(dim=-1).float()
+    return p @ torch.arange(p.shape[-1], dtype=torch.float32, device=p.device)
+
+
+def monotonicity_score(
+    positions: Float[Tensor, "*batch query"], least_step: float = 0.5
+) -> Float[Tensor, "*batch"]:
+    """The share of steps from one position to the next that go on, less that which go back."""
+    steps = positions.diff(dim=-1)
+    signs = steps.sign().where(steps.abs() >= least_step, 0.0 * steps)  # NaN stays NaN
+    return signs.nanmean(dim=-1)
+
+
 def _share_in_words(
     rows: Rows,
     start_s: Float[Tensor, "*recordings query"],
@@ -224,8 +227,8 @@ def _share_in_words(
 ) -> Float[Tensor, "*batch query"]:
     n_query, n_key = rows.p.shape[-2:]
     first, after = (
-        (each[..., :n_query, None].nan_to_num() * POSITIONS_PER_SECOND).round()
-        for each in (start_s, end_s)
+        (time_s[..., :n_query, None].nan_to_num() * POSITIONS_PER_SECOND).round()
+        for time_s in (start_s, end_s)
     )
     key = torch.arange(n_key, device=rows.p.device)
     return rows.by_query(rows.p.where((key >= first) & (key < after), 0.0).sum(dim=-1))

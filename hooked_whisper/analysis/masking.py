@@ -77,64 +77,70 @@ def read_rows(
         all_frames: Count every encoder position all the same.
         cross: The keys are encoder positions and the queries tokens, for sure.
         same_axis: The statistic compares query and key, so that both must count the same thing.
-
-    Raises:
-        InputError: Rows that are no probabilities, counts that do not fit.
     """
     check_pattern(pattern)
-    queries, keys = _what_counts(pattern, n_positions, n_tokens, cross, same_axis)
-    return _cut(pattern, queries.limit(all_frames), keys.limit(all_frames))
+    if same_axis:
+        _check_same_axis(pattern, n_positions is not None and n_tokens is not None)
+    n_query, n_key = pattern.shape[-2:]
+    query_limit, key_limit = _limits(pattern, n_positions, n_tokens, all_frames, cross)
+    queries, last_query = _mask(query_limit, n_query, pattern.device)
+    keys, last_key = _mask(key_limit, n_key, pattern.device)
+    p = pattern[..., :last_query, :last_key].float()
+    if keys is not None:
+        p = p.where(keys[..., None, :], 0.0)
+    counts = None
+    if last_key < n_key or keys is not None or pattern.dtype != torch.float32:
+        total = p.sum(dim=-1, keepdim=True)
+        some = total > 0
+        p = p / total.where(some, 1.0)
+        # A row can have nothing left: every bit of its attention was on padding.
+        if last_key < n_key or keys is not None:
+            counts = some[..., 0]
+    if queries is not None:
+        counts = queries.expand(p.shape[:-1]) if counts is None else counts & queries
+    return Rows(p, counts, keys, n_query, n_key)
 
 
 def share_cut_off(
     pattern: Tensor, n_positions: Count, n_tokens: Count | None = None, *, all_frames: bool = False
 ) -> Float[Tensor, "*batch all_query"]:
-    """What `read_rows` cuts off each row: the share of the keys that do not count.
-
-    Raises:
-        InputError: As `read_rows`.
-    """
+    """What `read_rows` cuts off each row: the share of the keys that do not count."""
     check_pattern(pattern)
-    queries, keys = _what_counts(pattern, n_positions, n_tokens, cross=False, same_axis=False)
-    mask, last = _mask(keys.limit(False), pattern.shape[-1], pattern.device)
+    n_query, n_key = pattern.shape[-2:]
+    query_limit, _ = _limits(pattern, n_positions, n_tokens, all_frames)
+    _, key_limit = _limits(pattern, n_positions, n_tokens)
+    mask, last = _mask(key_limit, n_key, pattern.device)
     off = pattern[..., last:].sum(dim=-1, dtype=torch.float32)
     if mask is not None:
         off = off + pattern[..., :last].float().where(~mask[..., None, :], 0.0).sum(dim=-1)
     share = off / pattern.sum(dim=-1, dtype=torch.float32)
-    mask, last = _mask(queries.limit(all_frames), pattern.shape[-2], pattern.device)
+    mask, last = _mask(query_limit, n_query, pattern.device)
     share = share[..., :last] if mask is None else share[..., :last].where(mask, torch.nan)
-    return F.pad(share, (0, pattern.shape[-2] - last), value=torch.nan)
+    return F.pad(share, (0, n_query - last), value=torch.nan)
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """How many positions of the queries or keys count, and whether they are encoder positions."""
+def _check_same_axis(pattern: Tensor, both_given: bool) -> None:
+    """Refuse attention in which a query has no place among the keys."""
+    n_query, n_key = pattern.shape[-2:]
+    if both_given or n_query != n_key:
+        raise InputError(
+            f"the pattern has {n_query} queries and {n_key} keys"
+            f"{', and both n_positions and n_tokens are given' if both_given else ''}: this "
+            "statistic measures from query to key, which needs self-attention over all positions. "
+            "For cross-attention see expected_seconds and time_alignment."
+        )
 
-    count: int | Int[Tensor, "..."] | None
-    of_frames: bool
 
-    def limit(self, all_frames: bool) -> int | Int[Tensor, "..."] | None:
-        return None if all_frames and self.of_frames else self.count
-
-
-def _what_counts(
+def _limits(
     pattern: Tensor,
     n_positions: Count | None,
     n_tokens: Count | None,
-    cross: bool,
-    same_axis: bool,
-) -> tuple[_Axis, _Axis]:
-    """What counts of the queries and of the keys, after checking that it fits the pattern."""
+    all_frames: bool = False,
+    cross: bool = False,
+) -> tuple[Count | None, Count | None]:
+    """How many of the queries and of the keys count, once it is sure that it fits the pattern."""
     *leading, n_query, n_key = pattern.shape
-    both = n_positions is not None and n_tokens is not None
-    if same_axis and (both or n_query != n_key):
-        raise InputError(
-            f"the pattern has {n_query} queries and {n_key} keys"
-            f"{', and both n_positions and n_tokens are given' if both else ''}: this statistic "
-            "measures from query to key, which needs self-attention over all positions. For "
-            "cross-attention see expected_seconds and time_alignment."
-        )
-    cross = cross or both
+    cross = cross or (n_positions is not None and n_tokens is not None)
     if not cross and n_query != n_key and (n_positions is not None or n_tokens is not None):
         given, other = (
             ("n_tokens", "n_positions") if n_positions is None else ("n_positions", "n_tokens")
@@ -143,24 +149,18 @@ def _what_counts(
             f"the pattern has {n_query} queries and {n_key} keys, but only {given} is given. For "
             f"cross-attention pass {other} too; n_tokens={n_query} counts every query."
         )
-    of_positions = ("n_positions", n_positions, True)
-    of_tokens = ("n_tokens", n_tokens, False)
-    one = of_tokens if n_positions is None else of_positions
-    axes = []
-    for size, (name, count, of_frames) in (
-        (n_query, of_tokens if cross else one),
-        (n_key, of_positions if cross else one),
-    ):
-        axes.append(_Axis(_check_count(name, count, size, tuple(leading)), of_frames))
-    return axes[0], axes[1]
+    queries_are_frames = not cross and n_positions is not None
+    keys_are_frames = cross or n_positions is not None
+    limits = []
+    for size, are_frames in ((n_query, queries_are_frames), (n_key, keys_are_frames)):
+        named = ("n_positions", n_positions) if are_frames else ("n_tokens", n_tokens)
+        limit = _check_count(*named, size, tuple(leading))
+        limits.append(None if all_frames and are_frames else limit)
+    return limits[0], limits[1]
 
 
 def check_pattern(pattern: Tensor) -> None:
-    """Refuse what is no attention pattern.
-
-    Raises:
-        InputError: Too few axes, or a row that is not made of probabilities.
-    """
+    """Refuse what has too few axes for an attention pattern, or rows that are no probabilities."""
     if pattern.ndim < 2 or not pattern.is_floating_point():
         raise InputError(
             f"the pattern is {tuple(pattern.shape)}, {pattern.dtype}; it must be floating point "
@@ -191,7 +191,7 @@ def check_pattern(pattern: Tensor) -> None:
 
 def _check_count(
     name: str, count: Count | None, size: int, leading: tuple[int, ...]
-) -> int | Int[Tensor, "..."] | None:
+) -> Count | None:
     """How many count, as one number where it is one for all."""
     if count is None:
         return None
@@ -204,39 +204,15 @@ def _check_count(
                 f"{name} is {count.dtype} of shape {tuple(count.shape)}; it must be one integer "
                 f"for each recording, {leading[:1]}, as mel.n_positions is."
             )
-    low, high = (count, count) if isinstance(count, int) else _ends(count)
+    if isinstance(count, int):
+        low, high = count, count
+    else:
+        low, high = (int(count.min()), int(count.max())) if count.numel() else (0, 0)
     if not 0 <= low <= high <= size:
         raise InputError(f"{name} is {count}; this axis has {size} positions: 0 to {size} fit.")
     if low == high or isinstance(count, int):
         return low
     return count.view(*count.shape, *(1,) * (len(leading) - count.ndim))
-
-
-def _ends(count: Int[Tensor, "..."]) -> tuple[int, int]:
-    if not count.numel():
-        return 0, 0
-    low, high = count.aminmax()
-    return int(low), int(high)
-
-
-def _cut(pattern: Tensor, query_limit: Count | None, key_limit: Count | None) -> Rows:
-    n_query, n_key = pattern.shape[-2:]
-    queries, last_query = _mask(query_limit, n_query, pattern.device)
-    keys, last_key = _mask(key_limit, n_key, pattern.device)
-    p = pattern[..., :last_query, :last_key].float()
-    if keys is not None:
-        p = p.where(keys[..., None, :], 0.0)
-    counts = None
-    if last_key < n_key or keys is not None or pattern.dtype != torch.float32:
-        total = p.sum(dim=-1, keepdim=True)
-        some = total > 0
-        p = p / total.where(some, 1.0)
-        # A row can have nothing left: every bit of its attention was on padding.
-        if last_key < n_key or keys is not None:
-            counts = some[..., 0]
-    if queries is not None:
-        counts = queries.expand(p.shape[:-1]) if counts is None else counts & queries
-    return Rows(p, counts, keys, n_query, n_key)
 
 
 def _mask(
@@ -249,19 +225,22 @@ def _mask(
         return None, limit
     if isinstance(limit, int):
         # One position stays, not counted: no statistic has to mind an axis without any.
-        return torch.zeros(1, dtype=torch.bool, device=device), 1
+        return _first(0, 1, device), 1
     last = int(limit.max())
-    return torch.arange(last, device=device) < limit.to(device)[..., None], last
+    return _first(limit, last, device), last
+
+
+def _first(limit: Count, size: int, device: torch.device) -> Bool[Tensor, "*recordings position"]:
+    """Which of so many positions are the first ones of each recording, up to its limit."""
+    if isinstance(limit, Tensor):
+        limit = limit.to(device)[..., None]
+    return torch.arange(size, device=device) < limit
 
 
 def position_mask(
     values: Tensor, n_positions: Count | None, *, all_frames: bool = False
 ) -> Bool[Tensor, "*batch pos"] | None:
-    """Which positions of `[*batch pos d_model]` count; None is all of them.
-
-    Raises:
-        InputError: Too few axes, or counts that do not fit.
-    """
+    """Which positions of `[*batch pos d_model]` count; None is all of them."""
     if values.ndim < 2 or not values.is_floating_point():
         raise InputError(
             f"the stream is {tuple(values.shape)}, {values.dtype}; it must be floating point with "
@@ -271,19 +250,12 @@ def position_mask(
     limit = _check_count("n_positions", n_positions, n_pos, tuple(leading))
     if limit is None or all_frames:
         return None
-    position = torch.arange(n_pos, device=values.device)
-    if isinstance(limit, Tensor):
-        limit = limit.to(values.device)[..., None]
-    return (position < limit).expand(values.shape[:-1])
+    return _first(limit, n_pos, values.device).expand(values.shape[:-1])
 
 
-def count_for_each(name: str, count: Count | None, size: int, n_recordings: int) -> list[int]:
-    """How many of an axis's positions count, for each recording; all of them for None.
-
-    Raises:
-        InputError: Counts that do not fit.
-    """
+def count_for_each(name: str, count: Count, size: int, n_recordings: int) -> list[int]:
+    """How many of an axis's positions count, for each recording."""
     limit = _check_count(name, count, size, (n_recordings,))
     if isinstance(limit, Tensor):
-        return [int(each) for each in limit.tolist()]
+        return [int(n) for n in limit.tolist()]
     return [size if limit is None else limit] * n_recordings

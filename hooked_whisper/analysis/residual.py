@@ -5,7 +5,8 @@ floating dtype, and computes in float32. `n_positions` says how many positions
 of each recording hold speech (`mel.n_positions`, or the number of tokens for
 the decoder); only these count unless `all_frames`. Functions of single
 vectors give one number a position, NaN where it does not count; the others
-pool the vectors of all recordings.
+pool the vectors of all recordings, and refuse (`InputError`) NaN and infinity
+in them, counts that do not fit, and streams in which nothing counts.
 """
 
 import math
@@ -47,18 +48,16 @@ def speech_vectors(
 ) -> Float[Tensor, "vector d_model"]:
     """The vectors that count, of all recordings, in float32.
 
-    Raises:
-        InputError: NaN or infinity in them, counts that do not fit, or none left.
-
     >>> speech_vectors(torch.zeros(2, 5, 8), torch.tensor([3, 1])).shape
     torch.Size([4, 8])
     """
     counts = position_mask(resid, n_positions, all_frames=all_frames)
     vectors = resid.flatten(0, -2) if counts is None else resid[counts]
     if not len(vectors):
+        given = n_positions.tolist() if isinstance(n_positions, Tensor) else n_positions
         raise InputError(
-            f"no position counts: the stream is {tuple(resid.shape)} and n_positions "
-            f"{_show(n_positions)}. Pass all_frames=True to count the padding."
+            f"no position counts: the stream is {tuple(resid.shape)} and n_positions {given}. "
+            "Pass all_frames=True to count the padding."
         )
     if not bool((finite := vectors.isfinite()).all()):
         row, dimension = (~finite).nonzero()[0].tolist()
@@ -127,9 +126,6 @@ def share_below(
             so that streams of different size compare. Normal random numbers
             have 0.080 under 0.1.
 
-    Raises:
-        InputError: As `speech_vectors`; a threshold that is not over 0.
-
     >>> share_below(torch.tensor([[0.0, 1.0, -0.1, 4.0]]), 0.5)
     0.5
     """
@@ -162,9 +158,6 @@ def kurtosis(
     Returns:
         NaN where nothing varies.
 
-    Raises:
-        InputError: As `speech_vectors`; an unknown `per`.
-
     Source: Elhage et al. 2023, "Privileged Bases in the Transformer Residual Stream".
 
     >>> kurtosis(torch.tensor([[1.0, -1.0], [1.0, -1.0]]))
@@ -194,9 +187,6 @@ def participation_ratio(
     directions; never more than the number of vectors less one. NaN where
     nothing varies.
 
-    Raises:
-        InputError: As `speech_vectors`.
-
     Source: Gao et al. 2017, "A theory of multineuronal dimensionality, dynamics and measurement".
 
     >>> round(participation_ratio(torch.eye(3) - 1 / 3), 4)
@@ -223,9 +213,6 @@ def outlier_dimensions(
         resid: The stream.
         n_positions, all_frames: What counts; see the module.
         times: How many times; 0 gives every dimension, ordered.
-
-    Raises:
-        InputError: As `speech_vectors`; negative `times`.
 
     Source: the phenomenon is Dettmers et al. 2022's (outlier features) and Sun et al. 2024's
         (massive activations), whose thresholds are those of language models.
@@ -257,9 +244,6 @@ def residual_histogram(
         n_bins: Bins of one width.
         low, high: The first and last edge; None is the least and the largest value.
 
-    Raises:
-        InputError: As `speech_vectors`; no bins, or edges in the wrong order.
-
     >>> residual_histogram(torch.tensor([[0.0, 0.1, 0.9, 1.0]]), n_bins=2).counts
     tensor([2, 2])
     """
@@ -288,13 +272,10 @@ def norm_by_layer(
         streams: The stream at each layer, `[*batch pos d_model]`:
             `cache.accumulated_resid(stack="encoder")`, or a list.
         n_positions, all_frames: What counts; see the module.
-
-    Raises:
-        InputError: As `speech_vectors`; no streams.
     """
     _check_streams(streams)
-    vectors = (speech_vectors(each, n_positions, all_frames=all_frames) for each in streams)
-    return torch.stack([each.norm(dim=-1).mean() for each in vectors])
+    vectors = (speech_vectors(stream, n_positions, all_frames=all_frames) for stream in streams)
+    return torch.stack([of_layer.norm(dim=-1).mean() for of_layer in vectors])
 
 
 def cosine_by_layer(
@@ -311,17 +292,13 @@ def cosine_by_layer(
         n_positions, all_frames: What counts; see the module.
         centred: Take the mean vector of each layer off first. A few large
             dimensions, the same at every position, otherwise make everything look alike.
-
-    Raises:
-        InputError: As `speech_vectors`; no streams, or of different shapes.
     """
     _check_streams(streams)
     directions = []
-    for each in streams:
-        x = speech_vectors(each, n_positions, all_frames=all_frames)
-        directions.append(
-            torch.nn.functional.normalize(x - x.mean(dim=0) if centred else x, dim=-1)
-        )
+    for stream in streams:
+        x = speech_vectors(stream, n_positions, all_frames=all_frames)
+        x = x - x.mean(dim=0) if centred else x
+        directions.append(torch.nn.functional.normalize(x, dim=-1))
     cosines = torch.ones(len(directions), len(directions), device=directions[0].device)
     for i, one in enumerate(directions):
         for j in range(i):
@@ -332,13 +309,9 @@ def cosine_by_layer(
 def _check_streams(streams: Sequence[Tensor] | Tensor) -> None:
     if not len(streams):
         raise InputError('no streams; pass one a layer: cache.accumulated_resid(stack="encoder").')
-    shapes = [tuple(each.shape) for each in streams]
+    shapes = [tuple(stream.shape) for stream in streams]
     if odd := [i for i, shape in enumerate(shapes) if shape != shapes[0]]:
         raise InputError(
             f"stream {odd[0]} is {shapes[odd[0]]} and stream 0 {shapes[0]}; all of them must be of "
             "one shape, from one run."
         )
-
-
-def _show(n_positions: Count | None) -> object:
-    return n_positions.tolist() if isinstance(n_positions, Tensor) else n_positions

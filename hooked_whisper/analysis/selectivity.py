@@ -32,9 +32,6 @@ class Labels:
         name: What the label says: `"digit"`.
         values: The names of the values that it can have.
         ids: The place in `values` for each vector; -1 leaves the vector out.
-
-    Raises:
-        InputError: No values, or places outside of them.
     """
 
     name: str
@@ -45,13 +42,15 @@ class Labels:
         if not self.values:
             raise InputError(f"the label {self.name!r} has no values.")
         if self.ids.ndim != 1 or self.ids.is_floating_point():
-            raise InputError(f"ids of {self.name!r} are {_shape(self.ids)}; they must be integers.")
-        if len(self.ids) and not -1 <= int(self.ids.min()) <= int(self.ids.max()) < len(
-            self.values
-        ):
             raise InputError(
-                f"ids of {self.name!r} go from {int(self.ids.min())} to {int(self.ids.max())}; its "
-                f"{len(self.values)} values have 0 to {len(self.values) - 1}, and -1 is no value."
+                f"ids of {self.name!r} are a tensor of {self.ids.dtype}, shape "
+                f"{tuple(self.ids.shape)}; they must be integers."
+            )
+        low, high = (int(self.ids.min()), int(self.ids.max())) if len(self.ids) else (-1, -1)
+        if not -1 <= low <= high < len(self.values):
+            raise InputError(
+                f"ids of {self.name!r} go from {low} to {high}; its {len(self.values)} values have "
+                f"0 to {len(self.values) - 1}, and -1 is no value."
             )
 
     def __len__(self) -> int:
@@ -59,18 +58,20 @@ class Labels:
         return len(self.ids)
 
     @classmethod
-    def of(cls, name: str, said: Sequence[Any], values: Sequence[Any] | None = None) -> "Labels":
+    def of(cls, name: str, found: Sequence[Any], values: Sequence[Any] | None = None) -> "Labels":
         """The labels of a list of values, None for vectors that have none.
 
         >>> Labels.of("speaker", ["theo", "lucas", None, "theo"]).ids
         tensor([ 1,  0, -1,  1])
         """
-        known = sorted({each for each in said if each is not None}) if values is None else values
+        known = values
+        if known is None:
+            known = sorted({value for value in found if value is not None})
         place = {value: i for i, value in enumerate(known)}
-        for each in said:
-            if each is not None and each not in place:
-                raise InputError(f"{each!r} is none of the values of {name!r}: {list(known)}.")
-        ids = torch.tensor([place.get(each, -1) for each in said], dtype=torch.int64)
+        for value in found:
+            if value is not None and value not in place:
+                raise InputError(f"{value!r} is none of the values of {name!r}: {list(known)}.")
+        ids = torch.tensor([place.get(value, -1) for value in found], dtype=torch.int64)
         return cls(name, tuple(map(str, known)), ids)
 
 
@@ -117,11 +118,7 @@ class LatentCollector:
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, latents: Float[Tensor, "vector latent"]) -> None:
-        """Take one batch.
-
-        Raises:
-            InputError: Values that are not finite.
-        """
+        """Take one batch."""
         latents = latents.detach().cpu()
         if not bool(torch.isfinite(latents).all()):
             raise InputError("the latents hold values that are not finite.")
@@ -140,7 +137,7 @@ class LatentCollector:
         """Everything so far."""
         if not self._parts:
             raise InputError("no latents were given.")
-        vectors, places, activations = (torch.cat(each) for each in zip(*self._parts, strict=True))
+        vectors, places, activations = map(torch.cat, zip(*self._parts, strict=True))
         self._parts = [(vectors, places, activations)]
         order = activations.argsort(stable=True)
         order = order[places[order].argsort(stable=True)]
@@ -212,16 +209,16 @@ class Selectivity:
         import pandas
 
         tables = []
-        for each in self.labels.values():
-            d_sae, n_values = each.auroc.shape
+        for label in self.labels.values():
+            d_sae, n_values = label.auroc.shape
             columns = {
                 "latent": torch.arange(d_sae).repeat_interleave(n_values).numpy(),
-                "label": each.name,
-                "value": list(each.values) * d_sae,
-                "auroc": each.auroc.flatten().numpy(),
-                f"information_{each.unit}": each.information.flatten().numpy(),
+                "label": label.name,
+                "value": list(label.values) * d_sae,
+                "auroc": label.auroc.flatten().numpy(),
+                f"information_{label.unit}": label.information.flatten().numpy(),
                 "density": self.density.repeat_interleave(n_values).numpy(),
-                "n": each.n.repeat(d_sae).numpy(),
+                "n": label.n.repeat(d_sae).numpy(),
             }
             tables.append(pandas.DataFrame(columns))
         return pandas.concat(tables, ignore_index=True)
@@ -229,19 +226,12 @@ class Selectivity:
     def best(self, n: int = 1) -> "pandas.DataFrame":
         """For each value of each label the `n` latents with the greatest AUROC, best first."""
         table = self.to_dataframe().dropna(subset="auroc")
-        table = table.sort_values(["auroc", "latent"], ascending=[False, True], kind="stable")
-        best = table.groupby(["label", "value"], sort=False).head(n)
-        order = {
-            (each.name, value): i
-            for each in self.labels.values()
-            for i, value in enumerate(each.values)
-        }
-        names = list(self.labels)
-        keys = [
-            (names.index(row.label), order[row.label, row.value], -row.auroc)
-            for row in best.itertuples()
-        ]
-        return best.iloc[sorted(range(len(best)), key=keys.__getitem__)].reset_index(drop=True)
+        pairs = [(label.name, value) for label in self.labels.values() for value in label.values]
+        order = {pair: i for i, pair in enumerate(pairs)}
+        table["order"] = [order[pair] for pair in zip(table["label"], table["value"], strict=True)]
+        table = table.sort_values(["order", "auroc", "latent"], ascending=[True, False, True])
+        best = table.groupby("order").head(n)
+        return best.drop(columns="order").reset_index(drop=True)
 
 
 @torch.no_grad()
@@ -265,17 +255,17 @@ def selectivity(
     if unit not in get_args(Unit):
         raise InputError(f'unit is {unit!r}; it can be "nats" or "bits".')
     several = [labels] if isinstance(labels, Labels) else list(labels)
-    names = [each.name for each in several]
+    names = [label.name for label in several]
     if not several or len(set(names)) < len(names):
         raise InputError(f"the labels are {names}; pass at least one, each with its own name.")
     active = ActiveLatents.of(latents) if isinstance(latents, Tensor) else latents
-    for each in several:
-        if len(each) != active.n_vectors:
+    for label in several:
+        if len(label) != active.n_vectors:
             raise InputError(
-                f"the label {each.name!r} is known for {len(each)} vectors, and there are latents "
-                f"of {active.n_vectors}."
+                f"the label {label.name!r} is known for {len(label)} vectors, and there are "
+                f"latents of {active.n_vectors}."
             )
-    found = {each.name: _tell(active, each, unit) for each in several}
+    found = {label.name: _selectivity_of(active, label, unit) for label in several}
     density = active.n_active.double() / max(1, active.n_vectors)
     return Selectivity(found, active.n_vectors, density)
 
@@ -292,12 +282,12 @@ def auroc(
     return selectivity(latents, labels)[labels.name].auroc
 
 
-def _tell(active: ActiveLatents, labels: Labels, unit: Unit) -> LabelSelectivity:
+def _selectivity_of(active: ActiveLatents, labels: Labels, unit: Unit) -> LabelSelectivity:
     n_values = len(labels.values)
     totals = torch.bincount(labels.ids[labels.ids >= 0], minlength=n_values)
     ranks = torch.zeros(active.d_sae, n_values, dtype=torch.float64)
     on = torch.zeros(active.d_sae, n_values, dtype=torch.int64)
-    for first, last in _parts(active.offsets):
+    for first, last in _runs_of_latents(active.offsets):
         entries = slice(int(active.offsets[first]), int(active.offsets[last]))
         ids = labels.ids[active.vectors[entries].long()]
         latent = torch.arange(first, last).repeat_interleave(active.n_active[first:last]) - first
@@ -314,13 +304,12 @@ def _tell(active: ActiveLatents, labels: Labels, unit: Unit) -> LabelSelectivity
     scale = 1.0 if unit == "nats" else math.log(2)
     joint = torch.stack([on.double(), n - on.double()], dim=-1)  # [latent value active]
     against = joint.sum(dim=1, keepdim=True) - joint
-    each = _information(torch.stack([joint, against], dim=-2)) / scale
-    return LabelSelectivity(
-        labels.name, labels.values, totals, score, each, _information(joint) / scale, unit
-    )
+    of_value = _information(torch.stack([joint, against], dim=-2)) / scale
+    of_all = _information(joint) / scale
+    return LabelSelectivity(labels.name, labels.values, totals, score, of_value, of_all, unit)
 
 
-def _parts(offsets: Int64[Tensor, " latent_plus_1"]) -> list[tuple[int, int]]:
+def _runs_of_latents(offsets: Int64[Tensor, " latent_plus_1"]) -> list[tuple[int, int]]:
     """Runs of latents with not too many entries each, but one latent at least."""
     parts, first = [], 0
     n = len(offsets) - 1
@@ -376,7 +365,3 @@ def _information(counts: Float64[Tensor, "*batch some other"]) -> Float64[Tensor
     apart = joint.sum(dim=-1, keepdim=True) * joint.sum(dim=-2, keepdim=True)
     ratio = torch.where(joint > 0, joint / apart.where(joint > 0, 1.0), 1.0)
     return (joint * ratio.log()).sum(dim=(-2, -1)).clamp(min=0)
-
-
-def _shape(value: Any) -> str:
-    return f"a tensor of {value.dtype}, shape {tuple(value.shape)}"

@@ -15,9 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.analysis import residual, scores
-from hooked_whisper.analysis.attention_timing import pearson
-from hooked_whisper.analysis.masking import Count, check_pattern, count_for_each
+from hooked_whisper.analysis import residual
+from hooked_whisper.analysis.attention import SELF_SCORES, first_key_mass, row_entropy
+from hooked_whisper.analysis.attention_timing import (
+    attended_position,
+    monotonicity_score,
+    pearson,
+)
+from hooked_whisper.analysis.masking import Count, count_for_each, read_rows
 from hooked_whisper.config import Stack
 from hooked_whisper.errors import InputError
 
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 HEAD_SCORES = (
     "entropy_nats",
     "entropy_share",
-    *scores.SELF_SCORES,
+    *SELF_SCORES,
     "start_token",
     "monotonicity",
     "on_padding",
@@ -44,15 +49,7 @@ _STREAM = re.compile(
 
 @dataclass(frozen=True)
 class _Layer:
-    """The patterns of one attention layer.
-
-    Args:
-        name: The hook.
-        stack: Where the queries are.
-        layer: Which block.
-        kind: Self-attention or cross-attention.
-        patterns: All its heads, of all recordings.
-    """
+    """The patterns of one attention layer: all its heads, of all recordings."""
 
     name: str
     stack: Stack
@@ -64,15 +61,6 @@ class _Layer:
     def frame_keys(self) -> bool:
         """Whether keys are encoder positions."""
         return self.stack == "encoder" or self.kind == "cross_attn"
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """What counts of one recording: of the queries, of the keys, and how many keys hold speech."""
-
-    queries: slice
-    n_key: int
-    n_speech: int | None
 
 
 def head_table(
@@ -116,32 +104,28 @@ def head_table(
         energy: `frame_energy(mel.values)`.
         all_frames: Count the padding too.
         by_recording: A row for each recording and head, told apart by the column `recording`.
-
-    Raises:
-        InputError: No patterns, rows that are no probabilities, or counts or
-            energies that do not fit them.
     """
     import pandas
 
     layers = _find_layers(patterns)
-    counted = [
-        _what_counts(each, n_positions, n_tokens, text_queries, all_frames) for each in layers
-    ]
-    for each in layers:
-        _check_energy(energy, each)
-    rows = [
-        {
-            "recording": recording,
-            "stack": each.stack,
-            "layer": each.layer,
-            "kind": each.kind,
-            "head": head,
-            **_head_scores(each, recording, head, counts, energy),
-        }
-        for each, of_recordings in zip(layers, counted, strict=True)
-        for recording, counts in enumerate(of_recordings)
-        for head in range(each.patterns.shape[1])
-    ]
+    counts = [_counts(layer, n_positions, n_tokens) for layer in layers]
+    for layer in layers:
+        _check_energy(energy, layer)
+    rows = []
+    for layer, of_recordings in zip(layers, counts, strict=True):
+        for recording, (n_frames, n_text) in enumerate(of_recordings):
+            loud = energy[recording] if energy is not None and layer.frame_keys else None
+            for head, pattern in enumerate(layer.patterns[recording].detach()):
+                row = {"recording": recording, "stack": layer.stack, "layer": layer.layer}
+                row |= {"kind": layer.kind, "head": head}
+                try:
+                    row |= _head_scores(
+                        pattern, layer, n_frames, n_text, text_queries, loud, all_frames
+                    )
+                except InputError as error:
+                    place = f"{layer.name}, recording {recording}, head {head}"
+                    raise InputError(f"{place}: {error}") from error
+                rows.append(row)
     place = ["stack", "layer", "kind", "head"]
     table = pandas.DataFrame(rows, columns=["recording", *place, *HEAD_SCORES])
     if by_recording:
@@ -177,9 +161,6 @@ def residual_table(
         n_positions: Encoder positions that hold speech, `mel.n_positions`.
         n_tokens: Decoder positions that count, where rows of tokens are padded.
         all_frames: Count the padding too.
-
-    Raises:
-        InputError: No streams, values that are no numbers, or counts that do not fit.
     """
     import pandas
 
@@ -215,6 +196,11 @@ def _find_layers(patterns: Mapping[str, Tensor]) -> list[_Layer]:
                 f"{name} is {tuple(value.shape)}, {value.dtype}; a pattern is floating point, "
                 "[batch head query key] or [head query key]."
             )
+        if found[3] == "attn" and value.shape[-2] != value.shape[-1]:
+            raise InputError(
+                f"{name} has {value.shape[-2]} queries and {value.shape[-1]} keys; the table needs "
+                "self-attention over all positions, without pos_slice or frame_slice."
+            )
         stack, layer, kind = cast(tuple[Stack, str, Literal["attn", "cross_attn"]], found.groups())
         layers.append(
             _Layer(name, stack, int(layer), kind, value[None] if value.ndim == 3 else value)
@@ -227,37 +213,18 @@ def _find_layers(patterns: Mapping[str, Tensor]) -> list[_Layer]:
     return layers
 
 
-def _what_counts(
-    layer: _Layer,
-    n_positions: Count | None,
-    n_tokens: Count | None,
-    text_queries: slice | None,
-    all_frames: bool,
-) -> list[_Counted]:
-    """What counts of each recording."""
+def _counts(
+    layer: _Layer, n_positions: Count | None, n_tokens: Count | None
+) -> list[tuple[int | None, int | None]]:
+    """How many encoder positions and tokens of each recording count; None where it is not said."""
     n_batch, _, n_query, n_key = layer.patterns.shape
-    if layer.kind == "attn" and n_query != n_key:
-        raise InputError(
-            f"{layer.name} has {n_query} queries and {n_key} keys; the table needs self-attention "
-            "over all positions, without pos_slice or frame_slice."
-        )
-    of_frames = {"name": "n_positions", "count": n_positions}
-    of_tokens = {"name": "n_tokens", "count": n_tokens}
-    is_encoder = layer.stack == "encoder"
-    queries: Any = of_frames if is_encoder else of_tokens
-    keys: Any = of_frames if layer.frame_keys else of_tokens
-    query_counts = count_for_each(**queries, size=n_query, n_recordings=n_batch)
-    key_counts = count_for_each(**keys, size=n_key, n_recordings=n_batch)
-    counted = []
-    for queried, keyed in zip(query_counts, key_counts, strict=True):
-        speech = keyed if layer.frame_keys and n_positions is not None else None
-        chosen = slice(0, n_query if all_frames and is_encoder else queried)
-        if layer.kind == "cross_attn" and text_queries is not None:
-            chosen = slice(*text_queries.indices(queried))
-        counted.append(
-            _Counted(chosen, n_key if all_frames and layer.frame_keys else keyed, speech)
-        )
-    return counted
+    frames: list[int | None] = [None] * n_batch
+    tokens: list[int | None] = [None] * n_batch
+    if layer.frame_keys and n_positions is not None:
+        frames[:] = count_for_each("n_positions", n_positions, n_key, n_batch)
+    if layer.stack == "decoder" and n_tokens is not None:
+        tokens[:] = count_for_each("n_tokens", n_tokens, n_query, n_batch)
+    return list(zip(frames, tokens, strict=True))
 
 
 def _check_energy(energy: Tensor | None, layer: _Layer) -> None:
@@ -270,44 +237,50 @@ def _check_energy(energy: Tensor | None, layer: _Layer) -> None:
 
 
 def _head_scores(
-    layer: _Layer, recording: int, head: int, counted: _Counted, energy: Tensor | None
+    pattern: Float[Tensor, "query key"],
+    layer: _Layer,
+    n_positions: int | None,
+    n_tokens: int | None,
+    text_queries: slice | None,
+    energy: Float[Tensor, "key"] | None,
+    all_frames: bool,
 ) -> dict[str, float]:
     """Every statistic that applies to one head, for one recording."""
-    pattern = layer.patterns[recording, head].detach()
-    try:
-        check_pattern(pattern)
-    except InputError as error:
-        raise InputError(f"{layer.name}, recording {recording}, head {head}: {error}") from error
-    pattern = pattern[counted.queries].float()
-    n_key = counted.n_key
-    if not len(pattern) or not n_key:
+    is_cross = layer.kind == "cross_attn"
+    rows = read_rows(pattern, n_positions, n_tokens, all_frames=all_frames, cross=is_cross)
+    n_query, n_key = rows.p.shape
+    chosen = slice(None)
+    if is_cross and text_queries is not None:
+        chosen = slice(*text_queries.indices(n_query))
+    p = rows.p[chosen]
+    if not len(p) or n_tokens == 0 or (n_positions == 0 and not all_frames):
         return {}  # nothing was said
-    p = pattern[:, :n_key]
-    total = p.sum(dim=-1, keepdim=True)
-    alive = (total > 0)[:, 0]  # a row may have all of its attention on padding
-    p = p / total.where(total > 0, 1.0)
+    alive = torch.ones_like(p[:, 0], dtype=torch.bool)
+    if rows.counts is not None:  # a row may have all of its attention on padding
+        alive = rows.counts[chosen]
 
     def mean(values: Float[Tensor, "query"]) -> float:
         return float(values.where(alive, torch.nan).nanmean())
 
-    entropy = scores.entropy(p)
+    entropy = row_entropy(p)
     is_causal = layer.stack == "decoder" and layer.kind == "attn"
     n_seen = torch.arange(1, len(p) + 1, device=p.device) if is_causal else n_key
     most = torch.as_tensor(n_seen, device=p.device).float().log()
     found = {
         "entropy_nats": mean(entropy),
         "entropy_share": mean(entropy / most),  # NaN for a query that sees one key
-        "start_token": mean(scores.on_start(p)),
+        "start_token": mean(first_key_mass(p)),
     }
     if layer.kind == "attn":
-        found |= {name: mean(score(p)) for name, score in scores.SELF_SCORES.items()}
+        found |= {name: mean(score(p)) for name, score in SELF_SCORES.items()}
     else:
-        places = scores.place(p, by="expected")
-        found["monotonicity"] = float(scores.moves_on(places.where(alive, torch.nan)))
-    if counted.n_speech is not None:
-        found["on_padding"] = float(pattern[:, counted.n_speech :].sum(dim=-1).mean())
-    if energy is not None and layer.frame_keys:
-        loud = energy[recording, :n_key].to(p.device, torch.float32)
+        positions = attended_position(p, by="expected").where(alive, torch.nan)
+        found["monotonicity"] = float(monotonicity_score(positions))
+    if n_positions is not None:
+        cut_off = pattern[:n_query][chosen, n_positions:].float()
+        found["on_padding"] = float(cut_off.sum(dim=-1).mean())
+    if energy is not None:
+        loud = energy[:n_key].to(p.device, torch.float32)
         found["energy_correlation"] = float(pearson(alive.float() @ p, loud))
     return found
 

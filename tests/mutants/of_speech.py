@@ -110,7 +110,7 @@ MUTANTS = [
     Mutant(
         "n01-entropy-bits",
         "entropies are in bits",
-        "analysis/scores.py",
+        "analysis/attention.py",
         "(p * p.where(p > 0, 1.0).log()).sum(dim=-1)",
         "(p * p.where(p > 0, 1.0).log2()).sum(dim=-1)",
         ("analysis/test_attention.py",),
@@ -118,7 +118,7 @@ MUTANTS = [
     Mutant(
         "previous-is-next",
         "the score of the previous position is that of the next",
-        "analysis/scores.py",
+        "analysis/attention.py",
         "p.diagonal(offset=-1, dim1=-2, dim2=-1)",
         "p.diagonal(offset=1, dim1=-2, dim2=-1)",
         ("analysis/test_attention.py",),
