@@ -7,6 +7,7 @@ against what it gives for the list of their paths.
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,8 @@ import torch
 from torch import Tensor
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.data import Recording, as_recordings
+from hooked_whisper.data import Recording, as_recordings, load_windows
 from hooked_whisper.digits import recordings
-from hooked_whisper.interventions import mean_activations
-from hooked_whisper.reports import feature_page
 from hooked_whisper.sae import (
     ModelActivations,
     evaluate_sae,
@@ -89,6 +88,11 @@ def forms(tmp_path_factory: pytest.TempPathFactory, digits_model: HookedWhisper)
     }
 
 
+@cache
+def _sae() -> Any:
+    return load_suite("digits")[SITE]
+
+
 def _stored(model: HookedWhisper, given: Any, folder: Path) -> Tensor:
     store = harvest(model, given, SITE, folder / "store", n_workers=0, dtype="fp32")
     return store.rows(SITE, slice(None))[SITE]
@@ -96,14 +100,20 @@ def _stored(model: HookedWhisper, given: Any, folder: Path) -> Tensor:
 
 def _judged(model: HookedWhisper, given: Any, folder: Path) -> list[float]:
     found = evaluate_sae(
-        load_suite("digits")[SITE], model, given, SITE, transcripts=False, progress=False
-    )
-    extents = found.extents.values()
-    return [x for each in extents for x in (each.reconstruction.fvu, each.recovered.kl_spliced)]
+        _sae(),
+        model,
+        given,
+        SITE,
+        ["one", "two"][: len(list(as_recordings(given)))],
+        all_frames=False,
+        transcripts=False,
+        progress=False,
+    ).extents["speech"]
+    return [found.reconstruction.fvu, found.recovered.kl_spliced]
 
 
 def _clips(model: HookedWhisper, given: Any, folder: Path) -> list[tuple[int, float, float]]:
-    sae = load_suite("digits")[SITE]
+    sae = _sae()
     found = top_clips(sae, model, given, [1, 2], SITE, n_top=3, progress=False)
     return [(each.recording, each.start_s, each.value) for some in found.values() for each in some]
 
@@ -114,30 +124,10 @@ def _read(model: HookedWhisper, given: Any, folder: Path) -> Tensor:
     return rows[rows[:, 0].argsort()]
 
 
-def _mean(model: HookedWhisper, given: Any, folder: Path) -> Tensor:
-    return mean_activations(model, given, SITE, progress=False)[SITE]
-
-
-def _page(model: HookedWhisper, given: Any, folder: Path) -> list[Any]:
-    made = feature_page(
-        model,
-        load_suite("digits")[SITE],
-        given,
-        folder / "page.html",
-        hook_name=SITE,
-        features=[1, 2],
-        n_effects=0,
-        progress=False,
-    )
-    data = _data_of(made.path)
-    return [round(moment[2], 3) for feature in data["features"] for moment in feature["moments"]]
-
-
-def _data_of(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
-    start = text.index('<script type="application/json" id="data">')
-    start = text.index(">", start) + 1
-    return json.loads(text[start : text.index("</script>", start)])
+def _heard(model: HookedWhisper, given: Any, folder: Path) -> list[float]:
+    """What pages and the study go through."""
+    windows = load_windows(model, given)
+    return [x for window in windows for x in (window.recording, window.n_positions)]
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -145,10 +135,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "evaluate_sae": _judged,
     "top_clips": _clips,
     "ModelActivations": _read,
-    "mean_activations": _mean,
+    "load_windows": _heard,
 }
-WITHOUT_TEXTS = ("JSONL", "rows", "Recordings", "digits", "others")
-"""Forms that say what is said, by which an autoencoder is judged in place of the model's own."""
 
 
 @pytest.fixture(scope="module")
