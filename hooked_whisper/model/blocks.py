@@ -8,6 +8,8 @@ Every sublayer reads the residual stream through a LayerNorm and adds to it:
 """
 
 import operator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +23,10 @@ from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.layers import MLP, LayerNorm
 
 Residual = Float[Tensor, "batch pos d_model"]
+Step = Callable[[Tensor], Tensor]
+"""From the residual stream at one place of a block to it at the next."""
 
+_ALL = slice(None)
 _PER_HEAD = "batch pos head d_model"
 
 
@@ -53,23 +58,23 @@ class Block(nn.Module):
         self,
         resid: Float[Tensor, "batch key d_model"],
         kv_cache: KVCache | None = None,
-        n_queries: int | None = None,
+        queries: slice = _ALL,
     ) -> Residual:
         """Self-attention: from the stream before the block to `hook_resid_mid`.
 
         Args:
             resid: The stream.
             kv_cache: Keys and values of earlier positions, to be extended.
-            n_queries: How many positions, from the first, to compute; they read all. None is all.
+            queries: Positions to compute; they read all. In the decoder all of them, or the last.
         """
-        attn_out = self._self_attention(resid, kv_cache, n_queries)
-        return self.hook_resid_mid(resid[:, :n_queries] + attn_out)
+        attn_out = self._self_attention(resid, kv_cache, queries)
+        return self.hook_resid_mid(resid[:, queries] + attn_out)
 
     def _self_attention(
         self,
         resid: Float[Tensor, "batch key d_model"],
         kv_cache: KVCache | None,
-        n_queries: int | None,
+        queries: slice,
     ) -> Residual:
         """What self-attention writes, from the residual stream before the block."""
         x: Tensor = resid
@@ -83,7 +88,7 @@ class Block(nn.Module):
             q, k, v = self.ln1(joined).chunk(3, dim=2)
         else:
             q = k = v = self.ln1(x)
-        return self.hook_attn_out(self.attn(q[:, :n_queries], k, v, kv_cache)[0])
+        return self.hook_attn_out(self.attn(q[:, queries], k, v, kv_cache)[0])
 
     def _mlp(self, resid: Residual, norm: LayerNorm) -> Residual:
         """What the MLP writes, from the residual stream after attention."""
@@ -106,7 +111,13 @@ class EncoderBlock(Block):
     def forward(
         self, resid: Float[Tensor, "batch key d_model"], n_queries: int | None = None
     ) -> Residual:
-        return self.feed_forward(self.attend(self.hook_resid_pre(resid), n_queries=n_queries))
+        for step in self.steps(slice(n_queries)):
+            resid = step(resid)
+        return resid
+
+    def steps(self, queries: slice = _ALL) -> list[Step]:
+        """What the block does to the residual stream, one after the other."""
+        return [self.hook_resid_pre, partial(self.attend, queries=queries), self.feed_forward]
 
     def feed_forward(self, resid: Residual) -> Residual:
         """The MLP: from the stream after attention to `hook_resid_post`."""
@@ -138,8 +149,20 @@ class DecoderBlock(Block):
         encoder_output: Float[Tensor, "audio_batch key d_model"],
         kv_cache: KVCache | None = None,
     ) -> Residual:
-        resid = self.attend(self.hook_resid_pre(resid), kv_cache)
-        return self.feed_forward(self.cross_attend(resid, encoder_output, kv_cache))
+        for step in self.steps(encoder_output, kv_cache):
+            resid = step(resid)
+        return resid
+
+    def steps(
+        self, encoder_output: Tensor, kv_cache: KVCache | None = None, queries: slice = _ALL
+    ) -> list[Step]:
+        """What the block does to the residual stream, one after the other; see `attend`."""
+        return [
+            self.hook_resid_pre,
+            partial(self.attend, kv_cache=kv_cache, queries=queries),
+            partial(self.cross_attend, encoder_output=encoder_output, kv_cache=kv_cache),
+            self.feed_forward,
+        ]
 
     def cross_attend(
         self,

@@ -30,8 +30,8 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         end = start + new.shape[1]
         if end > buffer.shape[1]:
             capacity = max(_FIRST_CAPACITY, 2 * buffer.shape[1], end)
-            grown = new.new_empty(buffer.shape[0], capacity, *buffer.shape[2:])
-            grown[:, :start] = buffer[:, :start]
+            grown = new.new_empty(len(new), capacity, *buffer.shape[2:])
+            grown[:, :start] = buffer[:, :start]  # one row serves all
             self._buffers[module] = buffer = grown
         if torch.is_grad_enabled() and (new.requires_grad or buffer.requires_grad):
             joined = torch.cat([buffer[:, :start], new], dim=1)

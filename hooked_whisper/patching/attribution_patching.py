@@ -40,7 +40,7 @@ from hooked_whisper.patching.grid import (
     metric_for_each,
     pair_up,
 )
-from hooked_whisper.patching.partial_result import keep_what_is_done
+from hooked_whisper.patching.partial_result import partial_result_on_interrupt
 from hooked_whisper.patching.results import SweepResult
 from hooked_whisper.patching.sweep import empty_result, patches_done
 
@@ -132,12 +132,12 @@ def attribution_patch(
     n_done = n_passes - n_steps * len(todo) + (_steps_held(result, *todo[0]) if todo else 0)
     bar = progress_bar(total=n_passes, initial=n_done, desc="backward passes", show=progress)
     run: _Pair | None = None
-    with keep_what_is_done(lambda: result, lambda: patches_done(result), bar):
+    with partial_result_on_interrupt(lambda: result, lambda: patches_done(result), bar):
         for number, group in todo:
             if run is None or run.number != number:
                 needed = [name for other, each in todo if other == number for name in each]
                 run = _Pair(model, number, *pairs[number], needed, metrics[number])
-                run.baselines(result)
+                result.set_baselines(number, run.base_value, run.source_value)
             moving = [] if n_steps == 1 else list(_INPUTS) if together else group
             for step in range(_steps_held(result, number, group), n_steps):
                 share = (step + 0.5) / n_steps if n_steps > 1 else 0.0
@@ -192,12 +192,6 @@ class _Pair:
         else:
             self.source_value = torch.tensor(torch.nan)
             self.of_source = {name: _given(model, source, name, self.of_base) for name in names}
-
-    def baselines(self, result: SweepResult) -> None:
-        """Note down the metric of both runs."""
-        ends = [float(self.source_value), float(self.base_value)]
-        ends = ends if result.direction == "denoising" else ends[::-1]
-        result.clean[self.number], result.corrupted[self.number] = ends
 
     def _run(self, example: Example, names: list[str]) -> tuple[Any, Tensor]:
         with torch.no_grad():

@@ -1,36 +1,72 @@
 """Patched runs from where they begin to differ, many of them side by side.
 
-`BaseRun` holds what one run computed. Its `resume(patches)` runs the model with
-each patch, and `finish` says what it says then. Nothing is computed twice: rows join
-the residual stream at the layer that they are patched in; decoder rows hold
-only the positions from the first patched one on, behind the base run's keys
-and values; the encoder is not run for the decoder's patches, nor are
-cross-attention's keys and values.
+`BaseRun` holds what one run computed. Its `resume(rows)` runs the model with a
+patch in each row, and `measure` says what a metric makes of that. Nothing is
+computed twice: rows join the residual stream at the layer that they are patched
+in; decoder rows hold only the positions from the first patched one on, behind
+the base run's keys and values; the encoder is not run for the decoder's
+patches, nor are cross-attention's keys and values.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from hooked_whisper.config import Stack
 from hooked_whisper.hooks.collector import any_hooked
 from hooked_whisper.hooks.passes import PassInfo, running
-from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.hooks.points import HookPoint, is_watched
 from hooked_whisper.hooks.splice import Reader, Splice
+from hooked_whisper.interventions.edits import HookPair, SiteEdit
 from hooked_whisper.interventions.examples import Example
+from hooked_whisper.interventions.sites import places_on
+from hooked_whisper.metrics.base import Metric, PositionMetric, check_values, resolve_positions
+from hooked_whisper.model.blocks import Step
 from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.patching.resume_point import Entry, Stop, find_entry
-from hooked_whisper.patching.rows import PatchedRow, Rows, patch_rows
-from hooked_whisper.patching.stream import Step, joined, resid_behind, ride, write
+from hooked_whisper.patching.resume_point import (
+    ResumePoint,
+    StreamPosition,
+    find_resume_point,
+    join_rows,
+    run_blocks_with_joins,
+)
 
 DEFAULT_MAX_BYTES = 256 * 2**20
 """About how much memory runs side by side take, unless told otherwise."""
+
+_STARTS_TOGETHER = 4
+"""Neighbouring first positions that run side by side: a few positions more, fewer passes."""
+ENCODER_OUTPUT = "encoder.ln_final.hook_normalized"
+_FIRST_READER = "decoder.blocks.0.hook_resid_mid"
+"""The last stream of the decoder that does not depend on the recording."""
+
+
+class PatchedRow(NamedTuple):
+    """One row of a resumed run: an edit of one hook's activation, which treats rows alike."""
+
+    name: str
+    edit: SiteEdit
+
+
+class ResumedRows(NamedTuple):
+    """Resumed runs, at the wanted positions that can differ from the base run.
+
+    Args:
+        first: How many wanted positions come before the patches.
+        resid: The last residual stream at the others.
+        logits: The logits there, where hooks had to see them made.
+    """
+
+    first: int
+    resid: Tensor
+    logits: Tensor | None = None
 
 
 class BaseRun:
@@ -40,7 +76,7 @@ class BaseRun:
         model: The model. Its hooks act in resumed runs as in the base run.
         example: One recording and its tokens.
         names: Hooks that will be patched.
-        positions: Decoder positions whose logits are wanted; None is all.
+        metric: What will be measured of the logits; it says which positions are wanted.
         encoder_output: Used instead of running the encoder, where only the
             decoder will be patched.
     """
@@ -50,21 +86,27 @@ class BaseRun:
         model: HookedWhisper,
         example: Example,
         names: Sequence[str],
-        positions: Sequence[int] | None = None,
+        metric: Metric | None = None,
         encoder_output: Float[Tensor, "1 audio_pos d_model"] | None = None,
     ) -> None:
-        self.model, self.example = model, example
+        self.model, self.example, self.metric = model, example, metric
+        self._decoder_blocks: list[Any] = list(model.decoder.blocks)
+        hook_points = model.hook_dict.values()
         # What a transcoder reads may lie anywhere before the place where a row would join.
         self._has_readers = any(
-            isinstance(each, Reader) for point in model.hook_dict.values() for each in point.splices
+            isinstance(splice, Reader) for point in hook_points for splice in point.splices
         )
-        self.entries = {name: find_entry(name, model.cfg, self._has_readers) for name in names}
-        self._patches_decoder = any(each.stack == "decoder" for each in self.entries.values())
-        n = example.n_pos
-        self.positions = torch.arange(n) if positions is None else torch.tensor(positions) % n
+        self.points = {
+            name: find_resume_point(name, model.cfg, self._has_readers) for name in names
+        }
+        n_pos = example.n_pos
+        wanted = None if metric is None else resolve_positions(metric, n_pos)
+        self.positions = torch.arange(n_pos) if wanted is None else torch.tensor(wanted)
         # A function of the user's may count positions or rows: give it the whole text.
-        self.is_hooked = any(point.has_any_hook for point in model.hook_dict.values())
-        self._reads_last_only = self.positions.tolist() == [n - 1]
+        is_hooked = any(point.has_any_hook for point in hook_points)
+        self._needs_whole_text = is_hooked or bool((self.positions.diff() < 0).any())
+        self._reads_last_only = self.positions.tolist() == [n_pos - 1]
+        self._patches_decoder = any(point.stack == "decoder" for point in self.points.values())
         with torch.no_grad():
             logits, self.cache = model.run_with_cache(
                 example.mel if encoder_output is None else None,
@@ -73,56 +115,69 @@ class BaseRun:
                 encoder_output=encoder_output,
             )
         if encoder_output is None:
-            encoder_output = self._flow("encoder.ln_final.hook_normalized")
+            encoder_output = self._output(ENCODER_OUTPUT)
         self.encoder_output = encoder_output
-        self.base_logits: Float[Tensor, "1 pos vocab"] = logits[:, self.positions]
-        self._cross = self._cross_keys_and_values() if self._patches_decoder else {}
+        self.base_logits: Float[Tensor, "1 n_wanted vocab"] = logits[:, self.positions]
 
     def _needed(self, runs_encoder: bool) -> list[str]:
-        """The activations that resumed runs begin with."""
-        flows = {"decoder.blocks.0.hook_resid_mid"}
+        """The activations that resumed runs go on from."""
+        outputs = {_FIRST_READER}
         needed = set()
         if runs_encoder:
-            flows.add("encoder.ln_final.hook_normalized")
-        for entry in self.entries.values():
-            if entry.base is not None:
-                flows.add(entry.base)
-            if entry.kind not in ("hook", "start"):
-                needed |= {entry.site, entry.name}
+            outputs.add(ENCODER_OUTPUT)
+        for point in self.points.values():
+            if point.base is not None:
+                outputs.add(point.base)
+            if not point.needs_hook:
+                needed |= {point.site, point.name}
         if self._patches_decoder:
-            flows |= set(self.model.hook_names("decoder.blocks.*attn.hook_[kv]"))
-        return sorted(needed | {self._behind(name) for name in flows})
+            outputs |= set(self.model.hook_names("decoder.blocks.*attn.hook_[kv]"))
+        return sorted(needed | {output_name(self.model, name) for name in outputs})
 
-    def _behind(self, name: str) -> str:
-        """The hook that sees what flows on from another: behind its autoencoders, if it has any."""
-        splices = [each for each in self.model.hook_dict[name].splices if isinstance(each, Splice)]
-        return str(splices[-1].points["output"].name) if splices else name
+    def _output(self, name: str) -> Tensor:
+        """What came out of a hook in the base run."""
+        return self.cache[output_name(self.model, name)]
 
-    def _flow(self, name: str) -> Tensor:
-        """What flowed on from a hook in the base run."""
-        return self.cache[self._behind(name)]
+    # Which rows run side by side
 
-    def _cross_keys_and_values(self) -> dict[Any, Tensor]:
-        """By projection, with each head's vectors together in memory, as every row reads them."""
-        found = {}
-        for layer, block in enumerate(self._blocks("decoder")):
-            for name in ("key", "value"):
-                kept = self._flow(f"decoder.blocks.{layer}.cross_attn.hook_{name[0]}")
-                together = kept.transpose(1, 2).contiguous().transpose(1, 2)
-                found[getattr(block.cross_attn, name)] = together
-        return found
+    def groups(self, rows: Sequence[PatchedRow], max_bytes: int) -> Iterator[list[int]]:
+        """Numbers of rows to `resume` together, as many as fit in the memory, in its order."""
+        starts = [self._first_pos(row) for row in rows]
+        keyed: dict[Any, list[int]] = defaultdict(list)
+        for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            point = self.points[row.name]
+            alone = "" if point.shares_audio and point.kind != "start" else row.name
+            n_before = int((self.positions < start).sum())
+            keyed[point.stack, n_before, start // _STARTS_TOGETHER, alone].append(number)
+        for key in sorted(keyed):
+            numbers = sorted(
+                keyed[key], key=lambda i: (self.points[rows[i].name].position, rows[i].name)
+            )
+            start = min(starts[i] for i in numbers)
+            names = {rows[i].name for i in numbers}
+            n = max(
+                1, max_bytes // max(self._row_bytes(self.points[name], start) for name in names)
+            )
+            for first in range(0, len(numbers), n):
+                yield numbers[first : first + n]
 
-    def first_pos(self, patch: PatchedRow) -> int:
-        """The first decoder position that a resumed run computes."""
-        entry = self.entries[patch.name]
-        whole = entry.stack == "encoder" or entry.kind == "start" or self.is_hooked
-        return 0 if whole else patch.first_pos(self.model.hook_dict[patch.name])
+    def _first_pos(self, row: PatchedRow) -> int:
+        """The first decoder position that a resumed run has to compute."""
+        point, site = self.points[row.name], row.edit.site
+        if point.stack == "encoder" or point.kind == "start" or self._needs_whole_text:
+            return 0
+        if site.pos is None or not {"pos", "query"} & set(self.model.hook_dict[row.name].axes):
+            return 0
+        n_pos = self.example.n_pos
+        places = places_on(site.pos, n_pos, "position", row.name, may_be_absent=True)
+        return min((place for place in places if 0 <= place < n_pos), default=0)
 
-    def group_key(self, patch: PatchedRow) -> tuple[Any, ...]:
-        """Patches with the same key can run side by side; keys sort in the order of computing."""
-        entry = self.entries[patch.name]
-        alone = "" if entry.shares_audio and entry.kind != "start" else patch.name
-        return (entry.stack, self.first_pos(patch), alone)
+    def _row_bytes(self, point: ResumePoint, start: int) -> int:
+        """About how much memory one row takes while it runs."""
+        n_latents = self.model.hook_dict[point.name].sizes.get("latent", 0)
+        n_floats = point.row_floats(self.model.cfg, start, self.example.n_pos, n_latents)
+        # The logits, their copy, and what the metric makes of them.
+        return 4 * (n_floats + 3 * len(self.positions) * self.model.cfg.d_vocab)
 
     @property
     def nbytes(self) -> int:
@@ -130,241 +185,221 @@ class BaseRun:
         cross = sum(value.nbytes for value in self._cross.values())
         return self.cache.nbytes + self.base_logits.nbytes + cross
 
-    def row_bytes(self, patch: PatchedRow) -> int:
-        """About how much memory one row takes while it runs."""
-        cfg, entry = self.model.cfg, self.entries[patch.name]
-        n_pos, n_audio = self.example.n_pos - self.first_pos(patch), cfg.n_audio_ctx
-        numbers = n_pos * (8 * cfg.d_model + 2 * cfg.d_mlp) + 3 * len(self.positions) * cfg.d_vocab
-        if entry.stack == "encoder":
-            numbers += n_audio * (12 * cfg.d_model + 3 * cfg.d_mlp)
-        latents = self.model.hook_dict[patch.name].sizes.get("latent", 0)
-        numbers += 4 * latents * (n_audio if entry.stack == "encoder" else n_pos)
-        if entry.site.endswith(("hook_attn_scores", "hook_pattern")):
-            n_query = n_audio if entry.stack == "encoder" else n_pos
-            reads_text = entry.stack == "decoder" and entry.sublayer == "attn"
-            n_key = self.example.n_pos if reads_text else n_audio
-            numbers += 4 * cfg.n_heads(entry.stack) * n_query * n_key
-        if not entry.shares_audio:
-            numbers += 4 * n_audio * cfg.d_model
-        return 4 * numbers
+    def changes_nothing(self, row: PatchedRow) -> bool:
+        """Whether the base run holds just what is put in, so that its numbers are the answer."""
+        base = self.cache.get(row.name)
+        if base is None or self.points[row.name].needs_hook:
+            return False
+        hook_point = self.model.hook_dict[row.name]
+        part = row.edit.site.part(hook_point, base.shape)
+        if part is None:
+            return True
+        old = part.read(base, hook_point)
+        return bool(torch.equal(old, row.edit.change(old, part, hook_point).to(old).expand_as(old)))
+
+    # Running them
 
     @torch.no_grad()
-    def resume(self, patches: Sequence[PatchedRow]) -> Rows:
-        """The last residual stream with each of the patches, which have one `group_key`.
-
-        Args:
-            patches: Sorted by `order`; rows come in the same order.
-        """
-        start = self.first_pos(patches[0])
+    def resume(self, rows: Sequence[PatchedRow]) -> ResumedRows:
+        """The last residual stream with each of the patches: a group of `groups`, in its order."""
+        start = min(self._first_pos(row) for row in rows)
         first = int((self.positions < start).sum())
-        with self._patching(patches, start), self._running(start):
-            if self.entries[patches[0].name].stack == "encoder":
-                resid = self._decode(self._encode(patches))
+        with self._running(rows, start):
+            if self.points[rows[0].name].stack == "encoder":
+                resid = self._run_decoder_anew(self._run_encoder(rows))
             else:
-                resid = self._resume_decoder(patches, start)
-            if self._finish_is_hooked():
-                logits = self.model.decoder.finish(resid)
-                return Rows(first, resid, logits[:, self.positions[first:] - start])
-        if resid.shape[1] == len(self.positions) - first:
-            return Rows(first, resid)
-        return Rows(first, resid[:, self.positions[first:] - start])
+                resid = self._resume_decoder(rows, start)
+            logits = self.model.decoder.finish(resid) if self._finish_is_hooked() else None
+        if resid.shape[1] != len(self.positions) - first:
+            wanted = self.positions[first:] - start
+            resid = resid[:, wanted]
+            logits = None if logits is None else logits[:, wanted]
+        return ResumedRows(first, resid, logits)
+
+    @torch.no_grad()
+    def encoder_outputs(self, rows: Sequence[PatchedRow]) -> Float[Tensor, "row pos d_model"]:
+        """The encoder's output with each of some patches of the encoder, in order."""
+        with self._running(rows, 0):
+            return self._run_encoder(rows)
+
+    @contextmanager
+    def _running(self, rows: Sequence[PatchedRow], start: int) -> Iterator[None]:
+        """Patch what nothing but a hook can; hooks know which position of what comes first."""
+        hooks = []
+        for name in dict.fromkeys(row.name for row in rows):
+            if self.points[name].needs_hook:
+                edits = {i: row.edit for i, row in enumerate(rows) if row.name == name}
+                hooks.append(_hook(name, edits, start))
+        info = PassInfo(first_pos=start, n_positions=self.example.mel.n_positions)
+        with self.model.hooks(fwd_hooks=hooks), running(info):
+            yield
+
+    def _run_encoder(self, rows: Sequence[PatchedRow]) -> Tensor:
+        """The encoder's output with each patch."""
+        encoder, mel = self.model.encoder, self.example.mel.values
+        joins = self._joins(rows, 0, lambda n: encoder.embed(mel.expand(n, -1, -1)))
+        blocks: Any = encoder.blocks
+        steps = [block.steps() for block in blocks]
+        return encoder.finish(run_blocks_with_joins(steps, joins))
+
+    def _run_decoder_anew(self, encoder_output: Tensor) -> Tensor:
+        """The decoder's last stream for several encoder outputs: it first differs in block 0."""
+        n_rows = len(encoder_output)
+        if self._has_readers:
+            joins = {StreamPosition(0, 0): self._embed(n_rows)}
+        else:
+            joins = {StreamPosition(0, 2): self._output(_FIRST_READER).expand(n_rows, -1, -1)}
+        return self._run_decoder(joins, encoder_output, None)
+
+    def _resume_decoder(self, rows: Sequence[PatchedRow], start: int) -> Tensor:
+        """The decoder's last stream from position `start` on, with each patch."""
+        cache, encoder_output = KVCache(), self.encoder_output
+        for module, value in self._cross.items():
+            cache[module] = value
+        if start:
+            for layer, block in enumerate(self._decoder_blocks):
+                for letter, module in (("k", block.attn.key), ("v", block.attn.value)):
+                    kept = self._output(f"decoder.blocks.{layer}.attn.hook_{letter}")
+                    cache[module] = kept[:, :start]
+        point = self.points[rows[0].name]
+        if not point.shares_audio:
+            attention = self._decoder_blocks[point.layer].cross_attn
+            del cache[attention.key], cache[attention.value]
+            encoder_output = encoder_output.expand(len(rows), -1, -1)
+        return self._run_decoder(self._joins(rows, start, self._embed), encoder_output, cache)
+
+    def _run_decoder(
+        self, joins: dict[StreamPosition, Tensor], encoder_output: Tensor, cache: KVCache | None
+    ) -> Tensor:
+        """The last stream; of the last position alone, if nothing reads or hooks the others."""
+        blocks = self._decoder_blocks
+        is_watched_block = [is_watched(*block.modules()) for block in blocks]
+        steps = [block.steps(encoder_output, cache) for block in blocks]
+        if self._reads_last_only and not is_watched_block[-1] and not self._finish_is_hooked():
+            last = slice(-1, None)
+            steps[-1] = blocks[-1].steps(encoder_output, cache, last)
+            behind_keys = StreamPosition(len(blocks) - 1, 2)
+            joins = {
+                position: resid[:, last] if position >= behind_keys else resid
+                for position, resid in joins.items()
+            }
+        for of_block, watched in zip(steps, is_watched_block, strict=True):
+            if len(encoder_output) == 1 and not watched:
+                of_block[2] = _in_one_row(of_block[2])
+        return run_blocks_with_joins(steps, joins)
+
+    def _embed(self, n_rows: int) -> Tensor:
+        tokens = self.example.tokens.expand(n_rows, -1)
+        return self.model.decoder.embed(tokens, self.encoder_output.dtype)
+
+    @cached_property
+    def _cross(self) -> dict[Any, Tensor]:
+        """Cross-attention's keys and values by projection, each head's together in memory."""
+        found: dict[Any, Tensor] = {}
+        if self._patches_decoder:
+            for layer, block in enumerate(self._decoder_blocks):
+                for letter, module in (("k", "key"), ("v", "value")):
+                    kept = self._output(f"decoder.blocks.{layer}.cross_attn.hook_{letter}")
+                    together = kept.transpose(1, 2).contiguous().transpose(1, 2)
+                    found[getattr(block.cross_attn, module)] = together
+        return found
+
+    # The streams that rows begin with
+
+    def _joins(
+        self, rows: Sequence[PatchedRow], start: int, embed: Callable[[int], Tensor]
+    ) -> dict[StreamPosition, Tensor]:
+        """The streams with which rows join, by position."""
+        joins = defaultdict(list)
+        for name, of_name in groupby(rows, key=lambda row: row.name):
+            point, edits = self.points[name], [row.edit for row in of_name]
+            if point.kind == "start":
+                resid = embed(len(edits))
+            elif point.kind == "hook":
+                resid = self._output(str(point.base))[:, start:].expand(len(edits), -1, -1)
+            else:
+                resid = self._patched(point, edits, start)
+                if point.kind != "resid":
+                    stack = self.model.encoder if point.stack == "encoder" else self.model.decoder
+                    before = self._output(str(point.base))[:, start:]
+                    resid = point.stream_behind(stack.blocks[point.layer], before, resid)
+            joins[point.position].append(resid)
+        return {position: join_rows(streams) for position, streams in joins.items()}
+
+    def _patched(self, point: ResumePoint, edits: list[SiteEdit], start: int) -> Tensor:
+        """What comes out of a hook that is edited in each row, or inside its autoencoders."""
+        value = self.cache[point.site][:, start:].repeat_interleave(len(edits), dim=0)
+        hook_point = self.model.hook_dict[point.site]
+        by_row = dict(enumerate(edits))
+        if point.name == point.site:
+            _edit_rows(by_row, start, value, hook_point)
+            return hook_point.splice(value)
+        with self.model.hooks(fwd_hooks=[_hook(point.name, by_row, start)]):
+            return hook_point.splice(value)
+
+    # What comes of them
+
+    @torch.no_grad()
+    def measure(self, groups: Sequence[ResumedRows]) -> Float[Tensor, " row"]:
+        """The metric of groups of rows with the same `first`, which read the unembedding once."""
+        metric, first = self.metric, groups[0].first
+        assert metric is not None
+        logits = self._logits(groups)
+        n_rows = len(logits)
+        if isinstance(metric, PositionMetric):
+            numbers = metric.at_positions(logits, first)
+            if first:
+                before = self._base_numbers[:, :first].expand(n_rows, -1)
+                numbers = torch.cat([before, numbers], dim=1)
+            return check_values(metric.combine(numbers), n_rows, metric)
+        if first:
+            before = self.base_logits[:, :first].expand(n_rows, -1, -1)
+            logits = torch.cat([before, logits], dim=1)
+        return check_values(metric.of_positions(logits), n_rows, metric)
+
+    @cached_property
+    def _base_numbers(self) -> Tensor:
+        """The numbers that the metric is made of, at each wanted position of the base run."""
+        assert isinstance(self.metric, PositionMetric)
+        return self.metric.at_positions(self.base_logits)
+
+    def _logits(self, groups: Sequence[ResumedRows]) -> Float[Tensor, "row n_some vocab"]:
+        finish = self.model.decoder.finish
+        if all(rows.logits is None for rows in groups):
+            return finish(join_rows([rows.resid for rows in groups]))
+        return join_rows(
+            [finish(rows.resid) if rows.logits is None else rows.logits for rows in groups]
+        )
 
     def _finish_is_hooked(self) -> bool:
         decoder = self.model.decoder
         final = decoder.ln_final
         return any_hooked([decoder.hook_logits, final.hook_scale, final.hook_normalized])
 
-    @torch.no_grad()
-    def finish(self, groups: Sequence[Rows]) -> Float[Tensor, "row n_some vocab"]:
-        """The logits of groups of rows with the same `first`, which read the unembedding once."""
-        finish = self.model.decoder.finish
-        if all(rows.logits is None for rows in groups):
-            return finish(joined([rows.stream for rows in groups]))
-        return joined(
-            [finish(rows.stream) if rows.logits is None else rows.logits for rows in groups]
-        )
 
-    @torch.no_grad()
-    def encoder_outputs(self, patches: Sequence[PatchedRow]) -> Float[Tensor, "row pos d_model"]:
-        """The encoder's output with each of some patches of the encoder, in order."""
-        with self._patching(patches, 0), self._running(0):
-            return self._encode(patches)
-
-    def changes_nothing(self, patch: PatchedRow) -> bool:
-        """Whether the base run holds just what is put in, so that its numbers are the answer."""
-        base = self.cache.get(patch.name)
-        if base is None or self.entries[patch.name].kind in ("hook", "start"):
-            return False
-        return patch.equals(base, self.model.hook_dict[patch.name])
-
-    def order(self, patch: PatchedRow) -> tuple[Any, ...]:
-        """Sorts patches into the order of computing, rows of one hook together."""
-        return (self.entries[patch.name].stop, patch.name)
-
-    # The two stacks
-
-    def _encode(self, patches: Sequence[PatchedRow]) -> Tensor:
-        """The encoder's output with each patch."""
-        encoder = self.model.encoder
-        boarding = self._boarding(patches, 0, lambda n: encoder.embed(self._mel(n)))
-        steps = (
-            [block.hook_resid_pre, block.attend, block.feed_forward]
-            for block in self._blocks("encoder")
-        )
-        return encoder.finish(ride(steps, boarding, len(encoder.blocks)))
-
-    def _decode(self, encoder_output: Tensor) -> Tensor:
-        """The decoder's last stream for several encoder outputs: it first differs in block 0."""
-        n_rows = len(encoder_output)
-        if self._has_readers:
-            resid = self._embed_tokens(n_rows)
-            return self._ride_decoder({Stop(0, 0): resid}, encoder_output, None, 0)
-        resid = self._flow("decoder.blocks.0.hook_resid_mid").expand(n_rows, -1, -1)
-        return self._ride_decoder({Stop(0, 2): resid}, encoder_output, None, 0)
-
-    def _embed_tokens(self, n_rows: int) -> Tensor:
-        decoder, tokens = self.model.decoder, self.example.tokens
-        return decoder.embed(tokens.expand(n_rows, -1), self.encoder_output.dtype)
-
-    def _resume_decoder(self, patches: Sequence[PatchedRow], start: int) -> Tensor:
-        """The decoder's last stream from position `start` on, with each patch."""
-        n_rows = len(patches)
-        cache, encoder_output = KVCache(), self.encoder_output
-        for module, value in self._cross.items():
-            cache[module] = value
-        entry = self.entries[patches[0].name]
-        if not entry.shares_audio:
-            attention = self._blocks("decoder")[entry.layer].cross_attn
-            del cache[attention.key], cache[attention.value]
-            encoder_output = encoder_output.expand(n_rows, -1, -1)
-        boarding = self._boarding(patches, start, self._embed_tokens)
-        return self._ride_decoder(boarding, encoder_output, cache, start)
-
-    def _ride_decoder(
-        self,
-        boarding: dict[Stop, Tensor],
-        encoder_output: Tensor,
-        cache: KVCache | None,
-        start: int,
-    ) -> Tensor:
-        """The last stream; of the last position alone, if nothing reads or hooks the others."""
-        blocks = self._blocks("decoder")
-        n_layers = len(blocks)
-        is_seen = _is_hooked(blocks[-1]) or self._finish_is_hooked()
-        last_only = self._reads_last_only and not is_seen
-        if last_only:
-            trimmed = {
-                stop: resid[:, -1:]
-                for stop, resid in boarding.items()
-                if stop >= Stop(n_layers - 1, 2)
-            }
-            boarding = {**boarding, **trimmed}
-
-        def steps() -> Iterator[list[Step]]:
-            for layer, block in enumerate(blocks):
-                trim = last_only and layer == n_layers - 1
-                attend = partial(self._attend, layer, cache, start, trim)
-                cross = partial(self._cross_attend, layer, encoder_output, cache)
-                yield [block.hook_resid_pre, attend, cross, block.feed_forward]
-
-        return ride(steps(), boarding, n_layers)
-
-    def _attend(
-        self, layer: int, cache: KVCache | None, start: int, last_only: bool, resid: Tensor
-    ) -> Tensor:
-        """Self-attention of rows whose earlier positions are the base run's."""
-        block = self._blocks("decoder")[layer]
-        if start == 0 or cache is None:
-            cache = None
-        else:
-            for letter, module in (("k", block.attn.key), ("v", block.attn.value)):
-                kept = self._flow(f"decoder.blocks.{layer}.attn.hook_{letter}")[:, :start]
-                cache[module] = kept.expand(len(resid), -1, -1, -1)
-        if not last_only:
-            return block.attend(resid, cache)
-        x = block.ln1(resid)
-        return resid[:, -1:] + block.attn(x[:, -1:], x, x, cache)[0]
-
-    def _cross_attend(
-        self, layer: int, encoder_output: Tensor, cache: KVCache | None, resid: Tensor
-    ) -> Tensor:
-        """Cross-attention of rows; those of one recording are only more queries, side by side."""
-        block = self._blocks("decoder")[layer]
-        if len(encoder_output) > 1 or len(resid) == 1 or _is_hooked(block):
-            return block.cross_attend(resid, encoder_output, cache)
-        side_by_side = resid.flatten(0, 1)[None]
-        return block.cross_attend(side_by_side, encoder_output, cache).view(resid.shape)
-
-    # Rows
-
-    def _boarding(
-        self, patches: Sequence[PatchedRow], start: int, embed: Callable[[int], Tensor]
-    ) -> dict[Stop, Tensor]:
-        """The streams with which rows join, by the place where they do; patches are in order."""
-        boarding: dict[Stop, list[Tensor]] = {}
-        for name in dict.fromkeys(patch.name for patch in patches):
-            rows = [patch for patch in patches if patch.name == name]
-            entry = self.entries[name]
-            boarding.setdefault(entry.stop, []).append(self._enter(entry, rows, start, embed))
-        return {stop: joined(streams) for stop, streams in boarding.items()}
-
-    def _enter(
-        self,
-        entry: Entry,
-        rows: Sequence[PatchedRow],
-        start: int,
-        embed: Callable[[int], Tensor],
-    ) -> Tensor:
-        """The residual stream of rows that are patched at one hook."""
-        if entry.kind == "start":
-            return embed(len(rows))
-        if entry.kind == "hook":
-            assert entry.base is not None
-            return self._flow(entry.base)[:, start:].expand(len(rows), -1, -1)
-        patched = self._patch(entry, rows, start)
-        if entry.kind == "resid":
-            return patched
-        assert entry.base is not None
-        block = self._blocks(entry.stack)[entry.layer]
-        written = write(block, entry, patched)
-        return resid_behind(block, entry)(self._flow(entry.base)[:, start:] + written)
-
-    def _patch(self, entry: Entry, rows: Sequence[PatchedRow], start: int) -> Tensor:
-        """What flows on from a hook that is patched in each row, or inside its autoencoders."""
-        patched = self.cache[entry.site][:, start:].repeat_interleave(len(rows), dim=0)
-        point = self.model.hook_dict[entry.site]
-        if entry.name == entry.site:
-            for number, row in enumerate(rows):
-                row.write_to(patched[number : number + 1], point, start)
-            return point.splice(patched)
-        hook = (entry.name, partial(patch_rows, dict(enumerate(rows)), start))
-        with self.model.hooks(fwd_hooks=[hook]):
-            return point.splice(patched)
-
-    @contextmanager
-    def _patching(self, patches: Sequence[PatchedRow], start: int) -> Iterator[None]:
-        """Hooks for the patches that nothing but a hook can do."""
-        pairs = []
-        for name in dict.fromkeys(patch.name for patch in patches):
-            if self.entries[name].kind in ("hook", "start"):
-                rows = {i: patch for i, patch in enumerate(patches) if patch.name == name}
-                pairs.append((name, partial(patch_rows, rows, start)))
-        with ExitStack() as stack:
-            if pairs:
-                stack.enter_context(self.model.hooks(fwd_hooks=pairs))
-            yield
-
-    def _running(self, start: int) -> AbstractContextManager[None]:
-        """Tell hooks that they run on this example, and which decoder position comes first."""
-        return running(PassInfo(first_pos=start, n_positions=self.example.mel.n_positions))
-
-    def _blocks(self, stack: Stack) -> list[Any]:
-        return list(self.model.encoder.blocks if stack == "encoder" else self.model.decoder.blocks)
-
-    def _mel(self, n_rows: int) -> Tensor:
-        return self.example.mel.values.expand(n_rows, -1, -1)
+def output_name(model: HookedWhisper, name: str) -> str:
+    """The hook that sees what comes out of another: behind its autoencoders, if it has any."""
+    splices = [each for each in model.hook_dict[name].splices if isinstance(each, Splice)]
+    return str(splices[-1].points["output"].name) if splices else name
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether anything sees an activation of a module."""
-    return any_hooked(each for each in module.modules() if isinstance(each, HookPoint))
+def _in_one_row(step: Step) -> Step:
+    """Cross-attention of rows of one recording, which are only more queries side by side."""
+    return lambda resid: step(resid.flatten(0, 1)[None]).view(resid.shape)
+
+
+def _hook(name: str, edits: dict[int, SiteEdit], start: int) -> HookPair:
+    """A hook that edits some rows, each by itself."""
+
+    def function(value: Tensor, hook: HookPoint) -> Tensor:
+        value = value.clone()
+        _edit_rows(edits, start, value, hook)
+        return value
+
+    return name, function
+
+
+def _edit_rows(edits: dict[int, SiteEdit], start: int, value: Tensor, hook: HookPoint) -> None:
+    first_pos = start if str(hook.name).startswith("decoder") else 0
+    for number, edit in edits.items():
+        edit.write_to(value[number : number + 1], hook, first_pos)

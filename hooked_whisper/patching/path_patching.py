@@ -32,9 +32,8 @@ from hooked_whisper.metrics.base import (
     resolve_positions,
 )
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.patching.fingerprint import conditions
 from hooked_whisper.patching.grid import Direction, check_direction
-from hooked_whisper.patching.partial_result import keep_what_is_done
+from hooked_whisper.patching.partial_result import fingerprints, partial_result_on_interrupt
 from hooked_whisper.patching.path_effects import PathEffects
 from hooked_whisper.patching.paths import (
     HeadInput,
@@ -204,7 +203,7 @@ class _Paths:
         n_pairs = len(self.base)
         n = 1 if self.is_hooked else max(1, max_rows // n_pairs)
         bar = progress_bar(total=result.n_cells, initial=result.n_done, desc="paths", show=progress)
-        with keep_what_is_done(
+        with partial_result_on_interrupt(
             lambda: result, lambda: f"{result.n_done} of {result.n_cells} paths", bar
         ):
             if todo:
@@ -228,7 +227,7 @@ class _Paths:
             metric_name(self.metric),
             tuple(self.senders),
             tuple(self.receivers),
-            conditions=conditions(
+            conditions=fingerprints(
                 self.model, [self.metric], patched_runs=[self.base], runs_put_in=[self.source]
             ),
         )

@@ -1,10 +1,10 @@
-"""Where in the model a patched activation enters, so that nothing before it is computed again.
+"""Where on the residual stream patched runs resume, so that nothing before it is computed again.
 
 A block adds its sublayers' outputs to the residual stream one after the other.
 A patched run therefore equals the base run up to the patched activation, and
-can begin at the stream just behind it:
+can resume at the stream just behind it:
 
-    patched                 begins at
+    patched                 resumes at
     hook_resid_*            that place, with the patched stream
     hook_attn_out, ...      the stream before it + the patched output
     attn.hook_z             the same, with the output that the patched heads write
@@ -14,19 +14,25 @@ can begin at the stream just behind it:
                             with a hook that patches inside
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig, Stack
 from hooked_whisper.hooks.names import is_inside_sae, site_of, stack_of
+from hooked_whisper.model.blocks import Step
 
 Kind = Literal["resid", "output", "z", "post", "hook", "start"]
 Sublayer = Literal["attn", "cross_attn", "mlp"]
 
-_STAGES: dict[Stack, tuple[str, ...]] = {
+_STREAMS: dict[Stack, tuple[str, ...]] = {
     "encoder": ("hook_resid_pre", "hook_resid_mid"),
     "decoder": ("hook_resid_pre", "hook_resid_mid", "hook_resid_mid_cross"),
 }
+"""The stream before each sublayer."""
 _SUBLAYERS: dict[Stack, tuple[Sublayer, ...]] = {
     "encoder": ("attn", "mlp"),
     "decoder": ("attn", "cross_attn", "mlp"),
@@ -38,28 +44,29 @@ _NORMS: dict[Stack, dict[str, Sublayer]] = {
 }
 
 
-class Stop(NamedTuple):
+class StreamPosition(NamedTuple):
     """A place on the residual stream of a stack, in the order of computing.
 
     Args:
         layer: The block; one more than the last is the end of the stack.
-        stage: 0 is before `hook_resid_pre`, 1 behind it, 2 behind
-            `hook_resid_mid`, 3 behind `hook_resid_mid_cross`.
+        step: The next of the block's `steps` to be taken: 0 is before
+            `hook_resid_pre`, 1 behind it, 2 behind `hook_resid_mid`, 3 behind
+            `hook_resid_mid_cross`.
     """
 
     layer: int
-    stage: int
+    step: int
 
 
 @dataclass(frozen=True)
-class Entry:
-    """How a patch at one hook enters.
+class ResumePoint:
+    """How a run that is patched at one hook resumes.
 
     Args:
         name: The hook.
         stack: Its stack.
         kind: See the module.
-        stop: Where on the stream the patched run begins.
+        position: Where on the stream the patched run resumes.
         base: The name of the stream that the base run gives to it, if any.
         sublayer: The part of the block that the hook belongs to.
     """
@@ -67,7 +74,7 @@ class Entry:
     name: str
     stack: Stack
     kind: Kind
-    stop: Stop
+    position: StreamPosition
     base: str | None = None
     sublayer: Sublayer | None = None
 
@@ -79,7 +86,12 @@ class Entry:
     @property
     def layer(self) -> int:
         """The block that the hook is in; the last one for what lies behind the blocks."""
-        return int(self.name.split(".")[2]) if ".blocks." in self.name else self.stop.layer
+        return int(self.name.split(".")[2]) if ".blocks." in self.name else self.position.layer
+
+    @property
+    def needs_hook(self) -> bool:
+        """Whether nothing but a hook can patch it."""
+        return self.kind in ("hook", "start")
 
     @property
     def shares_audio(self) -> bool:
@@ -87,9 +99,52 @@ class Entry:
         is_key = self.sublayer == "cross_attn" and self.site.endswith(("hook_k", "hook_v"))
         return not (is_key or self.site.endswith(("cross_k_input", "cross_v_input")))
 
+    def stream_behind(self, block: Any, resid: Tensor, patched: Tensor) -> Tensor:
+        """The stream behind the sublayer, from that before it and what was patched in the sublayer.
 
-def find_entry(name: str, cfg: HookedWhisperConfig, from_start: bool = False) -> Entry:
-    """How a patch at this hook enters.
+        Args:
+            block: The block.
+            resid: The stream before the sublayer.
+            patched: What the heads read, the neurons hold, or the sublayer writes.
+        """
+        if self.sublayer == "mlp":
+            if self.kind == "post":
+                patched = block.hook_mlp_out(block.mlp.fc_out(patched))
+            return block.hook_resid_post(resid + patched)
+        cross = "cross_" if self.sublayer == "cross_attn" else ""
+        if self.kind == "z":
+            written = getattr(block, f"{cross}attn").write(patched)
+            patched = getattr(block, f"hook_{cross}attn_out")(written)
+        behind = block.hook_resid_mid_cross if cross else block.hook_resid_mid
+        return behind(resid + patched)
+
+    def row_floats(
+        self, cfg: HookedWhisperConfig, start: int, n_pos: int, n_latents: int = 0
+    ) -> int:
+        """About how many numbers a row holds at once, as measured, while it runs.
+
+        Args:
+            cfg: The model's configuration.
+            start: The first decoder position that runs.
+            n_pos: Tokens.
+            n_latents: Of an autoencoder that is patched inside.
+        """
+        n_query, n_audio = n_pos - start, cfg.n_audio_ctx
+        floats = n_query * (8 * cfg.d_model + 2 * cfg.d_mlp)
+        if self.stack == "encoder":
+            n_query = n_audio
+            floats += n_audio * (12 * cfg.d_model + 3 * cfg.d_mlp)
+        floats += 4 * n_query * n_latents
+        if self.site.endswith(("hook_attn_scores", "hook_pattern")):
+            reads_text = self.stack == "decoder" and self.sublayer == "attn"
+            floats += 4 * cfg.n_heads(self.stack) * n_query * (n_pos if reads_text else n_audio)
+        if not self.shares_audio:
+            floats += 4 * n_audio * cfg.d_model
+        return floats
+
+
+def find_resume_point(name: str, cfg: HookedWhisperConfig, from_start: bool = False) -> ResumePoint:
+    """Where a run resumes that is patched at this hook.
 
     Args:
         name: The hook, of the model or of an autoencoder that is spliced in.
@@ -97,39 +152,43 @@ def find_entry(name: str, cfg: HookedWhisperConfig, from_start: bool = False) ->
         from_start: Run the whole stack again, whatever is patched.
     """
     if is_inside_sae(name):
-        return replace(find_entry(site_of(name), cfg, from_start), name=name)
-    entry = _find_entry(name, cfg)
-    return replace(entry, kind="start", stop=Stop(0, 0), base=None) if from_start else entry
+        return replace(find_resume_point(site_of(name), cfg, from_start), name=name)
+    point = _find(name, cfg)
+    if from_start:
+        return replace(point, kind="start", position=StreamPosition(0, 0), base=None)
+    return point
 
 
-def _find_entry(name: str, cfg: HookedWhisperConfig) -> Entry:
+def _find(name: str, cfg: HookedWhisperConfig) -> ResumePoint:
     stack = stack_of(name)
     n_layers = cfg.n_layers(stack)
     parts = name.split(".")
     if parts[1] != "blocks":
         if parts[1] == "ln_final" or parts[-1] == "hook_logits":
             end = f"{stack}.blocks.{n_layers - 1}.hook_resid_post"
-            return Entry(name, stack, "hook", Stop(n_layers, 0), end)
-        return Entry(name, stack, "start", Stop(0, 0))
+            return ResumePoint(name, stack, "hook", StreamPosition(n_layers, 0), end)
+        return ResumePoint(name, stack, "start", StreamPosition(0, 0))
 
     layer, rest = int(parts[2]), ".".join(parts[3:])
+    behind_block = StreamPosition(layer + 1, 0)
     if rest == "hook_resid_post":
-        return Entry(name, stack, "resid", Stop(layer + 1, 0))
-    if rest in _STAGES[stack]:
-        return Entry(name, stack, "resid", Stop(layer, 1 + _STAGES[stack].index(rest)))
+        return ResumePoint(name, stack, "resid", behind_block)
+    if rest in _STREAMS[stack]:
+        position = StreamPosition(layer, 1 + _STREAMS[stack].index(rest))
+        return ResumePoint(name, stack, "resid", position)
 
     sublayer = _sublayer_of(stack, rest)
     number = _SUBLAYERS[stack].index(sublayer)
-    before = f"{stack}.blocks.{layer}.{_STAGES[stack][number]}"
+    base = f"{stack}.blocks.{layer}.{_STREAMS[stack][number]}"
     is_last = number + 1 == len(_SUBLAYERS[stack])
-    behind = Stop(layer + 1, 0) if is_last else Stop(layer, 2 + number)
+    behind = behind_block if is_last else StreamPosition(layer, 2 + number)
     if rest in _OUTPUTS:
-        return Entry(name, stack, "output", behind, before, sublayer)
+        return ResumePoint(name, stack, "output", behind, base, sublayer)
     if rest == f"{sublayer}.hook_z":
-        return Entry(name, stack, "z", behind, before, sublayer)
+        return ResumePoint(name, stack, "z", behind, base, sublayer)
     if rest == "mlp.hook_post":
-        return Entry(name, stack, "post", behind, before, sublayer)
-    return Entry(name, stack, "hook", Stop(layer, 1 + number), before, sublayer)
+        return ResumePoint(name, stack, "post", behind, base, sublayer)
+    return ResumePoint(name, stack, "hook", StreamPosition(layer, 1 + number), base, sublayer)
 
 
 def _sublayer_of(stack: Stack, rest: str) -> Sublayer:
@@ -142,3 +201,28 @@ def _sublayer_of(stack: Stack, rest: str) -> Sublayer:
     if "mlp" in first:
         return "mlp"
     return "cross_attn" if "cross" in first else "attn"
+
+
+def run_blocks_with_joins(
+    blocks: Sequence[Sequence[Step]], joins: dict[StreamPosition, Tensor]
+) -> Tensor:
+    """The last residual stream of rows that join it, each at its position.
+
+    Args:
+        blocks: The steps of each block.
+        joins: The rows that join before a step.
+    """
+    resid: Tensor | None = None
+    for layer, steps in enumerate([*blocks, [lambda resid: resid]]):
+        for number, step in enumerate(steps):
+            joining = joins.get(StreamPosition(layer, number))
+            if joining is not None:
+                resid = joining if resid is None else torch.cat([resid, joining])
+            resid = None if resid is None else step(resid)
+    assert resid is not None
+    return resid
+
+
+def join_rows(streams: list[Tensor]) -> Tensor:
+    """Some streams' rows in one; a single one is not copied."""
+    return streams[0] if len(streams) == 1 else torch.cat(streams)

@@ -17,10 +17,14 @@ from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import Site
 from hooked_whisper.metrics.base import metric_name
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.patching.fingerprint import conditions, mark
+from hooked_whisper.patching.candidate_runs import CandidateRuns
 from hooked_whisper.patching.partial_forward import DEFAULT_MAX_BYTES
-from hooked_whisper.patching.partial_result import check_same, keep_what_is_done
-from hooked_whisper.patching.trials import Trials
+from hooked_whisper.patching.partial_result import (
+    check_same,
+    fingerprint,
+    fingerprints,
+    partial_result_on_interrupt,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -171,16 +175,16 @@ def greedy_ablation(
     if max_removals is not None and max_removals < 1:
         raise InterventionError(f"max_removals is {max_removals}; it must be 1 or more, or None.")
     removals = _resumed(edits, resume)
-    trials = Trials(model, examples, metric, edits, max_new_tokens, max_bytes)
-    made_with = {"metric": metric_name(trials.metrics[0]), "max_new_tokens": max_new_tokens}
-    made_with |= conditions(
-        model, trials.metrics, examples=trials.examples, candidates=sorted(map(mark, edits))
+    runs = CandidateRuns(model, examples, metric, edits, max_new_tokens, max_bytes)
+    made_with = {"metric": metric_name(runs.metrics[0]), "max_new_tokens": max_new_tokens}
+    made_with |= fingerprints(
+        model, runs.metrics, examples=runs.examples, candidates=sorted(map(fingerprint, edits))
     )
     if resume is not None:
         check_same(resume.conditions, made_with)
-    clean = trials.clean()
+    clean = runs.clean()
     result = GreedyAblation(
-        metric_name(trials.metrics[0]),
+        metric_name(runs.metrics[0]),
         tolerance,
         float(clean.mean()),
         tuple(removals),
@@ -188,7 +192,7 @@ def greedy_ablation(
         complete=False,
         conditions=made_with,
     )
-    return _Search(trials, clean, max_removals, progress).run(result)
+    return _Search(runs, clean, max_removals, progress).run(result)
 
 
 class _Search:
@@ -196,18 +200,18 @@ class _Search:
 
     def __init__(
         self,
-        trials: Trials,
+        runs: CandidateRuns,
         clean: Float[Tensor, "example"],
         max_removals: int | None,
         progress: bool,
     ) -> None:
-        self.trials, self.clean, self.progress = trials, clean, progress
+        self.runs, self.clean, self.progress = runs, clean, progress
         self.max_removals = max_removals
 
     def run(self, result: GreedyAblation) -> GreedyAblation:
         """Go on from a result, round by round."""
         bar = progress_bar(desc="greedy ablation", unit="run", show=self.progress)
-        with keep_what_is_done(lambda: result, lambda: f"{result.n_done} removals", bar):
+        with partial_result_on_interrupt(lambda: result, lambda: f"{result.n_done} removals", bar):
             while self._may_go_on(result):
                 bar.reset(total=len(result.left) * len(self.clean))
                 bar.set_description(f"greedy ablation, {result.n_done} removed")
@@ -223,7 +227,7 @@ class _Search:
 
     def _round(self, result: GreedyAblation, bar: Any) -> GreedyAblation | None:
         """With one candidate less; None where each would change the metric too much."""
-        values = self.trials.values(result.edits, result.left, bar.update)
+        values = self.runs.values(result.edits, result.left, bar.update)
         change = (values - self.clean).abs().mean(dim=1)
         best = int(change.argmin())
         if not float(change[best]) <= result.tolerance:

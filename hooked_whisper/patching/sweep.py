@@ -1,6 +1,7 @@
 """Activation patching over many places, in one call."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,30 +12,32 @@ from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter
-from hooked_whisper.interventions.edits import Interventions, check_fits
+from hooked_whisper.interventions.edits import Interventions, Patch, check_fits
 from hooked_whisper.interventions.examples import Example
-from hooked_whisper.metrics.base import (
-    PositionMetric,
-    check_values,
-    metric_name,
-    resolve_positions,
-)
+from hooked_whisper.interventions.sites import Site
+from hooked_whisper.metrics.base import check_values, metric_name
 from hooked_whisper.metrics.transcripts import check_value
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.patching.fingerprint import conditions
 from hooked_whisper.patching.grid import (
     Corrupted,
     Direction,
     Per,
+    Source,
     SweepGrid,
     make_grid,
     metric_for_each,
     pair_up,
 )
-from hooked_whisper.patching.partial_forward import DEFAULT_MAX_BYTES, BaseRun
-from hooked_whisper.patching.partial_result import keep_what_is_done
+from hooked_whisper.patching.partial_forward import (
+    DEFAULT_MAX_BYTES,
+    ENCODER_OUTPUT,
+    BaseRun,
+    PatchedRow,
+    ResumedRows,
+    output_name,
+)
+from hooked_whisper.patching.partial_result import fingerprints, partial_result_on_interrupt
 from hooked_whisper.patching.results import SweepResult
-from hooked_whisper.patching.rows import PatchedRow, Rows
 
 
 def patch_sweep(
@@ -102,12 +105,12 @@ def patch_sweep(
     result = empty_result(model, grid, pairs, metrics, direction)
     result.go_on_from(resume)
     bar = progress_bar(total=result.n_cells, initial=result.n_done, desc="patches", show=progress)
-    with keep_what_is_done(lambda: result, lambda: patches_done(result), bar):
+    with partial_result_on_interrupt(lambda: result, lambda: patches_done(result), bar):
         for number, (base, source) in enumerate(pairs):
             todo = [cell for cell in grid.cells() if result.values[(number, *cell[0])].isnan()]
             if todo:
                 run = _PairSweep(model, base, source, todo, metrics[number], max_bytes)
-                run.baselines(result, number)
+                result.set_baselines(number, run.base_value, run.source_value)
                 for places, values in run.values():
                     for place, value in zip(places, values.tolist(), strict=True):
                         result.values[(number, *place)] = value
@@ -131,96 +134,40 @@ class _PairSweep:
         self,
         model: HookedWhisper,
         base: Example,
-        source: Example | WhisperCache | None,
-        cells: list[Any],
+        source: Source,
+        cells: Sequence[tuple[tuple[int, ...], str, Site]],
         metric: Any,
         max_bytes: int,
     ) -> None:
-        self.model, self.source, self.metric = model, source, metric
+        self.model, self.metric = model, metric
         self.reads_transcript = getattr(metric, "reads_transcript", False)
-        names = list(dict.fromkeys(name for _, name, _ in cells))
-        positions = None if self.reads_transcript else resolve_positions(metric, base.n_pos)
         if not self.reads_transcript:
             metric.check(1, base.n_pos, model.cfg.d_vocab)
-        self.base = BaseRun(model, base, names, positions)
-        self.source_logits: Tensor | None = None
-        self._base_numbers: Tensor | None = None
-        # The logits, their copy, and what the metric makes of them.
-        self._logits_bytes = 3 * 4 * len(self.base.positions) * model.cfg.d_vocab
-        values = self._source_values(names)
-        self.patches = [(place, PatchedRow(site, values[name])) for place, name, site in cells]
+        names = list(dict.fromkeys(name for _, name, _ in cells))
+        self.base = BaseRun(model, base, names, None if self.reads_transcript else metric)
+        self.base_value = self._measure(self.base.base_logits, self.base.encoder_output)
+        self.source_value = math.nan
+        values = self._source_values(source, names)
+        self.places = [place for place, _, _ in cells]
+        self.rows = [PatchedRow(name, Patch(site, values[name])) for _, name, site in cells]
         held = self.base.nbytes + sum(value.nbytes for value in values.values())
         self.max_bytes = max(1, max_bytes - held)
 
-    def baselines(self, result: SweepResult, number: int) -> None:
-        """Measure both runs without a patch, which also tries the metric out."""
-        runs = {"base": self._measure_base(), "source": self._measure_source()}
-        is_denoising = result.direction == "denoising"
-        clean, corrupted = ("source", "base") if is_denoising else ("base", "source")
-        result.clean[number], result.corrupted[number] = runs[clean], runs[corrupted]
-
-    def values(self) -> Iterator[tuple[list[Any], Float[Tensor, " row"]]]:
-        """Places in the table, and the metric there, some at a time."""
-        if self.reads_transcript:
-            for places, patches in self._groups():
-                yield places, self._of_texts(patches)
-            return
-        yield from self._leave_out_unchanged()
-        waiting: list[Any] = []
-        groups: list[Rows] = []
-        for places, patches in self._groups():
-            rows = self.base.resume(patches)
-            if rows.first > 0:
-                yield places, self._of_tail(self.base.finish([rows]), rows.first)
-                continue
-            waiting += places
-            groups.append(rows)
-            if len(waiting) * self._logits_bytes > self.max_bytes // 2:
-                yield waiting, self._of_tail(self.base.finish(groups), 0)
-                waiting, groups = [], []
-        if waiting:
-            yield waiting, self._of_tail(self.base.finish(groups), 0)
-
-    def _leave_out_unchanged(self) -> Iterator[tuple[list[Any], Float[Tensor, " row"]]]:
-        """Places where both runs hold the same: the numbers are the base run's."""
-        same = {place for place, patch in self.patches if self.base.changes_nothing(patch)}
-        if same:
-            base = check_values(self.metric.of_positions(self.base.base_logits), 1, self.metric)
-            yield list(same), base.expand(len(same))
-        self.patches = [(place, patch) for place, patch in self.patches if place not in same]
-
-    def _of_tail(self, logits: Tensor, first: int) -> Float[Tensor, " row"]:
-        """The metric of rows that are as the base run before the `first` wanted position."""
-        n_rows = len(logits)
-        if isinstance(self.metric, PositionMetric):
-            numbers = self.metric.at_positions(logits, first)
-            if first:
-                if self._base_numbers is None:
-                    self._base_numbers = self.metric.at_positions(self.base.base_logits)
-                before = self._base_numbers[:, :first].expand(n_rows, -1)
-                numbers = torch.cat([before, numbers], dim=1)
-            values = self.metric.combine(numbers)
-        else:
-            if first:
-                before = self.base.base_logits[:, :first].expand(n_rows, -1, -1)
-                logits = torch.cat([before, logits], dim=1)
-            values = self.metric.of_positions(logits)
-        return check_values(values, n_rows, self.metric)
-
-    def _source_values(self, names: list[str]) -> dict[str, Tensor]:
-        """The activations to put in."""
-        if isinstance(self.source, WhisperCache):
+    def _source_values(self, source: Source, names: list[str]) -> dict[str, Tensor]:
+        """The activations to put in; a run's metric is measured, which also tries it out."""
+        if isinstance(source, WhisperCache):
             for name in names:
-                check_fits(self.source[name], self.model, name, "the source")
-            return {name: self.source[name] for name in names}
-        if self.source is None:
+                check_fits(source[name], self.model, name, "the source")
+            return {name: source[name] for name in names}
+        if source is None:
             return {name: torch.zeros(()).expand(self._shape(name)) for name in names}
+        output = output_name(self.model, ENCODER_OUTPUT)
         with torch.no_grad():
-            logits, kept = self.model.run_with_cache(
-                self.source.mel, self.source.tokens, names_filter=names
+            logits, cache = self.model.run_with_cache(
+                source.mel, source.tokens, names_filter=[*names, output]
             )
-        self.source_logits = logits[:, self.base.positions]
-        return {name: kept[name] for name in names}
+        self.source_value = self._measure(logits[:, self.base.positions], cache[output])
+        return {name: cache[name] for name in names}
 
     def _shape(self, name: str) -> list[int]:
         """The shape of an activation in the base run."""
@@ -229,48 +176,58 @@ class _PairSweep:
         sizes = self.model.axis_sizes(name)
         return [n if size is None else size for n, size in zip(unknown, sizes, strict=True)]
 
-    def _groups(self) -> Iterator[tuple[list[Any], list[PatchedRow]]]:
-        """Places and patches that run side by side, within the memory."""
-        keyed: dict[Any, list[tuple[Any, PatchedRow]]] = {}
-        for place, patch in self.patches:
-            keyed.setdefault(self.base.group_key(patch), []).append((place, patch))
-        for key in sorted(keyed):
-            rows = sorted(keyed[key], key=lambda row: self.base.order(row[1]))
-            # Rows of one name and first position are alike.
-            of_names = {patch.name: patch for _, patch in rows}.values()
-            n = max(1, self.max_bytes // max(self.base.row_bytes(patch) for patch in of_names))
-            for first in range(0, len(rows), n):
-                group = rows[first : first + n]
-                yield [place for place, _ in group], [patch for _, patch in group]
-
-    def _measure_base(self) -> float:
+    def _measure(self, logits: Tensor, encoder_output: Tensor) -> float:
+        """The metric of a run without a patch."""
         if self.reads_transcript:
-            return self._of_text(self.model.generate(encoder_output=self.base.encoder_output))
-        values = self.metric.of_positions(self.base.base_logits)
-        return float(check_values(values, 1, self.metric))
+            return self._measure_text(encoder_output)
+        return float(check_values(self.metric.of_positions(logits), 1, self.metric))
 
-    def _measure_source(self) -> float:
-        if not isinstance(self.source, Example):
-            return float("nan")
+    def _measure_text(self, encoder_output: Tensor) -> float:
+        text = self.model.generate(encoder_output=encoder_output).texts[0]
+        return check_value(self.metric(text), self.metric)
+
+    def values(self) -> Iterator[tuple[list[Any], Float[Tensor, " row"]]]:
+        """Places in the table, and the metric there, some at a time."""
         if self.reads_transcript:
-            return self._of_text(self.model.generate(self.source.mel))
-        assert self.source_logits is not None
-        return float(check_values(self.metric.of_positions(self.source_logits), 1, self.metric))
+            for numbers in self.base.groups(self.rows, self.max_bytes):
+                yield self._places(numbers), self._measure_texts(numbers)
+            return
+        same = {i for i, row in enumerate(self.rows) if self.base.changes_nothing(row)}
+        if same:
+            yield self._places(same), torch.full((len(same),), self.base_value)
+        self.places = [place for i, place in enumerate(self.places) if i not in same]
+        self.rows = [row for i, row in enumerate(self.rows) if i not in same]
+        # The logits, their copy, and what the metric makes of them.
+        logits_bytes = 3 * 4 * len(self.base.positions) * self.model.cfg.d_vocab
+        waiting: list[int] = []
+        groups: list[ResumedRows] = []
+        for numbers in self.base.groups(self.rows, self.max_bytes):
+            rows = self.base.resume([self.rows[number] for number in numbers])
+            if rows.first > 0:
+                yield self._places(numbers), self.base.measure([rows])
+                continue
+            waiting += numbers
+            groups.append(rows)
+            if len(waiting) * logits_bytes > self.max_bytes // 2:
+                yield self._places(waiting), self.base.measure(groups)
+                waiting, groups = [], []
+        if waiting:
+            yield self._places(waiting), self.base.measure(groups)
 
-    def _of_texts(self, patches: Sequence[PatchedRow]) -> Tensor:
+    def _places(self, numbers: Iterable[int]) -> list[tuple[int, ...]]:
+        return [self.places[number] for number in numbers]
+
+    def _measure_texts(self, numbers: list[int]) -> Tensor:
         """The metric of what is decoded with each patch."""
-        if self.base.entries[patches[0].name].stack == "encoder":
-            outputs = self.base.encoder_outputs(patches)
-            texts = [self.model.generate(encoder_output=row[None]) for row in outputs]
-        else:
-            texts = []
-            for patch in patches:
-                with Interventions(self.model, patch):
-                    texts.append(self.model.generate(encoder_output=self.base.encoder_output))
-        return torch.tensor([self._of_text(text) for text in texts])
-
-    def _of_text(self, generation: Any) -> float:
-        return check_value(self.metric(generation.texts[0]), self.metric)
+        rows = [self.rows[number] for number in numbers]
+        if self.base.points[rows[0].name].stack == "encoder":
+            outputs = self.base.encoder_outputs(rows)
+            return torch.tensor([self._measure_text(output[None]) for output in outputs])
+        values = []
+        for row in rows:
+            with Interventions(self.model, row.edit):
+                values.append(self._measure_text(self.base.encoder_output))
+        return torch.tensor(values)
 
 
 def empty_result(
@@ -307,7 +264,7 @@ def empty_result(
         direction,
         metric_name(metrics[0]),
         grid.names,
-        conditions=conditions(model, metrics, patched_runs=bases, runs_put_in=sources) | more,
+        conditions=fingerprints(model, metrics, patched_runs=bases, runs_put_in=sources) | more,
     )
 
 

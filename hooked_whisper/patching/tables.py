@@ -81,6 +81,12 @@ class EffectTable(ABC):
         places = [table(columns, rows)] if best else []
         return box(type(self).__name__, about, drawn, *places, runs)
 
+    def set_baselines(self, pair: int, base: Any, source: Any) -> None:
+        """Note down the metric of the run that a pair patches, and of the one that it puts in."""
+        is_denoising = self.direction == "denoising"
+        clean, corrupted = (source, base) if is_denoising else (base, source)
+        self.clean[pair], self.corrupted[pair] = clean, corrupted
+
     @property
     def n_cells(self) -> int:
         """Patched runs that the table is made of."""

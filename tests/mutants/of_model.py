@@ -111,7 +111,7 @@ MUTANTS = [
         "block-cut-rows",
         "a block at some positions adds the wrong part of the stream",
         "model/blocks.py",
-        "return self.hook_resid_mid(resid[:, :n_queries] + attn_out)",
+        "return self.hook_resid_mid(resid[:, queries] + attn_out)",
         "return self.hook_resid_mid(resid[:, -attn_out.shape[1] :] + attn_out)",
         ("model/test_fast_paths.py",),
     ),

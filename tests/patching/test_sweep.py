@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hooked_whisper import Mel, WhisperCache
+from hooked_whisper import Mel, WhisperCache, digits
 from hooked_whisper.errors import (
     InterventionError,
     SweepError,
@@ -16,8 +16,10 @@ from hooked_whisper.errors import (
 from hooked_whisper.hooks.passes import pass_info
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.base import Metric, as_metric
-from hooked_whisper.metrics.sequences import SequenceLogProb
+from hooked_whisper.metrics.sequences import KLDivergence, SequenceLogProb
 from hooked_whisper.metrics.tokens import LogProb
+from hooked_whisper.metrics.transcripts import ExactTranscript
+from hooked_whisper.model.encoder import Encoder
 from hooked_whisper.patching.attribution_patching import attribution_patch
 from hooked_whisper.patching.results import SweepResult
 from hooked_whisper.patching.sweep import patch_sweep
@@ -235,9 +237,19 @@ def test_windows_cover_what_a_cache_holds(tiny_model: Any, pair: tuple[Example, 
     assert result.axes["window_s"] == [(0.0, 0.25), (0.25, 0.5)]
 
 
-def test_a_metric_of_all_positions(tiny_model: Any, pair: tuple[Example, Example]) -> None:
+@pytest.mark.parametrize("kind", ["text", "last-first", "newest-apart"])
+def test_a_metric_of_several_positions(
+    tiny_model: Any, pair: tuple[Example, Example], kind: str
+) -> None:
     clean, corrupted = pair
-    name, metric = "decoder.blocks.1.hook_resid_pre", SequenceLogProb(corrupted.tokens)
+    name = "decoder.blocks.1.hook_resid_pre"
+    metric: Metric = SequenceLogProb(corrupted.tokens)
+    if kind == "last-first":
+        metric = as_metric(lambda x: x[:, 0, 3] - 2 * x[:, 1, 5], positions=[-1, 0])
+    elif kind == "newest-apart":
+        with torch.no_grad():
+            reference = tiny_model(clean.mel, clean.tokens)
+        metric = KLDivergence(reference, pos=[5, 2, 6])
     result = patch_sweep(
         tiny_model, clean, corrupted, name, metric=metric, per="pos", progress=False
     )
@@ -337,6 +349,26 @@ class BreaksAfter:
         if self.left < 0:
             raise self.error
         return whole_text(logits)
+
+
+def test_a_transcript_sweep_encodes_each_run_once(
+    digits_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = digits.recordings()[:2]
+    clean = Example.from_audio(digits_model, first.path, f" {first.text}")
+    corrupted = Example(digits_model.to_mel(second.path), clean.tokens)
+    encoded, embed = [], Encoder.embed
+
+    def count(encoder: Any, mel: Any) -> Tensor:
+        encoded.append(len(mel))
+        return embed(encoder, mel)
+
+    monkeypatch.setattr(Encoder, "embed", count)
+    names = ["encoder.blocks.2.hook_resid_post", "decoder.blocks.0.hook_mlp_out"]
+    metric = ExactTranscript(first.text)
+    result = patch_sweep(digits_model, clean, corrupted, names, metric=metric, progress=False)
+    assert result.complete and encoded == [1, 1]
+    assert (result.clean.item(), result.corrupted.item()) == (1, 0)
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_sweep_goes_on(

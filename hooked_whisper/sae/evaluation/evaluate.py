@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -56,8 +56,8 @@ def evaluate_sae(
     Args:
         sae: Anything with `encode` and `decode`.
         model: The model.
-        recordings: What `hooked_whisper.data.as_recordings` takes; longer ones are
-            judged window by window.
+        recordings: A list of what `model.to_mel` takes, or of anything with a
+            `.path` (and `.text`), such as `digits.recordings()`; or a `Mel`.
         hook_name: What it reads; None is what its configuration says.
         texts: What is said in each recording. Where it is unknown, the
             model's own transcripts stand in for cross-entropy and divergence.
@@ -158,33 +158,30 @@ def _judge(
         for site in sites
     }
     every_job = [job for of_site in jobs.values() for job in of_site]
-    n_rounds = len(inputs) * (1 + len(every_job))
+    n_rounds = inputs.n_batches * (1 + len(every_job))
     own: list[str] = []
-    said: list[str] = []
-    with progress_bar(total=n_rounds, desc="judging", unit="recording", show=progress) as bar:
+    with progress_bar(total=n_rounds, desc="judging", unit="run", show=progress) as bar:
         rows: list[list[int]] = []
-        for unread in inputs.batches():
-            batch, texts = _read(inputs, unread, jobs, transcripts, max_new_tokens)
+        for first, mel in inputs.mels():
+            batch, texts = _read(inputs, first, mel, jobs, transcripts, max_new_tokens)
             rows += batch.rows
             own += texts
-            said += [window.text or "" for window in batch.windows]
-            bar.update(batch.n_recordings)
+            bar.update()
         options = {"language": inputs.language, "max_new_tokens": max_new_tokens}
-        for batch in inputs.batches(rows):
+        for batch in inputs.with_rows(rows).batches():
             clean = _clean_run(inputs.model, sites, batch)
             for job in every_job:
                 _splice(inputs.model, job, batch, clean, options if transcripts else None)
-                bar.update(batch.n_recordings)
-    texts_known = said if inputs.has_texts else None
+                bar.update()
     return [
-        _evaluation(inputs, site, of_site, own, texts_known, transcripts, normalize)
-        for site, of_site in jobs.items()
+        _evaluation(inputs, site, each, own, transcripts, normalize) for site, each in jobs.items()
     ]
 
 
 def _read(
     inputs: Inputs,
-    batch: Batch,
+    first: int,
+    mel: Any,
     jobs: Mapping[SpliceSite, Sequence[_Job]],
     transcripts: bool,
     max_new_tokens: int | None,
@@ -196,14 +193,16 @@ def _read(
     in_decoder = sorted(names - set(in_encoder))
     values: dict[str, Tensor] = {}
     if in_encoder:
-        encoder_output, cache = model.run_with_cache(batch.mel, names_filter=in_encoder)
+        encoder_output, cache = model.run_with_cache(mel, names_filter=in_encoder)
         values |= dict(cache.items())
     else:
-        encoder_output = model.encoder(batch.mel)
+        encoder_output = model.encoder(mel)
     texts: list[str] = []
-    if transcripts or not batch.rows:
+    rows = None if inputs.rows is None else list(inputs.rows[first : first + len(mel)])
+    if transcripts or rows is None:
         own, texts = own_rows(inputs, encoder_output, max_new_tokens=max_new_tokens)
-        batch = batch if batch.rows else replace(batch, rows=own)
+        rows = own if rows is None else rows
+    batch = Batch(first, mel, rows, inputs.start)
     if in_decoder:
         _, cache = model.run_with_cache(
             None,
@@ -326,7 +325,6 @@ def _evaluation(
     site: SpliceSite,
     jobs: Sequence[_Job],
     own: Sequence[str],
-    said: Sequence[str] | None,
     transcripts: bool,
     normalize: Normalize,
 ) -> SAEEvaluation:
@@ -334,7 +332,7 @@ def _evaluation(
     for job in jobs:
         scores = None
         if transcripts:
-            scores = transcript_scores(job.texts, own, said, normalize)
+            scores = transcript_scores(job.texts, own, inputs.texts, normalize)
         found[job.extent] = FrameEvaluation(
             job.reconstruction.result(), job.recovered.result(), scores, tuple(job.texts)
         )

@@ -1,4 +1,4 @@
-"""Many edits tried out, one at a time, on top of others that stay."""
+"""Runs with many edits tried out, one at a time, on top of others that stay."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,22 +9,20 @@ from torch import Tensor
 
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.interventions.ablation import MeanAblation, SkipLayer, ZeroAblation
-from hooked_whisper.interventions.edits import Edit, HookPair, Interventions
+from hooked_whisper.interventions.edits import Edit, Interventions
 from hooked_whisper.interventions.examples import Example
-from hooked_whisper.interventions.sites import Site
-from hooked_whisper.metrics.base import check_values, resolve_positions
+from hooked_whisper.metrics.base import check_values
 from hooked_whisper.metrics.transcripts import check_value
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.grid import metric_for_each, one_by_one
-from hooked_whisper.patching.partial_forward import BaseRun
-from hooked_whisper.patching.resume_point import find_entry
-from hooked_whisper.patching.rows import PatchedRow
+from hooked_whisper.patching.partial_forward import BaseRun, PatchedRow
+from hooked_whisper.patching.resume_point import find_resume_point
 
 _ROW_BY_ROW = (ZeroAblation, MeanAblation, SkipLayer)
 """Edits that treat rows alike, however many there are side by side."""
 
 
-class Trials:
+class CandidateRuns:
     """Runs of some examples with edits, measured by a metric.
 
     Args:
@@ -34,10 +32,6 @@ class Trials:
         edits: The edits that will be tried, or will stay.
         max_new_tokens: Of transcripts.
         max_bytes: Memory for the runs side by side.
-
-    Raises:
-        InterventionError: No examples, or as many metrics as there are no rows.
-        MetricError: A metric that cannot judge these runs.
     """
 
     def __init__(
@@ -81,12 +75,13 @@ class Trials:
         """
         values = torch.full((len(tried), len(self.examples)), torch.nan)
         for number, example in enumerate(self.examples):
-            of_encoder, of_decoder, alone = self._sort(kept, tried, number)
+            together, alone = self._sort(kept, tried, number)
             with Interventions(self.model, *kept):
-                output = self._encode(number, kept) if of_decoder else None
-                for rows, given in ((of_encoder, None), (of_decoder, output)):
-                    for some, found in self._side_by_side(number, tried, rows, given):
-                        values[some, number] = found
+                for stack, rows in together.items():
+                    output = self._encode(number, kept) if stack == "decoder" else None
+                    candidates = [tried[row] for row in rows]
+                    for some, found in self._side_by_side(number, candidates, output):
+                        values[[rows[i] for i in some], number] = found
                         update(len(some))
                 for row in alone:
                     output = None if self._in_encoder(tried[row]) else self._encode(number, kept)
@@ -97,26 +92,26 @@ class Trials:
 
     def _sort(
         self, kept: Sequence[Edit], tried: Sequence[Edit], number: int
-    ) -> tuple[list[int], list[int], list[int]]:
-        """Edits to try side by side, of the encoder and of the decoder, and those to try alone."""
-        plain = self.metrics[number].reads_transcript
-        plain = plain or not all(isinstance(edit, _ROW_BY_ROW) for edit in kept)
-        of_encoder: list[int] = []
-        of_decoder: list[int] = []
+    ) -> tuple[dict[str, list[int]], list[int]]:
+        """Edits to try side by side, by the stack that they are in, and those to try alone."""
+        needs_whole_run = self.metrics[number].reads_transcript or not all(
+            isinstance(edit, _ROW_BY_ROW) for edit in kept
+        )
+        together: dict[str, list[int]] = {}
         alone: list[int] = []
         for row, edit in enumerate(tried):
-            if plain or not self._is_patch(edit):
+            names = self.names[id(edit)]
+            if (
+                needs_whole_run
+                or not isinstance(edit, ZeroAblation | MeanAblation)
+                or len(names) > 1
+                or find_resume_point(names[0], self.model.cfg).needs_hook
+            ):
                 alone.append(row)
             else:
-                (of_encoder if self._in_encoder(edit) else of_decoder).append(row)
-        return of_encoder, of_decoder, alone
-
-    def _is_patch(self, edit: Edit) -> bool:
-        """Whether an edit does the same as patching its result into its one hook."""
-        names = self.names[id(edit)]
-        if not isinstance(edit, _ROW_BY_ROW) or len(names) != 1:
-            return False
-        return find_entry(names[0], self.model.cfg).kind not in ("hook", "start")
+                stack = "encoder" if self._in_encoder(edit) else "decoder"
+                together.setdefault(stack, []).append(row)
+        return together, alone
 
     def _encode(self, number: int, kept: Sequence[Edit]) -> Tensor:
         """The encoder's output with the edits that are in effect, run again if these differ."""
@@ -129,32 +124,15 @@ class Trials:
         return any(name.startswith("encoder") for name in self.names[id(edit)])
 
     def _side_by_side(
-        self, number: int, tried: Sequence[Edit], rows: list[int], encoder_output: Tensor | None
+        self, number: int, tried: Sequence[Any], encoder_output: Tensor | None
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Numbers of edits of one stack and the metric with each, as many as fit in the memory."""
-        if not rows:
-            return
+        rows = [PatchedRow(self.names[id(edit)][0], edit) for edit in tried]
+        names = list(dict.fromkeys(row.name for row in rows))
         example, metric = self.examples[number], self.metrics[number]
-        pairs = {row: tried[row].hooks(self.model)[0] for row in rows}
-        names = list(dict.fromkeys(name for name, _ in pairs.values()))
-        positions = resolve_positions(metric, example.n_pos)
-        run = BaseRun(self.model, example, names, positions, encoder_output)
-        rows = sorted(rows, key=lambda row: (run.entries[pairs[row][0]].stop, pairs[row][0]))
-        while rows:
-            patches = [self._patch(run, pairs[rows[0]])]
-            n = max(1, self.max_bytes // run.row_bytes(patches[0]))
-            patches += [self._patch(run, pairs[row]) for row in rows[1:n]]
-            # Whole activations are patched, so that every position may differ.
-            logits = run.finish([run.resume(patches)])
-            yield rows[:n], check_values(metric.of_positions(logits), len(patches), metric)
-            rows = rows[n:]
-
-    def _patch(self, run: BaseRun, pair: HookPair) -> PatchedRow:
-        """The edit's result in this run, to be patched in."""
-        name, function = pair
-        value = run.cache[name]
-        result = function(value.clone(), hook=self.model.hook_dict[name])
-        return PatchedRow(Site(name), value if result is None else result)
+        run = BaseRun(self.model, example, names, metric, encoder_output)
+        for some in run.groups(rows, self.max_bytes):
+            yield some, run.measure([run.resume([rows[i] for i in some])])
 
     def _measure(self, number: int, example: Example, encoder_output: Tensor | None) -> float:
         """The metric of one run with the edits that are in effect."""
