@@ -179,7 +179,7 @@ class StoreWriteError(StoreError, OSError):
     """A store that cannot be written: a full disk, or no permission."""
 
 
-class RecordingsError(StoreError):
+class RecordingsError(InputError, StoreError):
     """No recordings, a list of them that cannot be read, or one that cannot be used."""
 
 

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
-from hooked_whisper.digits import SpokenWord
 from hooked_whisper.display import box, facts, note, player
 from hooked_whisper.errors import AudioError, AudioFileError
 from hooked_whisper.speech.audio import encode_audio, load_audio
@@ -67,25 +66,29 @@ class Recording:
         return None if speaker is None else str(speaker)
 
     @property
-    def words(self) -> tuple[SpokenWord, ...] | None:
+    def words(self) -> tuple[TimedLabel, ...] | None:
         """The words of the text with their times; None where no label holds them.
 
         Of the labels that change in time, the one that reads like the text, whatever its case
-        and punctuation; where no text is known, the one called `words` or `word`.
+        and punctuation; else the one called `words` or `word`.
         """
         timed = {
             name: pieces
             for name, label in self.labels.items()
             if (pieces := timed_labels(label)) is not None
         }
-        if self.text is None:
-            found = next((timed[name] for name in WORD_LABELS if name in timed), None)
-        else:
-            said = _plain(self.text)
-            found = next((pieces for pieces in timed.values() if _read(pieces) == said), None)
-        if found is None:
-            return None
-        return tuple(SpokenWord(str(word), start, end) for start, end, word in found)
+        said = None if self.text is None else _plain(self.text)
+        alike = (pieces for pieces in timed.values() if _read(pieces) == said)
+        named = (timed[name] for name in WORD_LABELS if name in timed)
+        return next(alike, None) or next(named, None)
+
+    def with_text(self, text: str | None) -> "Recording":
+        """The same with another text; times of words that are not of that text are dropped."""
+        changed = replace(self, text=text)
+        if text is None or changed.words is None or _read(changed.words) == _plain(text):
+            return changed
+        labels = {name: label for name, label in self.labels.items() if name not in WORD_LABELS}
+        return replace(changed, labels=labels)
 
     def _repr_html_(self) -> str:
         """What is said and known of it, and a player of its beginning."""

@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,16 @@ def as_recordings(
     if isinstance(source, list | tuple | set):
         items = sorted(source) if isinstance(source, set) else source
         return _listed(list(_from_items(items, columns)), "the list")
-    if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray):
+    is_listing = not isinstance(source, Tensor | np.ndarray | Mapping | bytes | bytearray)
+    if is_listing and hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         return _by_number(lambda number: _item(number, source[number], columns), len(source))
-    if isinstance(source, Iterable) and not isinstance(source, Tensor | np.ndarray | Mapping):
+    if is_listing and isinstance(source, Iterable):
         return Recordings(lambda: _from_items(source, columns))
+    if isinstance(source, Tensor):
+        raise RecordingsError(
+            "recordings are a tensor, which does not say where speech ends. Pass the Mel that "
+            "model.to_mel(audio) makes, pairs of samples and rate, or paths."
+        )
     raise RecordingsError(
         f"a {type(source).__name__} holds no recordings. Pass a file, a folder, a CSV or JSONL "
         "manifest, a datasets.Dataset, a Mel, or a list."

@@ -36,11 +36,12 @@ class AudioWindow:
         start_s: Where the window begins in its recording.
         samples: Its sound, 16 kHz; None where the recording came as a mel.
         text: What is said, where that is known.
-        words: The words with their times in the window, where these are known.
+        words: The words with their times in the window; None where these are not known.
         labels: What is true of the whole recording, by name.
         spans: What is true of some time of the window, by name.
         tokens: What the decoder reads, prompt first, where it is given.
         mel: Its log-mel, where the recording came as one.
+        is_whole: Whether it is the whole recording.
     """
 
     recording: int
@@ -48,11 +49,18 @@ class AudioWindow:
     start_s: float
     samples: Float[Tensor, " sample"] | None
     text: str | None = None
-    words: tuple[TimedLabel, ...] = ()
+    words: tuple[TimedLabel, ...] | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
     spans: Mapping[str, tuple[TimedLabel, ...]] = field(default_factory=dict)
     tokens: tuple[int, ...] | None = None
     mel: Mel | None = None
+    is_whole: bool = True
+
+    @property
+    def speaker(self) -> str | None:
+        """The label `speaker`."""
+        speaker = self.labels.get("speaker")
+        return None if speaker is None else str(speaker)
 
     @property
     def n_frames(self) -> int:
@@ -120,7 +128,7 @@ def with_texts(found: Sequence[Recording], texts: Any) -> list[Recording]:
             f"{len(several)} texts and {len(found)} recordings do not match. Pass one string for "
             "each, None where it is unknown."
         )
-    return [replace(one, text=text) for one, text in zip(found, several, strict=True)]
+    return [one.with_text(text) for one, text in zip(found, several, strict=True)]
 
 
 def read_windows(
@@ -162,9 +170,9 @@ def read_windows(
         },
         tokens=recording.tokens,
     )
-    words = tuple(TimedLabel(word.start_s, word.end_s, word.word) for word in recording.words or ())
+    words = recording.words
     if whole.text is None and words:
-        whole = replace(whole, text=" ".join(word.value for word in words))
+        whole = replace(whole, text=" ".join(word.word for word in words))
     if isinstance(recording.audio, Mel):
         return [replace(whole, words=words, spans=spans, mel=recording.audio)]
     samples = recording.load() if samples is None else samples
@@ -178,16 +186,17 @@ def read_windows(
     for i, piece in enumerate(pieces[:1] if long == "cut" else pieces):
         start_s = i * cfg.n_samples / SAMPLE_RATE_HZ
         end_s = start_s + len(piece) / SAMPLE_RATE_HZ
-        own = labels_within(words, start_s, end_s)
+        own = None if words is None else labels_within(words, start_s, end_s)
         windows.append(
             replace(
                 whole,
                 start_s=start_s,
                 samples=piece.clone(),
-                text=" ".join(word.value for word in own) or None,
+                text=" ".join(word.word for word in own or ()) or None,
                 words=own,
                 spans={name: labels_within(each, start_s, end_s) for name, each in spans.items()},
                 tokens=None,
+                is_whole=False,
             )
         )
     return windows

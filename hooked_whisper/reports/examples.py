@@ -133,7 +133,7 @@ def words_at(moments: Sequence[Moment], measured: Measured) -> list[str]:
     found = []
     for moment in moments:
         middle = (moment.position + 0.5) * POSITION_S
-        for start, end, word in measured.windows[moment.window].words:
+        for start, end, word in measured.windows[moment.window].words or ():
             if start <= middle < end:
                 found.append(word)
                 break

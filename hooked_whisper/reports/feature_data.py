@@ -88,7 +88,7 @@ class Entries:
                 "start": each.start_s,
                 "text": each.text,
                 "written": written.get(i),
-                "words": [[round(a, 3), round(b, 3), word] for a, b, word in each.words],
+                "words": [[round(a, 3), round(b, 3), word] for a, b, word in each.words or ()],
                 "labels": {name: str(value) for name, value in each.labels.items()},
             }
             if i in self.tokens:

@@ -17,6 +17,11 @@ class TimedLabel(NamedTuple):
     end_s: float
     value: Any
 
+    @property
+    def word(self) -> str:
+        """The value, where it is a word."""
+        return str(self.value)
+
 
 def timed_labels(label: Any) -> tuple[TimedLabel, ...] | None:
     """A label that changes in time, piece by piece; None where it is one value for all of it.

@@ -53,7 +53,7 @@ ERRORS = {
     "StoreDamagedError": ("StoreError",),
     "StoreBusyError": ("StoreError", "OSError"),
     "StoreWriteError": ("StoreError", "OSError"),
-    "RecordingsError": ("StoreError",),
+    "RecordingsError": ("InputError", "StoreError"),
     "ProbeError": ("StoreError",),
     "ReportError": ("HookedWhisperError", "ValueError"),
     "WeightsError": ("HookedWhisperError",),

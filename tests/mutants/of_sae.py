@@ -394,17 +394,17 @@ MUTANTS = [
     Mutant(
         "o03-label-at-start",
         "a frame's word is that at its start, not in its middle",
-        "sae/evaluation/speech_labels.py",
-        "(torch.arange(n_positions, dtype=torch.float64) + 0.5) * POSITION_S",
-        "torch.arange(n_positions, dtype=torch.float64) * POSITION_S",
+        "speech/labels.py",
+        "((step + 0.5) * step_s for step in range(n_steps))",
+        "(step * step_s for step in range(n_steps))",
         ("sae/evaluation/test_speech_labels.py",),
     ),
     Mutant(
         "word-span",
         "a word's span leaves out the position in which it begins",
-        "sae/evaluation/speech_labels.py",
-        "math.floor(word.start_s / POSITION_S + 1e-6)",
-        "math.ceil(word.start_s / POSITION_S - 1e-6)",
+        "speech/labels.py",
+        "math.floor(piece.start_s / step_s + 1e-6)",
+        "math.ceil(piece.start_s / step_s - 1e-6)",
         ("sae/evaluation/test_speech_labels.py",),
     ),
     Mutant(

@@ -59,7 +59,7 @@ def test_texts_of_the_caller_come_before_those_of_the_recordings(tiny_model: Any
     windows = load_windows(tiny_model, ROWS[1:], texts=["new", None])
     assert [each.text for each in windows] == ["new", None]
     [first, *_] = load_windows(tiny_model, ROWS[:1], texts=["quite another"])
-    assert first.words == (), "the times are of other words"
+    assert first.words is None, "the times are of other words"
 
 
 def test_any_autoencoder_and_some_of_its_latents(

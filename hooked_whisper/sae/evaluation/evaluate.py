@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -56,8 +56,8 @@ def evaluate_sae(
     Args:
         sae: Anything with `encode` and `decode`.
         model: The model.
-        recordings: A list of what `model.to_mel` takes, or of anything with a
-            `.path` (and `.text`), such as `digits.recordings()`; or a `Mel`.
+        recordings: What `hooked_whisper.data.as_recordings` takes; longer ones are
+            judged window by window.
         hook_name: What it reads; None is what its configuration says.
         texts: What is said in each recording. Where it is unknown, the
             model's own transcripts stand in for cross-entropy and divergence.
@@ -158,30 +158,33 @@ def _judge(
         for site in sites
     }
     every_job = [job for of_site in jobs.values() for job in of_site]
-    n_rounds = inputs.n_batches * (1 + len(every_job))
+    n_rounds = len(inputs) * (1 + len(every_job))
     own: list[str] = []
-    with progress_bar(total=n_rounds, desc="judging", unit="run", show=progress) as bar:
+    said: list[str] = []
+    with progress_bar(total=n_rounds, desc="judging", unit="recording", show=progress) as bar:
         rows: list[list[int]] = []
-        for first, mel in inputs.mels():
-            batch, texts = _read(inputs, first, mel, jobs, transcripts, max_new_tokens)
+        for unread in inputs.batches():
+            batch, texts = _read(inputs, unread, jobs, transcripts, max_new_tokens)
             rows += batch.rows
             own += texts
-            bar.update()
+            said += [window.text or "" for window in batch.windows]
+            bar.update(batch.n_recordings)
         options = {"language": inputs.language, "max_new_tokens": max_new_tokens}
-        for batch in inputs.with_rows(rows).batches():
+        for batch in inputs.batches(rows):
             clean = _clean_run(inputs.model, sites, batch)
             for job in every_job:
                 _splice(inputs.model, job, batch, clean, options if transcripts else None)
-                bar.update()
+                bar.update(batch.n_recordings)
+    texts_known = said if inputs.has_texts else None
     return [
-        _evaluation(inputs, site, each, own, transcripts, normalize) for site, each in jobs.items()
+        _evaluation(inputs, site, of_site, own, texts_known, transcripts, normalize)
+        for site, of_site in jobs.items()
     ]
 
 
 def _read(
     inputs: Inputs,
-    first: int,
-    mel: Any,
+    batch: Batch,
     jobs: Mapping[SpliceSite, Sequence[_Job]],
     transcripts: bool,
     max_new_tokens: int | None,
@@ -193,16 +196,14 @@ def _read(
     in_decoder = sorted(names - set(in_encoder))
     values: dict[str, Tensor] = {}
     if in_encoder:
-        encoder_output, cache = model.run_with_cache(mel, names_filter=in_encoder)
+        encoder_output, cache = model.run_with_cache(batch.mel, names_filter=in_encoder)
         values |= dict(cache.items())
     else:
-        encoder_output = model.encoder(mel)
+        encoder_output = model.encoder(batch.mel)
     texts: list[str] = []
-    rows = None if inputs.rows is None else list(inputs.rows[first : first + len(mel)])
-    if transcripts or rows is None:
+    if transcripts or not batch.rows:
         own, texts = own_rows(inputs, encoder_output, max_new_tokens=max_new_tokens)
-        rows = own if rows is None else rows
-    batch = Batch(first, mel, rows, inputs.start)
+        batch = batch if batch.rows else replace(batch, rows=own)
     if in_decoder:
         _, cache = model.run_with_cache(
             None,
@@ -325,6 +326,7 @@ def _evaluation(
     site: SpliceSite,
     jobs: Sequence[_Job],
     own: Sequence[str],
+    said: Sequence[str] | None,
     transcripts: bool,
     normalize: Normalize,
 ) -> SAEEvaluation:
@@ -332,7 +334,7 @@ def _evaluation(
     for job in jobs:
         scores = None
         if transcripts:
-            scores = transcript_scores(job.texts, own, inputs.texts, normalize)
+            scores = transcript_scores(job.texts, own, said, normalize)
         found[job.extent] = FrameEvaluation(
             job.reconstruction.result(), job.recovered.result(), scores, tuple(job.texts)
         )

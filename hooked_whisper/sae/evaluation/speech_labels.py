@@ -1,12 +1,11 @@
 """What is said when, and by whom: labels of frames, words and recordings, and latents to match."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.analysis.selectivity import (
@@ -18,13 +17,16 @@ from hooked_whisper.analysis.selectivity import (
     selectivity,
 )
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from hooked_whisper.data.batches import WindowBatch, check_batch_size, window_batches
+from hooked_whisper.data.recordings import Recording
+from hooked_whisper.data.sources import as_recordings
+from hooked_whisper.data.windows import AudioWindow, each_windows
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
 from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.sae.evaluation.inputs import Inputs, prepare
-from hooked_whisper.speech.mel import Mel
+from hooked_whisper.speech.labels import steps_within, values_at, values_of_steps
 
 Level = Literal["frame", "word", "recording"]
 
@@ -36,15 +38,17 @@ POSITION_S = FRAMES_PER_POSITION / FRAMES_PER_SECOND
 class LatentsBySpeech:
     """The latents of recordings: of every frame, and the greatest in each word and recording.
 
+    A recording that is longer than the model's window counts as one for each window.
+
     Args:
-        recordings: What they are of.
-        n_positions: How many encoder positions of each recording count.
-        frames: Of these positions, one recording after the other.
+        windows: What they are of.
+        n_positions: How many encoder positions of each count.
+        frames: Of these positions, one window after the other.
         words: The greatest within each word, in order.
-        whole: The greatest within each recording.
+        whole: The greatest within each window.
     """
 
-    recordings: Sequence[Any]
+    windows: Sequence[AudioWindow]
     n_positions: tuple[int, ...]
     frames: ActiveLatents
     words: ActiveLatents | None
@@ -63,10 +67,10 @@ class LatentsBySpeech:
         if level not in get_args(Level):
             raise InputError(f"level is {level!r}; it can be {', '.join(get_args(Level))}.")
         if level == "frame":
-            return selectivity(self.frames, frame_labels(self.recordings, self.n_positions), unit)
+            return selectivity(self.frames, frame_labels(self.windows, self.n_positions), unit)
         if level == "recording":
-            return selectivity(self.whole, recording_labels(self.recordings), unit)
-        labels = word_labels(self.recordings)
+            return selectivity(self.whole, recording_labels(self.windows), unit)
+        labels = word_labels(self.windows)
         assert self.words is not None
         return selectivity(self.words, labels, unit)
 
@@ -75,7 +79,7 @@ class LatentsBySpeech:
 def latents_by_speech(
     sae: Any,
     model: HookedWhisper,
-    recordings: Sequence[Any],
+    recordings: Any,
     hook_name: str | None = None,
     *,
     all_frames: bool = False,
@@ -87,8 +91,8 @@ def latents_by_speech(
     Args:
         sae: Anything with `encode` and `decode`.
         model: The model.
-        recordings: Anything with a `.path` or `.audio`, with `.words` (each with
-            `word`, `start_s`, `end_s`), or a `.speaker`, or both: `digits.recordings()`.
+        recordings: What `hooked_whisper.data.as_recordings` takes, with a label of the words
+            and their times, or of the speaker, or both: `digits.recordings()`.
         hook_name: What it reads; None is what its configuration says.
         all_frames: Count the padding too.
         batch_size: Recordings side by side.
@@ -98,27 +102,27 @@ def latents_by_speech(
         InputError: Recordings of which nothing is known, or a site in the decoder.
         SpliceError: The autoencoder does not fit the site.
     """
-    recordings = list(recordings)
-    _check_known(recordings)
-    site, inputs = (
-        splice_site(model, sae, hook_name).of_positions(),
-        _untold(model, recordings, batch_size),
-    )
+    check_batch_size(batch_size)
+    found = _known(recordings)
+    site = splice_site(model, sae, hook_name).of_positions()
     frames, words, whole = LatentCollector(), LatentCollector(), LatentCollector()
+    windows: list[AudioWindow] = []
     n_positions: list[int] = []
-    has_words = all(getattr(each, "words", None) is not None for each in recordings)
-    for first, mel, latents in encoder_latents(site, inputs, progress=progress):
-        lengths = [latents.shape[1]] * len(mel) if all_frames else mel.n_positions.tolist()
+    has_words = all(recording.words is not None for recording in found)
+    for batch, latents in encoder_latents(model, site, found, batch_size, progress=progress):
+        n_pos = latents.shape[1]
+        lengths = [n_pos] * len(batch) if all_frames else batch.mel.n_positions.tolist()
+        windows += batch.windows
         n_positions += lengths
-        for row, length in enumerate(lengths):
-            mine = latents[row, :length]
-            frames.add(mine)
-            whole.add(mine.amax(dim=0, keepdim=True))
-            spans = _word_spans(recordings[first + row], latents.shape[1]) if has_words else []
-            if spans:
-                words.add(torch.stack([latents[row, a:b].amax(dim=0) for a, b in spans]))
+        for row, (window, length) in enumerate(zip(batch.windows, lengths, strict=True)):
+            own = latents[row, :length]
+            frames.add(own)
+            whole.add(own.amax(dim=0, keepdim=True))
+            for word in window.words or () if has_words else ():
+                steps = steps_within(word, n_pos, POSITION_S)
+                words.add(latents[row, steps.start : steps.stop].amax(dim=0, keepdim=True))
     return LatentsBySpeech(
-        recordings,
+        windows,
         tuple(n_positions),
         frames.result(),
         words.result() if words.n_vectors else None,
@@ -129,7 +133,7 @@ def latents_by_speech(
 def label_selectivity(
     sae: Any,
     model: HookedWhisper,
-    recordings: Sequence[Any],
+    recordings: Any,
     hook_name: str | None = None,
     *,
     level: Level = "frame",
@@ -157,7 +161,7 @@ def label_selectivity(
     return found.selectivity(level, unit)
 
 
-def frame_labels(recordings: Sequence[Any], n_positions: Sequence[int] | Tensor) -> list[Labels]:
+def frame_labels(recordings: Any, n_positions: Sequence[int] | Tensor) -> list[Labels]:
     """What is known about each encoder position, of all recordings one after the other.
 
     Args:
@@ -169,19 +173,20 @@ def frame_labels(recordings: Sequence[Any], n_positions: Sequence[int] | Tensor)
         (whether no word is said in the middle of the position), `"speaker"`.
         Frames between words have no `"word"` and no `"position"`.
     """
-    _check_known(recordings)
+    known = _known(recordings)
     lengths = [int(each) for each in n_positions]
-    if len(lengths) != len(recordings):
-        raise InputError(f"{len(lengths)} n_positions and {len(recordings)} recordings.")
+    if len(lengths) != len(known):
+        raise InputError(f"{len(lengths)} n_positions and {len(known)} recordings.")
     said: list[str | None] = []
     place: list[int | None] = []
-    for recording, length in zip(recordings, lengths, strict=True):
-        found = _word_at(recording, length)
-        words = getattr(recording, "words", None) or ()
-        said += [None if i < 0 else words[i].word for i in found.tolist()]
-        place += [None if i < 0 else i + 1 for i in found.tolist()]
-    labels = _speakers(recordings, lengths)
-    if all(getattr(each, "words", None) is not None for each in recordings):
+    for recording, length in zip(known, lengths, strict=True):
+        words = recording.words or ()
+        numbered = [(word.start_s, word.end_s, i) for i, word in enumerate(words)]
+        spoken = values_of_steps(numbered, length, POSITION_S)
+        said += [None if i is None else words[i].word for i in spoken]
+        place += [None if i is None else i + 1 for i in spoken]
+    labels = _speakers(known, lengths)
+    if all(recording.words is not None for recording in known):
         silence = ["silence" if word is None else "speech" for word in said]
         if any(word is not None for word in said):
             labels = [Labels.of("word", said), Labels.of("position", place), *labels]
@@ -189,121 +194,112 @@ def frame_labels(recordings: Sequence[Any], n_positions: Sequence[int] | Tensor)
     return labels
 
 
-def word_labels(recordings: Sequence[Any]) -> list[Labels]:
+def word_labels(recordings: Any) -> list[Labels]:
     """What is known about each word of all recordings: `"word"`, `"position"`, `"speaker"`."""
-    _check_known(recordings)
-    words = [list(getattr(each, "words", None) or ()) for each in recordings]
+    known = _known(recordings)
+    words = [recording.words or () for recording in known]
     if not any(words):
         raise InputError("no recording has words with their times; there is no word to tell.")
-    said = [word.word for each in words for word in each]
-    place = [i + 1 for each in words for i in range(len(each))]
-    speakers = _speakers(recordings, [len(each) for each in words])
+    said = [word.word for of_one in words for word in of_one]
+    place = [i + 1 for of_one in words for i in range(len(of_one))]
+    speakers = _speakers(known, [len(of_one) for of_one in words])
     return [Labels.of("word", said), Labels.of("position", place), *speakers]
 
 
-def recording_labels(recordings: Sequence[Any]) -> list[Labels]:
+def recording_labels(recordings: Any) -> list[Labels]:
     """What is known about each whole recording: `"speaker"`, and for each word whether it occurs.
 
     The labels of words are called `"has three"`, with the values `"no"` and `"yes"`.
     """
-    _check_known(recordings)
-    labels = _speakers(recordings, [1] * len(recordings))
-    said = [{word.word for word in getattr(each, "words", None) or ()} for each in recordings]
+    known = _known(recordings)
+    labels = _speakers(known, [1] * len(known))
+    said = [{word.word for word in recording.words or ()} for recording in known]
     for word in sorted(set().union(*said)):
-        has = ["yes" if word in each else "no" for each in said]
+        has = ["yes" if word in of_one else "no" for of_one in said]
         labels.append(Labels.of(f"has {word}", has, ["no", "yes"]))
     return labels
 
 
 @torch.no_grad()
 def encoder_latents(
-    site: SpliceSite, inputs: Inputs, chosen: Sequence[int] | None = None, *, progress: bool = True
-) -> Iterator[tuple[int, Mel, Float[Tensor, "batch pos latent"]]]:
-    """The latents of each batch of recordings, on the CPU, a batch at a time.
+    model: HookedWhisper,
+    site: SpliceSite,
+    recordings: Sequence[Recording],
+    batch_size: int,
+    chosen: Sequence[int] | None = None,
+    *,
+    progress: bool = True,
+) -> Iterator[tuple[WindowBatch, Float[Tensor, "batch pos latent"]]]:
+    """The latents of the windows of recordings, on the CPU, a batch at a time.
 
     Args:
+        model: The model.
         site: The autoencoder and where it reads; in the encoder.
-        inputs: The recordings.
+        recordings: The recordings.
+        batch_size: Windows side by side.
         chosen: Some of the latents; None is all.
         progress: Show a progress bar.
 
     Raises:
         InputError: A site in the decoder, or behind more than a position's vector.
     """
-    if not site.hook_in.startswith("encoder"):
+    if site.stack != "encoder":
         raise InputError(
             f"{site.hook_in!r} is in the decoder, whose positions have no time. Labels of its "
             "tokens go to selectivity(latents, labels)."
         )
     columns = slice(None) if chosen is None else list(chosen)
-    mels = progress_bar(
-        inputs.mels(), desc="latents", unit="batch", total=inputs.n_batches, show=progress
-    )
-    for first, mel in mels:
-        _, cache = inputs.model.run_with_cache(mel, names_filter=site.hook_in)
-        x = cache[site.hook_in]
-        if x.ndim != 3:
-            raise InputError(
-                f"{site.hook_in!r} has {x.ndim} axes; here each position needs one vector."
-            )
-        parts = x.reshape(-1, site.d_in).split(VECTORS_AT_ONCE)
-        latents = torch.cat([site.encode(part)[:, columns].float().cpu() for part in parts])
-        yield first, mel, latents.view(*x.shape[:2], -1)
+    windows = (window for own in each_windows(model.cfg, recordings) for window in own)
+    total = len(recordings)
+    with progress_bar(total=total, desc="latents", unit="recording", show=progress) as bar:
+        for batch in window_batches(model, windows, batch_size):
+            _, cache = model.run_with_cache(batch.mel, names_filter=site.hook_in)
+            x = cache[site.hook_in]
+            if x.ndim != 3:
+                raise InputError(
+                    f"{site.hook_in!r} has {x.ndim} axes; here each position needs one vector."
+                )
+            parts = x.reshape(-1, site.d_in).split(VECTORS_AT_ONCE)
+            latents = torch.cat([site.encode(part)[:, columns].float().cpu() for part in parts])
+            yield batch, latents.view(*x.shape[:2], -1)
+            bar.update(sum(window.start_s == 0 for window in batch.windows))
 
 
 def word_at(recording: Any, time_s: float | int) -> str | None:
     """The word that is said at a time, in seconds; None between words, or where none is known."""
-    for word in getattr(recording, "words", None) or ():
-        if word.start_s <= time_s < word.end_s:
-            return str(word.word)
-    return None
-
-
-def _untold(model: HookedWhisper, recordings: Sequence[Any], batch_size: int) -> Inputs:
-    """Inputs of which no text is needed."""
-    tokens = [[0, 0]] * len(recordings)
-    return prepare(model, recordings, tokens=tokens, batch_size=batch_size)
-
-
-def _word_at(recording: Any, n_positions: int) -> Int64[Tensor, " pos"]:
-    """Which word is said in the middle of each position; -1 for none."""
-    found = torch.full((n_positions,), -1)
-    middle_s = (torch.arange(n_positions, dtype=torch.float64) + 0.5) * POSITION_S
-    for i, word in enumerate(getattr(recording, "words", None) or ()):
-        found[(middle_s >= word.start_s) & (middle_s < word.end_s)] = i
+    words = [(word.start_s, word.end_s, word.word) for word in recording.words or ()]
+    found: str | None = values_at(words, [time_s])[0]
     return found
 
 
-def _word_spans(recording: Any, n_positions: int) -> list[tuple[int, int]]:
-    """The positions of each word, from the first that it touches to behind the last."""
-    spans = []
-    for word in recording.words:
-        first = min(n_positions - 1, max(0, math.floor(word.start_s / POSITION_S + 1e-6)))
-        end = min(n_positions, math.ceil(word.end_s / POSITION_S - 1e-6))
-        spans.append((first, max(first + 1, end)))
-    return spans
-
-
-def _speakers(recordings: Sequence[Any], counts: Sequence[int]) -> list[Labels]:
-    speakers = [getattr(each, "speaker", None) for each in recordings]
-    if all(speaker is None for speaker in speakers):
-        return []
+def _speakers(known: Sequence[Any], counts: Sequence[int]) -> list[Labels]:
+    speakers = [recording.speaker for recording in known]
     each = [speaker for speaker, n in zip(speakers, counts, strict=True) for _ in range(n)]
     return [Labels.of("speaker", each)] if any(name is not None for name in each) else []
 
 
-def _check_known(recordings: Sequence[Any]) -> None:
-    if not len(recordings):
+def _known(recordings: Any) -> list[Any]:
+    """What has words and a speaker: windows as they are, anything else as recordings.
+
+    Raises:
+        InputError: One of which neither is known, or a word that takes no time.
+    """
+    if isinstance(recordings, list) and all(isinstance(one, AudioWindow) for one in recordings):
+        known: list[Any] = recordings
+    else:
+        known = list(as_recordings(recordings))
+    if not known:
         raise InputError("there are no recordings; pass at least one.")
-    for i, each in enumerate(recordings):
-        if getattr(each, "words", None) is None and getattr(each, "speaker", None) is None:
+    for i, recording in enumerate(known):
+        if recording.words is None and recording.speaker is None:
             raise InputError(
-                f"recording {i} is a {type(each).__name__} with neither words nor a speaker, so "
-                "that there is nothing to tell. Give it `.words` with word, start_s and end_s."
+                f"recording {i} has neither words nor a speaker, so that there is nothing to tell. "
+                "Give it a label `speaker`, or `words`, a list of [start_s, end_s, word]."
             )
-        for word in getattr(each, "words", None) or ():
+        for word in recording.words or ():
             if not 0 <= word.start_s < word.end_s:
                 raise InputError(
                     f"recording {i}: {word.word!r} is from {word.start_s} to {word.end_s} s, "
                     "which is no stretch of time."
                 )
+    return known

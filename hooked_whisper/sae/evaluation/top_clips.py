@@ -3,17 +3,18 @@
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hooked_whisper.analysis.top_activations import top_activations
+from hooked_whisper.analysis.top_activations import Moment, top_activations
+from hooked_whisper.data.batches import check_batch_size
+from hooked_whisper.data.recordings import Recording
+from hooked_whisper.data.sources import as_recordings
+from hooked_whisper.data.windows import AudioWindow
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.sae.evaluation.inputs import prepare
 from hooked_whisper.sae.evaluation.speech_labels import encoder_latents, word_at
 
 if TYPE_CHECKING:
@@ -92,26 +93,26 @@ def top_clips(
         raise InputError(
             f"n_top is {n_top} and least_apart_s {least_apart_s}; they must be at least 1 and 0."
         )
-    if isinstance(recordings, str | PathLike) or not hasattr(recordings, "__len__"):
-        recordings = [recordings]
-    inputs = prepare(model, recordings, tokens=[[0, 0]] * len(recordings), batch_size=batch_size)
-    best: list[list[tuple[float, int, float, float]]] = [[] for _ in chosen]
-    for first, mel, values in encoder_latents(site, inputs, chosen, progress=progress):
-        # A recording without any speech has no moment; `top_activations` wants one position.
-        lengths = mel.n_positions.clamp(min=1)
+    check_batch_size(batch_size)
+    found = list(as_recordings(recordings))
+    best: list[list[tuple[float, int, float, Clip]]] = [[] for _ in chosen]
+    for batch, values in encoder_latents(model, site, found, batch_size, chosen, progress=progress):
+        # A window without any speech has no moment; `top_activations` wants one position.
+        lengths = batch.mel.n_positions.clamp(min=1)
         moments = top_activations(
             values, lengths, n_top, least_apart_s=least_apart_s, all_frames=all_frames
         )
-        for each in moments:
-            if each.value <= 0 or not (all_frames or mel.n_positions[each.recording]):
+        for moment in moments:
+            window = batch.windows[moment.recording]
+            if moment.value <= 0 or not (all_frames or window.n_positions):
                 continue
+            clip = _clip(chosen[moment.neuron], moment, window, found[window.recording])
             # Of equals the earlier one stays: its negative number is the greater.
-            entry = (each.value, -(first + each.recording), -each.start_s, each.end_s)
-            heap = best[each.neuron]
+            entry = (clip.value, -clip.recording, -clip.start_s, clip)
+            heap = best[moment.neuron]
             (heapq.heappush if len(heap) < n_top else heapq.heappushpop)(heap, entry)
-    listed = list(recordings) if not hasattr(recordings, "values") else []
     return {
-        latent: [_clip(latent, entry, listed) for entry in sorted(heap, reverse=True)]
+        latent: [clip for _, _, _, clip in sorted(heap, key=lambda entry: entry[:3], reverse=True)]
         for latent, heap in zip(chosen, best, strict=True)
     }
 
@@ -123,17 +124,15 @@ def clips_table(clips: dict[int, list[Clip]]) -> "pandas.DataFrame":
     return pandas.DataFrame([vars(clip) for each in clips.values() for clip in each])
 
 
-def _clip(latent: int, entry: tuple[float, int, float, float], recordings: list[Any]) -> Clip:
-    value, number, start_s, end_s = entry[0], -entry[1], -entry[2], entry[3]
-    recording = recordings[number] if recordings else None
-    path = getattr(recording, "path", recording)
+def _clip(latent: int, moment: Moment, window: AudioWindow, recording: Recording) -> Clip:
+    number = window.recording
     return Clip(
         latent=latent,
         recording=number,
-        name=Path(path).name if isinstance(path, str | PathLike) else str(number),
-        start_s=start_s,
-        end_s=end_s,
-        value=value,
-        word=word_at(recording, (start_s + end_s) / 2),
-        text=getattr(recording, "text", None),
+        name=str(number) if recording.id == f"{number:08d}" else window.name,
+        start_s=window.start_s + moment.start_s,
+        end_s=window.start_s + moment.end_s,
+        value=moment.value,
+        word=word_at(window, (moment.start_s + moment.end_s) / 2),
+        text=recording.text,
     )

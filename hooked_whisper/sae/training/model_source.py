@@ -5,32 +5,28 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
-from hooked_whisper.config import Stack
+from hooked_whisper.data.batches import recording_row, text_row, written_rows
+from hooked_whisper.data.forward import collect_rows, row_counts
+from hooked_whisper.data.hook_rows import RowHooks, RowKind, choose_hooks
+from hooked_whisper.data.recordings import Recording
+from hooked_whisper.data.sources import as_recordings
+from hooked_whisper.data.windows import mel_of, read_windows
 from hooked_whisper.errors import HookedWhisperError, TrainingError
-from hooked_whisper.hooks.names import NamesFilter, stack_of
+from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.training.sources import permutation
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import check_tokens
 
-AUDIO, TEXT = "audio", "text"
-"""The two kinds of positions that an activation has: 20 ms of the recording, or a token."""
 
-
-class Loaded(NamedTuple):
-    """A recording, ready to run."""
+class _Window(NamedTuple):
+    """A window, ready to run, and how many vectors it gives of each kind."""
 
     mel: Mel
-    tokens: Tensor | None
-
-    def n_positions(self, kind: str, all_frames: bool) -> int:
-        """How many vectors it gives at a hook."""
-        if kind == TEXT:
-            return 0 if self.tokens is None else self.tokens.shape[1]
-        return self.mel.shape[-1] // 2 if all_frames else int(self.mel.n_positions[0])
+    tokens: list[int]
+    n_rows: dict[RowKind, int]
 
 
 class ModelActivations:
@@ -42,15 +38,14 @@ class ModelActivations:
 
     Args:
         model: The model, with whatever hooks and splices it has.
-        recordings: What `model.to_mel` takes: paths, pairs of samples and rate; or `Mel`s
-            of one recording; or one `Mel` of many. Any sequence will do, also one that
-            makes its items when they are asked for.
-        texts: What is said, one for each recording, with the space before it; for hooks at
-            tokens. None has the model write it down.
+        recordings: What `hooked_whisper.data.as_recordings` takes, but no stream. A sequence
+            that is no list makes its items when they are asked for.
+        texts: What is said, one for each recording, for hooks at tokens. None is what the
+            recordings say themselves; where they do not, the model writes it down.
         tokens: Rows of token ids (each with its start sequence) in place of texts.
         all_frames: Read the padding of the window too.
         buffer_size: Vectors of one hook in the buffer; a batch of recordings may come on top.
-        n_together: Recordings side by side in one pass.
+        n_together: Windows side by side in one pass.
         n_epochs: How often everything comes; None is without end.
 
     Raises:
@@ -60,7 +55,7 @@ class ModelActivations:
     def __init__(
         self,
         model: HookedWhisper,
-        recordings: Sequence[Any] | Mel,
+        recordings: Any,
         *,
         texts: Sequence[str] | None = None,
         tokens: Sequence[Tensor] | Tensor | None = None,
@@ -69,35 +64,33 @@ class ModelActivations:
         n_together: int = 4,
         n_epochs: int | None = None,
     ) -> None:
-        self.model, self.recordings = model, recordings
-        self.texts, self.tokens = texts, tokens
+        self.model, self.texts, self.tokens = model, texts, tokens
         self.all_frames = all_frames
         self.buffer_size, self.n_together, self.n_epochs = buffer_size, n_together, n_epochs
-        self._transcripts: dict[int, Tensor] = {}
-        self._check()
-
-    def _check(self) -> None:
-        is_one = isinstance(self.recordings, str) or not hasattr(self.recordings, "__getitem__")
-        if is_one or not len(self.recordings):
-            raise TrainingError(
-                f"recordings is {self.recordings!r}; it must be a sequence with at least one: "
-                "paths, pairs of samples and rate, or a Mel."
-            )
-        if self.texts is not None and self.tokens is not None:
-            raise TrainingError("both texts and tokens given; pass one of them.")
-        for name in ("texts", "tokens"):
-            given = getattr(self, name)
-            if given is not None and len(given) != len(self.recordings):
-                raise TrainingError(
-                    f"{len(self.recordings)} recordings and {len(given)} {name} do not match. Pass "
-                    "one for each recording."
-                )
+        self._transcripts: dict[tuple[int, int], list[int]] = {}
         for name in ("buffer_size", "n_together"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        try:
+            self.recordings = as_recordings(recordings)
+        except HookedWhisperError as error:
+            raise TrainingError(str(error)) from error
+        if self.recordings.get is None:
+            raise TrainingError(
+                "the recordings are a stream, which cannot be read in another order each epoch. "
+                "Pass a list, or harvest them into a store and train from there."
+            )
+        if texts is not None and tokens is not None:
+            raise TrainingError("both texts and tokens given; pass one of them.")
+        for name, given in (("texts", texts), ("tokens", tokens)):
+            if given is not None and len(given) != self.recordings.n:
+                raise TrainingError(
+                    f"{self.recordings.n} recordings and {len(given)} {name} do not match. Pass "
+                    "one for each recording."
+                )
 
     def __repr__(self) -> str:
-        return f"ModelActivations({self.model.cfg.model_name}, {len(self.recordings)} recordings)"
+        return f"ModelActivations({self.model.cfg.model_name}, {self.recordings.n} recordings)"
 
     def stream(
         self, hook_names: NamesFilter, batch_size: int, *, seed: int = 0, skip: int = 0
@@ -120,159 +113,118 @@ class ModelActivations:
                 running, a recording or text that cannot be used, with its number.
         """
         names = self.model.hook_names(hook_names)
-        kinds = {name: self._kind(name) for name in names}
-        return self._stream(kinds, batch_size, seed, skip)
-
-    def _kind(self, name: str) -> str:
-        """Which positions a hook's vectors are at."""
-        axes = self.model.hook_dict[name].axes
-        if axes[:2] == ("batch", "key") or (stack_of(name) == "encoder" and axes[1] == "pos"):
-            return AUDIO
-        if axes[:2] != ("batch", "pos"):
-            raise TrainingError(
-                f"{name!r} has the axes [{' '.join(axes)}]; an autoencoder needs one vector for "
-                "each position, as at hook_resid_post, hook_mlp_out or hook_z."
-            )
-        return TEXT
+        for name in names:
+            axes = self.model.hook_dict[name].axes
+            if axes[:2] not in (("batch", "pos"), ("batch", "key")):
+                raise TrainingError(
+                    f"{name!r} has the axes [{' '.join(axes)}]; an autoencoder needs one vector "
+                    "for each position, as at hook_resid_post, hook_mlp_out or hook_z."
+                )
+        return self._stream(choose_hooks(self.model, names), batch_size, seed, skip)
 
     # Buffers
 
     def _stream(
-        self, kinds: dict[str, str], batch_size: int, seed: int, skip: int
+        self, hooks: RowHooks, batch_size: int, seed: int, skip: int
     ) -> Iterator[dict[str, Tensor]]:
+        by_kind: dict[RowKind, list[str]] = {
+            kind: [hook.name for hook in hooks.each if hook.kind == kind]
+            for kind in ("encoder", "decoder")
+        }
         for epoch in count() if self.n_epochs is None else range(self.n_epochs):
-            for number, buffer in enumerate(self._buffers(kinds, seed, epoch)):
-                sizes = {
-                    kind: sum(self._size(each, kind) for each in buffer) for kind in (AUDIO, TEXT)
-                }
+            for number, buffer in enumerate(self._buffers(hooks, seed, epoch)):
+                sizes = {kind: sum(window.n_rows[kind] for window in buffer) for kind in by_kind}
                 starts = [
-                    (kind, start) for kind in sizes for start in range(0, sizes[kind], batch_size)
+                    (kind, start)
+                    for kind, names in by_kind.items()
+                    if names
+                    for start in range(0, sizes[kind], batch_size)
                 ]
                 if skip >= len(starts):
                     skip -= len(starts)
                     continue
-                vectors = self._read(buffer, kinds)
+                vectors = self._read(buffer, hooks)
                 orders = {
-                    kind: permutation(sizes[kind], seed, epoch, number, int(kind == TEXT))
-                    for kind in sizes
+                    kind: permutation(sizes[kind], seed, epoch, number, int(kind == "decoder"))
+                    for kind in by_kind
                 }
                 turns = permutation(len(starts), seed, epoch, number, 2)
                 for turn in turns[skip:].tolist():
                     kind, start = starts[turn]
                     rows = orders[kind][start : start + batch_size]
                     yield {
-                        name: vectors[name][rows.to(vectors[name].device)]
-                        for name in kinds
-                        if kinds[name] == kind
+                        name: vectors[name][rows.to(vectors[name].device)] for name in by_kind[kind]
                     }
                 skip = 0
 
-    def _buffers(self, kinds: dict[str, str], seed: int, epoch: int) -> Iterator[list[Loaded]]:
-        """The recordings of an epoch, as many at a time as the buffer takes."""
-        buffer: list[Loaded] = []
-        sizes = dict.fromkeys(kinds.values(), 0)
-        needs_tokens = any(stack_of(name) == "decoder" for name in kinds)
-        order = permutation(len(self.recordings), seed, epoch, 3).tolist()
+    def _buffers(self, hooks: RowHooks, seed: int, epoch: int) -> Iterator[list[_Window]]:
+        """The windows of an epoch, as many at a time as the buffer takes."""
+        buffer: list[_Window] = []
+        assert self.recordings.n is not None
+        order = permutation(self.recordings.n, seed, epoch, 3).tolist()
         for place, index in enumerate(order, 1):
-            loaded = self._load(index, needs_tokens=needs_tokens)
-            buffer.append(loaded)
-            for kind in sizes:
-                sizes[kind] += self._size(loaded, kind)
-            is_full = max(sizes.values()) >= self.buffer_size
-            if place == len(order) or (is_full and len(buffer) % self.n_together == 0):
+            buffer += self._load(index, needs_tokens=hooks.needs_tokens)
+            most = max(sum(window.n_rows[kind] for window in buffer) for kind in hooks.kinds)
+            is_full = most >= self.buffer_size and len(buffer) % self.n_together == 0
+            if place == len(order) or is_full:
                 yield buffer
-                buffer, sizes = [], dict.fromkeys(sizes, 0)
-
-    def _size(self, loaded: Loaded, kind: str) -> int:
-        return loaded.n_positions(kind, self.all_frames)
+                buffer = []
 
     # Recordings
 
-    def _load(self, index: int, *, needs_tokens: bool) -> Loaded:
+    def _load(self, index: int, *, needs_tokens: bool) -> list[_Window]:
         """A recording as the model takes it, and its tokens."""
+        assert self.recordings.get is not None
         try:
-            mel = self._mel(index)
-            return Loaded(mel, self._tokens(index, mel) if needs_tokens else None)
+            recording = self.recordings.get(index)
+            mels = [
+                mel_of(self.model, [window])
+                for window in read_windows(recording, index, self.model.cfg)
+            ]
+            loaded = []
+            for number, mel in enumerate(mels):
+                tokens: list[int] = []
+                if needs_tokens:
+                    known = self._known_tokens(recording, index) if len(mels) == 1 else None
+                    tokens = known or self._written_tokens(index, number, mel)
+                counts = row_counts(mel, [tokens], all_frames=self.all_frames)
+                n_rows: dict[RowKind, int] = {kind: n for kind, [n] in counts.items()}
+                loaded.append(_Window(mel, tokens, n_rows))
         except HookedWhisperError as error:
             raise TrainingError(f"recording {index} cannot be used: {error}") from error
+        return loaded
 
-    def _mel(self, index: int) -> Mel:
-        found = self.recordings[index]
-        if isinstance(found, Mel):
-            if len(found) != 1:
-                raise TrainingError(f"it holds {len(found)} recordings: pass Mel.cat(mels).")
-            return found.to(self.model.device, self.model.dtype)
-        if isinstance(found, Tensor):
-            raise TrainingError(
-                "it is a tensor, which tells neither its rate nor how much of it is padding. Pass "
-                "a pair of samples and rate, or a Mel."
-            )
-        # As a list of one, in which pairs of samples and rate are understood.
-        return self.model.to_mel([found])
-
-    def _tokens(self, index: int, mel: Mel) -> Tensor:
-        """The tokens of a recording, start sequence first, without an end."""
+    def _known_tokens(self, recording: Recording, index: int) -> list[int] | None:
+        """The tokens that were given or that the recording has, prompt first; None for neither."""
+        cfg = self.model.cfg
         if self.tokens is not None:
-            tokens = torch.as_tensor(self.tokens[index], device=self.model.device)
-            tokens = tokens[None] if tokens.ndim == 1 else tokens
-            check_tokens(tokens, self.model.cfg.d_vocab, self.model.cfg.n_text_ctx)
-            return tokens
-        if self.texts is not None:
-            return self.model.to_tokens(self.texts[index])
-        if index not in self._transcripts:
-            generated = self.model.generate(mel)
-            self._transcripts[index] = generated.tokens[:, :-1]
-        return self._transcripts[index]
+            row = torch.as_tensor(self.tokens[index]).flatten().tolist()
+        elif self.texts is not None:
+            row = text_row(self.texts[index], cfg)
+        else:
+            return recording_row(recording, cfg)
+        check_tokens(torch.tensor([row]), cfg.d_vocab, cfg.n_text_ctx)
+        return [int(token) for token in row]
 
-    # Running
+    def _written_tokens(self, index: int, number: int, mel: Mel) -> list[int]:
+        """What the model writes down of a window, the prompt first, without the end."""
+        if (index, number) not in self._transcripts:
+            [row] = written_rows(self.model.generate(mel), self.model.cfg)
+            self._transcripts[index, number] = row
+        return self._transcripts[index, number]
 
-    @torch.no_grad()
-    def _read(self, buffer: list[Loaded], kinds: dict[str, str]) -> dict[str, Tensor]:
-        """The vectors of all recordings of a buffer, in order, by hook."""
-        found: dict[str, list[Tensor]] = {name: [] for name in kinds}
-        stop = _stop_behind(list(kinds), self.model)
+    def _read(self, buffer: list[_Window], hooks: RowHooks) -> dict[str, Tensor]:
+        """The vectors of all windows of a buffer, in order, by hook."""
+        found: dict[str, list[Tensor]] = {name: [] for name in hooks.names}
         for start in range(0, len(buffer), self.n_together):
             together = buffer[start : start + self.n_together]
-            mel = Mel.cat([each.mel for each in together])
-            tokens = None
-            if any(stack_of(name) == "decoder" for name in kinds):
-                tokens = _side_by_side(
-                    [each.tokens for each in together if each.tokens is not None]
-                )
-            _, cache = self.model.run_with_cache(
-                mel, tokens, names_filter=list(kinds), stop_at_layer=stop, return_type=None
+            rows = collect_rows(
+                self.model,
+                hooks,
+                Mel.cat([window.mel for window in together]),
+                [window.tokens for window in together],
+                all_frames=self.all_frames,
             )
-            for name, kind in kinds.items():
-                value = cache[name].flatten(2)
-                sizes = torch.tensor([self._size(each, kind) for each in together])
-                found[name].append(value[first_positions(sizes, value.shape[1]).to(value.device)])
+            for name, values in rows.items():
+                found[name].append(values.flatten(1))
         return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-def first_positions(sizes: Tensor, n_pos: int) -> Bool[Tensor, "batch pos"]:
-    """A mask of the first positions of each row, so many as its size."""
-    return torch.arange(n_pos) < sizes[:, None]
-
-
-def _side_by_side(rows: list[Tensor]) -> Tensor:
-    """Tokens of several recordings, the shorter ones filled up on the right.
-
-    What stands there changes nothing before it, and is not read.
-    """
-    width = max(row.shape[1] for row in rows)
-    filled = [torch.nn.functional.pad(row, (0, width - row.shape[1])) for row in rows]
-    return torch.cat(filled)
-
-
-def _stop_behind(names: list[str], model: HookedWhisper) -> tuple[Stack, int] | None:
-    """The first block that none of the hooks needs; None where the last one is not the end."""
-    in_decoder = [name for name in names if stack_of(name) == "decoder"]
-    stack: Stack = "decoder" if in_decoder else "encoder"
-    layers = []
-    for name in in_decoder or names:
-        parts = name.split(".")
-        if parts[1] == "blocks":
-            layers.append(int(parts[2]))
-        elif parts[1] in ("hook_logits", "ln_final"):
-            return None
-    return stack, max(layers, default=-1) + 1

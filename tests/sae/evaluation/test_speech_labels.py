@@ -139,7 +139,7 @@ def test_what_cannot_be_told_is_said(
     tiny_model: Any, said: list[Said], plain_sae: Any, without_shape_checks: None
 ) -> None:
     sae = plain_sae(24, 30)
-    with pytest.raises(InputError, match="recording 1 is a Said with neither words nor a speaker"):
+    with pytest.raises(InputError, match="recording 1 has neither words nor a speaker"):
         frame_labels([said[0], Said(said[0].audio, None, None)], [14, 14])
     with pytest.raises(InputError, match=r"'one' is from 0.3 to 0.2 s"):
         word_labels([Said(said[0].audio, (SpokenWord("one", 0.3, 0.2),))])

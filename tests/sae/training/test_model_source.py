@@ -200,8 +200,8 @@ def test_recordings_and_texts(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recordings": []}, r"recordings is \[\]; it must be a sequence with at least one"),
-        ({"recordings": "speech.wav"}, "recordings is 'speech.wav'; it must be a sequence"),
+        ({"recordings": []}, "there are no recordings"),
+        ({"recordings": "speech.wav"}, "there is no file or folder 'speech.wav'"),
         ({"texts": [" one"]}, "5 recordings and 1 texts do not match"),
         ({"tokens": [], "texts": []}, "both texts and tokens"),
         ({"buffer_size": 0}, "buffer_size is 0"),
@@ -229,9 +229,10 @@ def test_a_recording_that_cannot_be_used_is_named(tiny_model: Any, mel: Mel) -> 
     source = ModelActivations(tiny_model, [mel[0], "nowhere.wav"])
     with pytest.raises(TrainingError, match=r"recording 1 cannot be used: .*nowhere\.wav"):
         list(itertools.islice(source.stream([ENCODER], 8), 3))
-    bare = ModelActivations(tiny_model, [mel.values[0]])
-    with pytest.raises(TrainingError, match="it is a tensor, which tells neither its rate"):
-        next(bare.stream([ENCODER], 8))
+    with pytest.raises(TrainingError, match="is an array, which tells neither its rate"):
+        ModelActivations(tiny_model, [mel.values[0]])
+    with pytest.raises(TrainingError, match="the recordings are a stream"):
+        ModelActivations(tiny_model, (path for path in ["nowhere.wav"]))
 
 
 def test_tokens_that_the_model_lacks_are_refused(tiny_model: Any, mel: Mel) -> None:
