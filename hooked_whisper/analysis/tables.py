@@ -116,15 +116,15 @@ def head_table(
         for recording, (n_frames, n_text) in enumerate(of_recordings):
             loud = energy[recording] if energy is not None and layer.frame_keys else None
             for head, pattern in enumerate(layer.patterns[recording].detach()):
-                row = {"recording": recording, "stack": layer.stack, "layer": layer.layer}
-                row |= {"kind": layer.kind, "head": head}
+                row: dict[str, Any] = {"recording": recording, "stack": layer.stack}
+                row |= {"layer": layer.layer, "kind": layer.kind, "head": head}
                 try:
                     row |= _head_scores(
                         pattern, layer, n_frames, n_text, text_queries, loud, all_frames
                     )
                 except InputError as error:
-                    place = f"{layer.name}, recording {recording}, head {head}"
-                    raise InputError(f"{place}: {error}") from error
+                    where = f"{layer.name}, recording {recording}, head {head}"
+                    raise InputError(f"{where}: {error}") from error
                 rows.append(row)
     place = ["stack", "layer", "kind", "head"]
     table = pandas.DataFrame(rows, columns=["recording", *place, *HEAD_SCORES])

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from hooked_whisper.analysis import scores
+from hooked_whisper.analysis.attention import row_entropy
 from hooked_whisper.config import HookedWhisperConfig, Stack
 from hooked_whisper.errors import InputError
 
@@ -269,6 +269,6 @@ def _mean_entropy(pattern: Float[Tensor, "head query key"]) -> list[float | None
     """Each head's mean entropy over its rows, scaled to sum to 1; one head at a time."""
     found: list[float | None] = []
     for p in pattern:
-        mean = float(scores.entropy(p / p.sum(dim=-1, keepdim=True)).mean())
+        mean = float(row_entropy(p / p.sum(dim=-1, keepdim=True)).mean())
         found.append(mean if mean == mean else None)
     return found
