@@ -33,6 +33,8 @@ HOP_LENGTH = 160
 FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_LENGTH
 FRAMES_PER_POSITION = 2
 """The second convolution has stride 2: an encoder position is 20 ms."""
+POSITIONS_PER_SECOND = FRAMES_PER_SECOND // FRAMES_PER_POSITION
+POSITION_S = 1 / POSITIONS_PER_SECOND
 
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
 """Switches for hook points that cost memory; off by default, as in TransformerLens."""

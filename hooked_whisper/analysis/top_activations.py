@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from hooked_whisper.config import POSITION_S
 from hooked_whisper.errors import InputError
-
-POSITION_S = FRAMES_PER_POSITION / FRAMES_PER_SECOND
-"""Seconds of one encoder position."""
 
 
 @dataclass(frozen=True)
@@ -74,28 +71,71 @@ def top_activations(
         raise InputError(
             f"n_top is {n_top} and least_apart_s {least_apart_s}; they must be at least 1 and 0."
         )
-    values = activations.detach().float().cpu().clone()
-    if not all_frames:
-        padding = torch.arange(n_pos) >= torch.tensor(lengths)[:, None]
-        values[padding] = -torch.inf
-    around = max(1, round(least_apart_s / POSITION_S))
+    values = activations.detach().float().cpu()
+    rows = torch.arange(n_recordings).repeat_interleave(n_pos)
+    positions = torch.arange(n_pos).repeat(n_recordings)
+    counts = positions < torch.tensor(lengths)[rows]
+    if all_frames:
+        counts[:] = True
+    rows, positions, values = rows[counts], positions[counts], values.flatten(0, 1)[counts]
+    least_apart = round(least_apart_s / POSITION_S)
     found = []
     for neuron in range(n_neurons):
-        found += _peaks(values[:, :, neuron], neuron, n_top, around)
+        for i in greatest(values[:, neuron], rows, positions, n_top, least_apart):
+            start_s, value = int(positions[i]) * POSITION_S, float(values[i, neuron])
+            found.append(Moment(neuron, int(rows[i]), start_s, start_s + POSITION_S, value))
     return found
 
 
-def _peaks(
-    values: Float[Tensor, "batch pos"], neuron: int, n_top: int, around: int
-) -> list[Moment]:
-    """The greatest values, each with its neighbourhood taken out; writes over what it is given."""
-    moments = []
-    for _ in range(n_top):
-        recording, pos = divmod(int(values.argmax()), values.shape[1])
-        value = float(values[recording, pos])
-        if value == -torch.inf:
-            break
-        start_s = pos * POSITION_S
-        moments.append(Moment(neuron, recording, start_s, start_s + POSITION_S, value))
-        values[recording, max(0, pos - around + 1) : pos + around] = -torch.inf
-    return moments
+def greatest(
+    values: Float[Tensor, " entry"],
+    rows: Int64[Tensor, " entry"],
+    positions: Int64[Tensor, " entry"],
+    n: int,
+    least_apart: int,
+    sources: Int64[Tensor, " entry"] | None = None,
+) -> list[int]:
+    """Which entries have the greatest values, none near another; greatest first, then earliest.
+
+    Args:
+        values: Those that are -inf are never taken.
+        rows: In which row each is: a recording, or a window of one; rising.
+        positions: Where in its row; rising within a row.
+        n: How many, at most.
+        least_apart: Two of one row are so many positions apart, and at least one.
+        sources: What each row comes from, rising: as long as there are others,
+            each entry comes from a source of its own.
+    """
+    n_apart = max(1, least_apart)
+    stride = int(positions.max()) + n_apart + 1 if len(positions) else 1
+    time = rows * stride + positions  # rising, and rows are further apart than neighbours
+    taken: list[int] = []
+    if sources is not None:
+        left = values.clone()
+        while len(taken) < n and (i := _argmax(left)) is not None:
+            taken.append(i)
+            _cross_out(left, sources, int(sources[i]), int(sources[i]))
+    left = values.clone()
+    for i in taken:
+        _cross_out(left, time, int(time[i]) - n_apart + 1, int(time[i]) + n_apart - 1)
+    while len(taken) < n and (i := _argmax(left)) is not None:
+        taken.append(i)
+        _cross_out(left, time, int(time[i]) - n_apart + 1, int(time[i]) + n_apart - 1)
+    return sorted(taken, key=lambda i: (-float(values[i]), i))
+
+
+def _argmax(values: Float[Tensor, " entry"]) -> int | None:
+    """The first of the greatest; None where all are -inf."""
+    if not len(values):
+        return None
+    i = int(values.argmax())
+    return i if values[i] > -torch.inf else None
+
+
+def _cross_out(
+    values: Float[Tensor, " entry"], rising: Int64[Tensor, " entry"], low: int, high: int
+) -> None:
+    """Have the entries at `low` to `high`, by numbers that rise, be -inf."""
+    first = int(torch.searchsorted(rising, low))
+    end = int(torch.searchsorted(rising, high, right=True))
+    values[first:end] = -torch.inf

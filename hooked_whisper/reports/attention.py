@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from hooked_whisper import digits
@@ -25,21 +26,19 @@ from hooked_whisper.reports.attention_data import (
     ReducedHead,
     choose_axes,
 )
-from hooked_whisper.reports.attention_words import (
-    AlignmentReducer,
-    Times,
-    Transcript,
-    Word,
-    check_words,
-    read_transcript,
-    times_of_words,
-    words_of,
-)
-from hooked_whisper.reports.html import render
+from hooked_whisper.reports.html import write_page
 from hooked_whisper.reports.media import encode_mel
+from hooked_whisper.speech.alignment import (
+    AlignmentCollector,
+    Times,
+    Word,
+    times_of_known_words,
+    word_times,
+    words_of_tokens,
+)
 from hooked_whisper.speech.audio import encode_audio
 from hooked_whisper.speech.mel import Mel
-from hooked_whisper.store.files import write_whole
+from hooked_whisper.speech.tokens import check_tokens, get_tokenizer
 
 MAX_MB = 12.0
 """What all patterns of a page may take; sound and spectrogram of 30 s add 0.3 MB."""
@@ -116,12 +115,14 @@ def attention_page(
     transcript = read_transcript(model, mel, text, language)
     axes = choose_axes(model.cfg, n_sound, transcript.tokens.shape[1], max_mb)
 
-    reducer, alignment = PatternReducer(axes), AlignmentReducer(model, n_sound)
+    reducer = PatternReducer(axes)
+    alignment = AlignmentCollector(model.alignment_heads, n_sound)
     hooks: list[Hook] = [("*.hook_pattern", reducer), (alignment.names, alignment)]
     model.run_with_hooks(mel, transcript.tokens, return_type=None, fwd_hooks=hooks)
 
-    heard = alignment.token_times(transcript.n_prompt)
-    times = times_of_words(model, transcript, known_words) or heard
+    words, n_tokens = transcript.words, transcript.tokens.shape[1]
+    times_of_words = times_of_known_words(words, known_words, n_tokens)
+    times = times_of_words or alignment.token_times(transcript.n_prompt)
     data = {
         "model": model.cfg.model_name,
         "recording": one.id,
@@ -131,23 +132,72 @@ def attention_page(
         "window_s": model.cfg.window_s,
         "position_s": model.cfg.window_s / model.cfg.n_audio_ctx,
         "audio": encode_audio(samples),
-        "mel": encode_mel(_with_sound(mel)),
+        "mel": encode_mel(mel.values[0, :, : max(1, int(mel.n_frames))]),
         "tokens": _tokens(model, transcript, times),
         "n_prompt": transcript.n_prompt,
-        "words": known_words or words_of(model, transcript, times),
+        "words": known_words or word_times(words, times),
         "words_from": "given" if known_words else "cross-attention",
-        "times_from": "cross-attention" if times is heard else "given",
+        "times_from": "given" if times_of_words else "cross-attention",
         "padded": n_sound < model.cfg.n_audio_ctx,
         "about": {kind: _about(kind, *axes[kind]) for kind in KINDS},
         "timing_heads": model.alignment_heads.to_dense().nonzero().tolist(),
         "kinds": {kind: _kind(axes[kind], reducer.heads[kind]) for kind in KINDS},
     }
-    html = render("attention", data, title=f"Attention of {model.cfg.model_name}: {one.id}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = html.encode("utf-8")
-    write_whole(path, lambda file: file.write(encoded))
+    title = f"Attention of {model.cfg.model_name}: {one.id}"
+    n_bytes = write_page(path, "attention", data, title)
     bins = {kind: (query.width, key.width) for kind, (query, key) in axes.items()}
-    return AttentionPage(path, len(encoded), transcript.text, bins)
+    return AttentionPage(path, n_bytes, transcript.text, bins)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A text as the decoder reads it.
+
+    Args:
+        tokens: The prompt, the text, and end-of-text.
+        n_prompt: Tokens of the prompt.
+        text: The text alone; empty where nothing is said.
+        words: Its words, each with the places of its tokens.
+    """
+
+    tokens: Int[Tensor, "one pos"]
+    n_prompt: int
+    text: str
+    words: list[tuple[str, range]]
+
+
+def read_transcript(
+    model: HookedWhisper, mel: Mel, text: str | None, language: str | None
+) -> Transcript:
+    """The tokens of a text, or of what the model writes down itself where there is none.
+
+    Args:
+        model: The model.
+        mel: One recording.
+        text: What is said; begins with a space, or is given one, as Whisper writes.
+        language: A code or name; None has the model find out where it writes
+            itself, and means English for a text.
+
+    Raises:
+        TokenError: No such language, or a text of more tokens than the decoder has positions.
+    """
+    if text is None:
+        made = model.generate(mel, language=language)
+        tokenizer = get_tokenizer(model.cfg, made.languages[0])
+        row, n_prompt = made.tokens[0].tolist(), made.n_prompt
+        written = [token for token in row[n_prompt:] if token != tokenizer.eot]
+        written = written[: model.cfg.n_text_ctx - n_prompt - 1]
+        tokens = torch.tensor([[*row[:n_prompt], *written, tokenizer.eot]])
+    else:
+        tokenizer = get_tokenizer(model.cfg, language)
+        stripped = text.strip()
+        spaced = f" {stripped}" if stripped and not stripped.startswith("<|") else stripped
+        n_prompt = model.to_tokens("", language=language).shape[1]
+        tokens = model.to_tokens(spaced, append_eot=True, language=language)
+    tokens = tokens.to(model.device)
+    check_tokens(tokens, model.cfg.d_vocab, model.cfg.n_text_ctx)
+    words = words_of_tokens(tokenizer, tokens[0].tolist(), n_prompt)
+    return Transcript(tokens, n_prompt, model.to_string(tokens[0]).strip(), words)
 
 
 def _check_out(out: Any) -> Path:
@@ -162,6 +212,27 @@ def _check_budget(max_mb: Any) -> float:
     if not is_number or not 0 < max_mb < float("inf"):
         raise InputError(f"max_mb is {max_mb!r}; it must be a number of megabytes over 0.")
     return float(max_mb)
+
+
+def check_words(words: Sequence[Any]) -> list[Word]:
+    """Words with their times, as plain tuples."""
+    checked: list[Word] = []
+    for number, given in enumerate(words):
+        try:
+            start_s, end_s, word = given
+            start_s, end_s = float(start_s), float(end_s)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"word {number} is {given!r}; pass its start and end in seconds and the word: "
+                '(0.5, 0.9, "three").'
+            ) from None
+        if not 0 <= start_s <= end_s < float("inf"):
+            raise InputError(
+                f"word {number}, {word!r}, goes from {start_s:g} to {end_s:g} s; it must begin at "
+                "0 s or later, and end after that."
+            )
+        checked.append((start_s, end_s, str(word)))
+    return checked
 
 
 def _one_recording(recording: Any, words: Any) -> tuple[Recording, list[Word]]:
@@ -197,16 +268,12 @@ def _read(model: HookedWhisper, recording: Recording, cut: bool) -> Tensor:
     return samples[: model.cfg.n_samples]
 
 
-def _with_sound(mel: Mel) -> Tensor:
-    return mel.values[0, :, : max(1, int(mel.n_frames))]
-
-
 def _tokens(model: HookedWhisper, transcript: Transcript, times: Times) -> list[dict[str, Any]]:
     """Each token's text and times for the page."""
     texts = model.to_str_tokens(transcript.tokens[0])
     return [
-        {"text": text, "start": each[0] if each else None, "end": each[1] if each else None}
-        for text, each in zip(texts, times, strict=True)
+        {"text": text, "start": time[0] if time else None, "end": time[1] if time else None}
+        for text, time in zip(texts, times, strict=True)
     ]
 
 

@@ -1,7 +1,7 @@
 """What features do to transcripts: written down with one of them ablated, and amplified."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from torch import Tensor
 from hooked_whisper.data.batches import window_batches
 from hooked_whisper.data.windows import AudioWindow, mel_of
 from hooked_whisper.display import progress_bar
-from hooked_whisper.reports.sites import FeatureSite
+from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.reports.sites import FeatureSite, PageOptions
 from hooked_whisper.speech.wer import n_wrong_words
 
 
@@ -36,19 +37,14 @@ class Effect(NamedTuple):
 
 @torch.no_grad()
 def transcripts(
-    model: Any,
-    windows: Sequence[AudioWindow],
-    *,
-    batch_size: int = 8,
-    progress: bool = True,
-    **options: Any,
+    model: HookedWhisper, windows: Sequence[AudioWindow], options: PageOptions
 ) -> list[str]:
     """What the model writes for windows, greedily and without timestamps."""
     found: list[str] = []
-    show = progress and bool(windows)
+    show = options.progress and bool(windows)
     with progress_bar(total=len(windows), desc="transcripts", unit="window", show=show) as bar:
-        for batch in window_batches(model, windows, batch_size):
-            found += model.generate(batch.mel, **options).texts
+        for batch in window_batches(model, windows, options.batch_size):
+            found += model.generate(batch.mel, language=options.language).texts
             bar.update(len(batch))
     return found
 
@@ -58,11 +54,7 @@ def effects(
     site: FeatureSite,
     windows: Sequence[AudioWindow],
     pairs: Sequence[tuple[int, int]],
-    factor: float,
-    *,
-    batch_size: int = 8,
-    progress: bool = True,
-    **options: Any,
+    options: PageOptions,
 ) -> dict[tuple[int, int], Effect]:
     """Transcripts of windows with a feature ablated, and amplified.
 
@@ -72,39 +64,34 @@ def effects(
 
     Args:
         site: The features.
-        windows: What was listened to.
+        windows: What is transcribed.
         pairs: Windows and features by their numbers.
-        factor: What amplified features are multiplied with.
-        batch_size: Runs side by side.
-        progress: Show a progress bar.
-        options: For `model.generate`.
+        options: How much more an amplified feature is, the language, the batch size.
     """
     pairs = list(dict.fromkeys(pairs))
-    heard = list(dict.fromkeys(window for window, _ in pairs))
-    runs = [(window, feature, by) for window, feature in pairs for by in (0.0, float(factor))]
+    numbers = list(dict.fromkeys(window for window, _ in pairs))
+    runs = [(window, feature, by) for window, feature in pairs for by in (0.0, options.amplify)]
     plain: dict[int, str] = {}
     before: dict[int, Tensor] = {}
     texts: list[str] = []
 
-    def write(stream: Tensor, heard: Sequence[int]) -> list[str]:
-        n_positions = torch.tensor([windows[each].n_positions for each in heard]).to(stream.device)
-        output = site.behind(stream, n_positions)
-        return site.model.generate(encoder_output=output, **options).texts
+    def write(stream: Tensor, numbers: Sequence[int]) -> list[str]:
+        n_positions = torch.tensor([windows[number].n_positions for number in numbers])
+        output = site.behind(stream, n_positions.to(stream.device))
+        return site.model.generate(encoder_output=output, language=options.language).texts
 
-    n_runs = len(heard) + len(runs)
-    with progress_bar(
-        total=n_runs, desc="effects", unit="run", show=progress and bool(runs)
-    ) as bar:
-        for first in range(0, len(heard), batch_size):
-            part = heard[first : first + batch_size]
-            stream = site.before(mel_of(site.model, [windows[each] for each in part]))
+    show, size = options.progress and bool(runs), options.batch_size
+    with progress_bar(total=len(numbers) + len(runs), desc="effects", unit="run", show=show) as bar:
+        for first in range(0, len(numbers), size):
+            part = numbers[first : first + size]
+            stream = site.before(mel_of(site.model, [windows[number] for number in part]))
             before |= zip(part, stream, strict=True)
             plain |= zip(part, write(stream, part), strict=True)
             bar.update(len(part))
-        for first in range(0, len(runs), batch_size):
-            some = runs[first : first + batch_size]
+        for first in range(0, len(runs), size):
+            some = runs[first : first + size]
             stream = torch.stack([before[window] for window, _, _ in some])
-            with site.scaled([each for _, each, _ in some], [by for _, _, by in some]):
+            with site.scaled([feature for _, feature, _ in some], [by for _, _, by in some]):
                 texts += write(stream, [window for window, _, _ in some])
             bar.update(len(some))
     return {

@@ -1,13 +1,13 @@
 """Which stretches of sound stand in a page: each once, and no more than there is room for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any
 
 import numpy as np
 
-from hooked_whisper.config import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
+from hooked_whisper.config import FRAMES_PER_SECOND, POSITIONS_PER_SECOND, SAMPLE_RATE_HZ
 from hooked_whisper.data.windows import AudioWindow, mel_of
 from hooked_whisper.display import progress_bar
 from hooked_whisper.model.whisper import HookedWhisper
@@ -18,13 +18,12 @@ WHOLE_S = 10.0
 """Windows of at most this length are kept whole."""
 BYTES_PER_S = 9_500
 """What a second takes in the file: sound and spectrogram, in base64."""
-_GRID_HZ = 50
 _JOIN_S = 0.5
 """Stretches that are no further apart become one."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Excerpt:
     """A stretch of a window.
 
     Args:
@@ -37,12 +36,20 @@ class Part:
     start_s: float
     end_s: float
 
+    def holds(self, other: "Excerpt") -> bool:
+        """Whether another one lies in it."""
+        return (
+            self.window == other.window
+            and self.start_s <= other.start_s + 1e-9
+            and other.end_s <= self.end_s + 1e-9
+        )
 
-class Room:
-    """Takes stretches of sound as long as there is room for them.
+
+class ExcerptBudget:
+    """Takes excerpts as long as there is room for their sound.
 
     Args:
-        windows: What was listened to.
+        windows: What the excerpts are of.
         seconds: How much sound there is room for.
     """
 
@@ -51,70 +58,65 @@ class Room:
         self.left_s = float(seconds)
         self._kept: dict[int, Any] = {}
 
-    def take(self, window: int, start_s: float, end_s: float) -> bool:
-        """Keep a stretch of a window; False where there is no room left for it."""
-        heard = self.windows[window]
-        n = ceil(heard.seconds * _GRID_HZ)
-        kept = self._kept.get(window, np.zeros(n, dtype=bool))
-        wanted = slice(max(0, floor(start_s * _GRID_HZ)), ceil(end_s * _GRID_HZ))
-        if heard.seconds <= WHOLE_S:
-            wanted = slice(0, n)
-        new = (~kept[wanted]).sum() / _GRID_HZ
-        if new > self.left_s:
+    def take(self, excerpt: Excerpt) -> bool:
+        """Keep the sound of an excerpt; False where there is no room left for it, or no sound."""
+        window = self.windows[excerpt.window]
+        n = ceil(window.seconds * POSITIONS_PER_SECOND)
+        kept = self._kept.get(excerpt.window, np.zeros(n, dtype=bool))
+        start = max(0, floor(excerpt.start_s * POSITIONS_PER_SECOND))
+        wanted = slice(start, ceil(excerpt.end_s * POSITIONS_PER_SECOND))
+        if start >= n:
             return False
-        self.left_s -= new
+        if window.seconds <= WHOLE_S:
+            wanted = slice(0, n)
+        new_s = (~kept[wanted]).sum() / POSITIONS_PER_SECOND
+        if new_s > self.left_s:
+            return False
+        self.left_s -= new_s
         kept[wanted] = True
-        self._kept[window] = kept
+        self._kept[excerpt.window] = kept
         return True
 
-    def parts(self) -> list[Part]:
-        """What is kept, as stretches without gaps."""
+    def excerpts(self) -> list[Excerpt]:
+        """What is kept, as excerpts without gaps, in order."""
         found = []
-        for window, kept in sorted(self._kept.items()):
+        for number, kept in sorted(self._kept.items()):
             edges = np.flatnonzero(np.diff(np.concatenate([[0], kept.astype(int), [0]])))
             runs: list[list[int]] = []
             for start, end in edges.reshape(-1, 2).tolist():
-                if runs and start - runs[-1][1] <= _JOIN_S * _GRID_HZ:
+                if runs and start - runs[-1][1] <= _JOIN_S * POSITIONS_PER_SECOND:
                     runs[-1][1] = end
                 else:
                     runs.append([start, end])
-            length = self.windows[window].seconds
-            found += [Part(window, a / _GRID_HZ, min(length, b / _GRID_HZ)) for a, b in runs]
+            length_s = self.windows[number].seconds
+            for start, end in runs:
+                end_s = min(length_s, end / POSITIONS_PER_SECOND)
+                found.append(Excerpt(number, start / POSITIONS_PER_SECOND, end_s))
         return found
 
 
-def part_of(parts: Sequence[Part], window: int, start_s: float, end_s: float) -> int | None:
-    """The number of the part that holds a stretch of a window; None where none does."""
-    for number, each in enumerate(parts):
-        if each.window == window and each.start_s <= start_s + 1e-9:
-            if end_s <= each.end_s + 1e-9:
-                return number
-    return None
-
-
-def encode_parts(
+def encode_excerpts(
     model: HookedWhisper,
     windows: Sequence[AudioWindow],
-    parts: Iterable[Part],
+    excerpts: Sequence[Excerpt],
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """The parts as the page holds them: times, sound, and the model's own spectrogram."""
-    found, known, mel = [], -1, None
-    for part in progress_bar(list(parts), desc="sounds", unit="part", show=progress):
-        if part.window != known:
-            known, mel = part.window, mel_of(model, [windows[part.window]]).values[0]
-        samples = windows[part.window].samples
-        first, end = round(part.start_s * SAMPLE_RATE_HZ), round(part.end_s * SAMPLE_RATE_HZ)
-        frames = slice(
-            round(part.start_s * FRAMES_PER_SECOND), ceil(part.end_s * FRAMES_PER_SECOND)
-        )
-        assert mel is not None
+    """Excerpts as the page holds them: times, sound, and the model's own spectrogram."""
+    found = []
+    number, mel = -1, None
+    for excerpt in progress_bar(excerpts, desc="sounds", unit="part", show=progress):
+        window = windows[excerpt.window]
+        if mel is None or excerpt.window != number:
+            number, mel = excerpt.window, mel_of(model, [window]).values[0]
+        start_s, end_s = excerpt.start_s, excerpt.end_s
+        samples = slice(round(start_s * SAMPLE_RATE_HZ), round(end_s * SAMPLE_RATE_HZ))
+        frames = slice(round(start_s * FRAMES_PER_SECOND), ceil(end_s * FRAMES_PER_SECOND))
         found.append(
             {
-                "window": part.window,
-                "start": round(part.start_s, 4),
-                "end": round(part.end_s, 4),
-                "audio": encode_audio(samples[first:end]),
+                "window": excerpt.window,
+                "start": round(start_s, 4),
+                "end": round(end_s, 4),
+                "audio": encode_audio(window.samples[samples]),
                 "mel": encode_mel(mel[:, frames]),
             }
         )

@@ -1,212 +1,282 @@
-"""The moments of all features with their curves, and the sound that they need."""
+"""What a page has of all features: their examples, and the sound that these need."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import ceil, floor
 from typing import Any
 
 import torch
 
-from hooked_whisper.data.windows import AudioWindow
-from hooked_whisper.reports.alignment import token_times
-from hooked_whisper.reports.attention_words import Times
-from hooked_whisper.reports.examples import Moment, Range, around, curve, moments_of, words_at
-from hooked_whisper.reports.excerpts import BYTES_PER_S, Part, Room, part_of
-from hooked_whisper.reports.feature_activations import POSITION_S, Measured, token_names
+from hooked_whisper.config import POSITION_S
+from hooked_whisper.data.windows import AudioWindow, mel_of
+from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.reports.examples import FeatureExample, Range, feature_examples
+from hooked_whisper.reports.excerpts import BYTES_PER_S, Excerpt, ExcerptBudget
+from hooked_whisper.reports.feature_activations import (
+    FeatureActivations,
+    OneFeature,
+    token_names,
+)
 from hooked_whisper.reports.media import encode_values
-from hooked_whisper.reports.sites import FeatureSite
+from hooked_whisper.reports.sites import FeatureSite, PageOptions
+from hooked_whisper.speech.alignment import AlignmentCollector, Times
+from hooked_whisper.speech.labels import values_at
+from hooked_whisper.speech.tokens import get_tokenizer, has_tokenizer
 
 AROUND_S = 1.0
-"""What is played and drawn around a moment, on each side."""
+"""What is played and drawn around an example, on each side."""
+CLIP_FIELDS = ("window", "part", "position", "value", "start", "end", "first", "curve")
+"""The numbers of an example in the page's data, in order."""
+INTERVAL_FIELDS = ("low", "high", "share")
+"""What follows them where the example is a sample of the range."""
 _BYTES_PER_CLIP = 320
 _BYTES_OF_PAGE = 150_000
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A moment on the page.
-
-    Args:
-        moment: Which.
-        start_s: Where its player begins, in its window.
-        end_s: Where it ends.
-        first: The first position of the curve.
-        curve: The activations from there on, as bytes.
-        part: The number of the part that holds its sound; None without sound.
-    """
-
-    moment: Moment
-    start_s: float
-    end_s: float
-    first: int
-    curve: str
-    part: int | None
-
-
 @dataclass(frozen=True, eq=False)
-class Entries:
+class FeatureData:
     """What the page has of each chosen feature, and the sound that belongs to it.
 
     Args:
-        clips: Of each feature: its greatest moments, then those of its range.
-        top: The greatest moments alone.
+        activations: Where the features are active.
+        examples: Of each feature: its greatest, then those of its range.
         ranges: Its values.
-        words: What is said at the greatest moments, the most frequent first.
-        parts: Stretches of sound.
+        words: What is said at its greatest examples, the most frequent first.
+        sounds: The excerpts whose sound stands in the page.
         tokens: By window, the tokens that count and their times; in the decoder.
     """
 
-    clips: list[list[Clip]]
-    top: list[list[Moment]]
+    activations: FeatureActivations
+    examples: list[list[FeatureExample]]
     ranges: list[Range]
     words: list[str | None]
-    parts: list[Part]
+    sounds: list[Excerpt]
     tokens: dict[int, tuple[list[str], Times]]
+
+    @property
+    def top(self) -> list[list[FeatureExample]]:
+        """The greatest examples alone."""
+        return [_top(examples) for examples in self.examples]
 
     @property
     def windows(self) -> list[int]:
         """The windows that the page shows, by number."""
-        return sorted({clip.moment.window for each in self.clips for clip in each})
+        return sorted({example.window for examples in self.examples for example in examples})
 
     @property
     def n_clips(self) -> int:
-        """Moments on the page."""
-        return sum(map(len, self.clips))
+        """Examples on the page."""
+        return sum(map(len, self.examples))
 
     @property
     def n_without_sound(self) -> int:
         """Those without sound."""
-        return sum(clip.part is None for each in self.clips for clip in each)
+        return sum(each.part < 0 for examples in self.examples for each in examples)
 
-    def window_data(self, windows: list[AudioWindow], written: dict[int, str]) -> dict[str, Any]:
+    def window_data(self, written: dict[int, str]) -> dict[str, Any]:
         """What the page says about each window that it shows."""
         found = {}
-        for i in self.windows:
-            each = windows[i]
-            found[str(i)] = {
-                "name": each.name,
-                "start": each.start_s,
-                "text": each.text,
-                "written": written.get(i),
-                "words": [[round(a, 3), round(b, 3), word] for a, b, word in each.words or ()],
-                "labels": {name: str(value) for name, value in each.labels.items()},
+        for number in self.windows:
+            window = self.activations.windows[number]
+            found[str(number)] = {
+                "name": window.name,
+                "start": window.start_s,
+                "text": window.text,
+                "written": written.get(number),
+                "words": [[round(a, 3), round(b, 3), word] for a, b, word in window.words or ()],
+                "labels": {name: str(value) for name, value in window.labels.items()},
             }
-            if i in self.tokens:
-                found[str(i)]["tokens"] = self.tokens[i][0]
+            if number in self.tokens:
+                found[str(number)]["tokens"] = self.tokens[number][0]
         return found
 
     def clip_data(self) -> list[list[list[Any]]]:
-        """For each feature its clips as short lists; `features.js` names their places."""
-        return [[_as_list(clip) for clip in each] for each in self.clips]
+        """For each feature its examples, each a list of what `CLIP_FIELDS` names."""
+        found = []
+        for index, examples in enumerate(self.examples):
+            feature = self.activations.of(index)
+            found.append([self._clip(each, feature, self.ranges[index]) for each in examples])
+        return found
+
+    def _clip(self, example: FeatureExample, feature: OneFeature, values: Range) -> list[Any]:
+        window, excerpt = example.window, example.excerpt
+        first = self.activations.first
+        end = first + self.activations.n_positions[window]
+        if not self.tokens:
+            first = floor(excerpt.start_s / POSITION_S + 1e-9)
+            end = min(end, ceil(excerpt.end_s / POSITION_S - 1e-9))
+        curve = self.activations.curve(feature, window, first, end)
+        clip = {
+            "window": window,
+            "part": example.part,
+            "position": example.position,
+            "value": float(f"{example.value:.5g}"),
+            "start": round(excerpt.start_s, 3),
+            "end": round(excerpt.end_s, 3),
+            "first": first,
+            "curve": encode_values(curve, values.low, values.high)["bytes"],
+        }
+        numbers = (float(f"{number:.4g}") for number in example.interval)
+        return [*(clip[name] for name in CLIP_FIELDS), *numbers]
 
 
-def make_entries(
-    site: FeatureSite, measured: Measured, n_clips: int, max_mb: float, seed: int
-) -> Entries:
-    """Choose the moments of all features, and the sound for which the file has room.
+def feature_data(
+    site: FeatureSite, activations: FeatureActivations, options: PageOptions
+) -> FeatureData:
+    """Choose the examples of all features, and the sound for which the file has room.
 
-    Room goes to every feature's greatest moment first, then to every second one.
+    Room goes to every feature's greatest example first, then to every second one.
     """
-    n_top = ceil(n_clips / 2)
-    chosen = [
-        moments_of(measured, measured.of(place), n_top, n_clips - n_top, seed + feature)
-        for place, feature in enumerate(measured.chosen)
-    ]
-    moments, ranges = [each[0] for each in chosen], [each[1] for each in chosen]
-    tokens = _tokens(site, measured, moments)
-    times = {id(each): _time(each, measured, tokens) for some in moments for each in some}
-    bytes_left = max_mb * 1e6 - _BYTES_OF_PAGE - _BYTES_PER_CLIP * sum(map(len, moments))
-    room = Room(measured.windows, max(0.0, bytes_left) / BYTES_PER_S)
-    kept = set()
-    for rank in range(n_clips):
-        for some in moments:
-            if rank < len(some) and room.take(some[rank].window, *times[id(some[rank])]):
-                kept.add(id(some[rank]))
-    parts = room.parts()
-    places = {each: [i for i, p in enumerate(parts) if p.window == each] for each in
-              {part.window for part in parts}}  # fmt: skip
-    clips = []
-    for place, some in enumerate(moments):
-        active = measured.of(place)
-        clips.append([
-            _clip(measured, active, each, ranges[place], times[id(each)], parts, places)
-            for each in some
-        ])  # fmt: skip
-    top = [[each for each in some if each.low is None] for some in moments]
-    words = [_common(words_at(each, measured)) for each in top] if site.stack == "encoder" else [
-        _common([tokens[m.window][0][m.position - measured.first].strip() for m in each])
-        for each in top
-    ]  # fmt: skip
-    return Entries(clips, top, ranges, words, parts, tokens)
+    tokens: dict[int, tuple[list[str], Times]] = {}
+
+    def excerpt_of(window: int, position: int) -> Excerpt:
+        if site.stack == "encoder":
+            return _around(activations, window, position)
+        if window not in tokens:
+            tokens[window] = _timed_tokens(site, activations, window, options.language)
+        span = tokens[window][1][position - activations.first]
+        length_s = activations.windows[window].seconds
+        if span is None:
+            return Excerpt(window, 0.0, length_s)
+        return Excerpt(window, max(0.0, span[0] - AROUND_S), min(length_s, span[1] + AROUND_S))
+
+    n_top = ceil(options.n_clips / 2)
+    examples, ranges = [], []
+    for index, number in enumerate(activations.chosen):
+        found, values = feature_examples(
+            activations,
+            activations.of(index),
+            excerpt_of,
+            n_top=n_top,
+            n_range=options.n_clips - n_top,
+            seed=options.seed + number,
+        )
+        examples.append(found)
+        ranges.append(values)
+    bytes_left = options.max_mb * 1e6 - _BYTES_OF_PAGE - _BYTES_PER_CLIP * sum(map(len, examples))
+    budget = ExcerptBudget(activations.windows, max(0.0, bytes_left) / BYTES_PER_S)
+    for rank in range(options.n_clips):
+        for some in examples:
+            if rank < len(some):
+                budget.take(some[rank].excerpt)
+    sounds = budget.excerpts()
+    words = []
+    for some in examples:
+        said = [_said(site, activations, tokens, example) for example in _top(some)]
+        words.append(_most_common(said))
+    examples = _with_parts(examples, sounds)
+    return FeatureData(activations, examples, ranges, words, sounds, tokens)
 
 
-def _tokens(
-    site: FeatureSite, measured: Measured, moments: list[list[Moment]]
-) -> dict[int, tuple[list[str], Times]]:
-    """The tokens and times of the windows that are shown; in the decoder."""
-    if site.stack == "encoder":
-        return {}
-    found = {}
-    for window in sorted({each.window for some in moments for each in some}):
-        tokens = measured.tokens[window]
-        times = token_times(site.model, measured.windows[window], tokens)
-        names = token_names(site.model, tokens)
-        found[window] = (names[measured.first :], times[measured.first :])
-    return found
+def _with_parts(
+    examples: list[list[FeatureExample]], sounds: list[Excerpt]
+) -> list[list[FeatureExample]]:
+    """The same examples, each with the number of the sound that holds its excerpt."""
+    by_window: dict[int, list[int]] = {}
+    for number, sound in enumerate(sounds):
+        by_window.setdefault(sound.window, []).append(number)
+
+    def part(example: FeatureExample) -> int:
+        numbers = by_window.get(example.window, [])
+        return next((i for i in numbers if sounds[i].holds(example.excerpt)), -1)
+
+    return [[replace(each, part=part(each)) for each in some] for some in examples]
 
 
-def _time(
-    moment: Moment, measured: Measured, tokens: dict[int, tuple[list[str], Times]]
-) -> tuple[float, float]:
-    """From where to where a moment is played, in its window."""
-    if moment.window not in tokens:
-        return around(moment, measured, AROUND_S)
-    length = measured.windows[moment.window].seconds
-    span = tokens[moment.window][1][moment.position - measured.first]
-    if span is None:
-        return 0.0, length
-    return max(0.0, span[0] - AROUND_S), min(length, span[1] + AROUND_S)
+def _top(examples: list[FeatureExample]) -> list[FeatureExample]:
+    return [example for example in examples if not example.interval]
 
 
-def _clip(
-    measured: Measured,
-    active: Any,
-    moment: Moment,
-    values: Range,
-    time_s: tuple[float, float],
-    parts: list[Part],
-    places: dict[int, list[int]],
-) -> Clip:
-    start_s, end_s = time_s
-    n = int(measured.offsets[moment.window + 1] - measured.offsets[moment.window])
-    first, end = measured.first, measured.first + n
-    if not measured.tokens:
-        first, end = floor(start_s / POSITION_S + 1e-9), min(n, ceil(end_s / POSITION_S - 1e-9))
-    curve_ = torch.from_numpy(curve(measured, active, moment.window, first, end))
-    coded = encode_values(curve_, values.low, values.high)["bytes"]
-    mine = places.get(moment.window, [])
-    number = part_of([parts[i] for i in mine], moment.window, start_s, end_s)
-    part = None if number is None else mine[number]
-    return Clip(moment, start_s, end_s, first, coded, part)
+def _around(activations: FeatureActivations, window: int, position: int) -> Excerpt:
+    """An encoder position and so many seconds on each side, within the sound of its window."""
+    middle_s = (position + 0.5) * POSITION_S
+    length_s = activations.windows[window].seconds
+    if middle_s > length_s:  # padding, which has no sound
+        length_s = activations.n_positions[window] * POSITION_S
+    return Excerpt(window, max(0.0, middle_s - AROUND_S), min(length_s, middle_s + AROUND_S))
 
 
-def _common(words: list[str]) -> str | None:
+def _said(
+    site: FeatureSite,
+    activations: FeatureActivations,
+    tokens: dict[int, tuple[list[str], Times]],
+    example: FeatureExample,
+) -> str | None:
+    """The word that is said at an example, where one is known; in the decoder, its token."""
+    if site.stack == "decoder":
+        return tokens[example.window][0][example.position - activations.first].strip()
+    middle_s = (example.position + 0.5) * POSITION_S
+    return values_at(activations.windows[example.window].words, [middle_s])[0]
+
+
+def _most_common(words: Sequence[str | None]) -> str | None:
     """Words, the most frequent first, each with how often it is there."""
     counts = Counter(word for word in words if word).most_common(3)
     return ", ".join(f"{word} ×{n}" if n > 1 else word for word, n in counts) or None
 
 
-def _as_list(clip: Clip) -> list[Any]:
-    moment = clip.moment
-    interval = [] if moment.low is None else [moment.low, moment.high, moment.share]
-    return [
-        moment.window,
-        -1 if clip.part is None else clip.part,
-        moment.position,
-        float(f"{moment.value:.5g}"),
-        round(clip.start_s, 3),
-        round(clip.end_s, 3),
-        clip.first,
-        clip.curve,
-        *(float(f"{each:.4g}") for each in interval if each is not None),
-    ]
+def _timed_tokens(
+    site: FeatureSite, activations: FeatureActivations, window: int, language: str
+) -> tuple[list[str], Times]:
+    """The tokens of a window that count, and when each is spoken."""
+    tokens, first = activations.tokens[window], activations.first
+    times = token_times(site.model, activations.windows[window], tokens, language)
+    return token_names(site.model, tokens)[first:], times[first:]
+
+
+def token_times(
+    model: HookedWhisper, window: AudioWindow, tokens: Sequence[int], language: str = "en"
+) -> Times:
+    """Start and end of each token in its window, in seconds; None for those without a time.
+
+    By the words' known times, or else by the model's cross-attention. Tokens of
+    one word share the word's time. The last token of the prompt, which writes
+    the first word, has that word's.
+    """
+    times: Times = [None] * len(tokens)
+    if not has_tokenizer(model.cfg):
+        return times
+    tokenizer = get_tokenizer(model.cfg, language)
+    written = [i for i, token in enumerate(tokens) if token < tokenizer.eot]
+    if not written:
+        return times
+    text = [tokens[i] for i in written]
+    _, words = tokenizer.split_to_word_tokens([*text, tokenizer.eot])
+    groups = [len(word) for word in words[:-1]]
+    if window.words and len(window.words) == len(groups):
+        spans: Times = [(start, end) for start, end, _ in window.words]
+    else:
+        by_attention = _times_by_attention(model, window, tokens, written[0])
+        spans = _spans([by_attention[i] for i in written], groups)
+    rest = iter(written)
+    for group, span in zip(groups, spans, strict=True):
+        for _ in range(group):
+            times[next(rest)] = span
+    if written[0] > 0:
+        times[written[0] - 1] = spans[0]
+    return times
+
+
+def _spans(times: Times, groups: Sequence[int]) -> Times:
+    """From where its first token begins to where its last ends, for each word."""
+    spans: Times = []
+    at = 0
+    for n in groups:
+        first, last = times[at], times[at + n - 1]
+        spans.append((first[0], last[1]) if first and last else None)
+        at += n
+    return spans
+
+
+@torch.no_grad()
+def _times_by_attention(
+    model: HookedWhisper, window: AudioWindow, tokens: Sequence[int], n_prompt: int
+) -> Times:
+    """When each token is said, as the alignment heads hear it."""
+    mel = mel_of(model, [window])
+    row = [*tokens, get_tokenizer(model.cfg).eot][: model.cfg.n_text_ctx]
+    collector = AlignmentCollector(model.alignment_heads, window.n_positions)
+    with model.hooks([(collector.names, collector)]):
+        model(mel, torch.tensor([row], device=model.device), return_type=None)
+    return [*collector.token_times(n_prompt), None][: len(tokens)]

@@ -3,28 +3,31 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hooked_whisper.data.batches import text_row
 from hooked_whisper.data.windows import AudioWindow, load_windows
 from hooked_whisper.display import box, count, fold, framed, table
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.effects import Effect, effects, transcripts
-from hooked_whisper.reports.excerpts import encode_parts
-from hooked_whisper.reports.feature_activations import Measured, measure
-from hooked_whisper.reports.feature_data import Entries, make_entries
-from hooked_whisper.reports.feature_labels import Told, tell
-from hooked_whisper.reports.html import render
-from hooked_whisper.reports.sites import FeatureSite, feature_site
+from hooked_whisper.reports.excerpts import encode_excerpts
+from hooked_whisper.reports.feature_activations import feature_activations
+from hooked_whisper.reports.feature_data import (
+    CLIP_FIELDS,
+    INTERVAL_FIELDS,
+    FeatureData,
+    feature_data,
+)
+from hooked_whisper.reports.feature_labels import FeatureLabels, feature_labels
+from hooked_whisper.reports.html import write_page
+from hooked_whisper.reports.sites import FeatureSite, PageOptions, feature_site, page_options
 from hooked_whisper.speech.tokens import has_tokenizer
 
 if TYPE_CHECKING:
     import pandas
 
-N_EFFECTS = 24
-"""Features whose effects on transcripts are computed, unless told otherwise."""
 _MOST_ROWS = 20
 """Rows of its table that a notebook shows beside the page."""
 
@@ -69,19 +72,6 @@ class FeaturePage:
         import pandas
 
         return pandas.DataFrame(list(self.table))
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What a page is to hold, checked."""
-
-    out: Path
-    chosen: tuple[int, ...]
-    n_clips: int
-    n_effects: int
-    n_effect_clips: int
-    amplify: float
-    max_mb: float
 
 
 def feature_page(
@@ -150,167 +140,134 @@ def feature_page(
         RecordingsError: None, or one that cannot be read.
     """
     site = feature_site(model, source, hook_name)
-    asked = _asked(site, out, latents, n_clips, n_effects, n_effect_clips, amplify, max_mb)
-    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    options = page_options(
+        site,
+        out,
+        latents,
+        n_effects,
+        title,
+        n_clips=n_clips,
+        n_effect_clips=n_effect_clips,
+        amplify=amplify,
+        max_mb=max_mb,
+        all_frames=all_frames,
+        transcribe=transcribe,
+        language=language,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
     windows = load_windows(model, recordings, texts)
     if site.stack == "decoder":
-        windows = _with_tokens(site, windows, language, options)
-    measured = measure(site, windows, asked.chosen, all_frames=all_frames, **options)
-    told = tell(measured, site)
-    entries = make_entries(site, measured, asked.n_clips, asked.max_mb, seed)
-    pairs = _pairs(asked, entries, told)
-    found = effects(site, windows, pairs, asked.amplify, language=language, **options)
+        windows = _with_tokens(site, windows, options)
+    activations = feature_activations(site, windows, options)
+    labels = feature_labels(activations, site)
+    found = feature_data(site, activations, options)
+    pairs = _pairs(found, labels, options)
+    changed = effects(site, windows, pairs, options)
     written = {}
     if transcribe and has_tokenizer(model.cfg):
-        unknown = [i for i in entries.windows if windows[i].text is None]
-        texts_of = transcripts(model, [windows[i] for i in unknown], language=language, **options)
+        unknown = [i for i in found.windows if windows[i].text is None]
+        texts_of = transcripts(model, [windows[i] for i in unknown], options)
         written = dict(zip(unknown, texts_of, strict=True))
-    table = _table(site, measured, told, entries, found)
-    parts = encode_parts(model, windows, entries.parts, progress)
-    media = [uri for part in parts for uri in (part.pop("audio"), part.pop("mel"))]
+    rows = _table(site, found, labels, changed)
+    sounds = encode_excerpts(model, windows, found.sounds, progress)
+    media = [uri for sound in sounds for uri in (sound.pop("audio"), sound.pop("mel"))]
     data = {
-        **_summary(site, windows, asked, len(pairs)),
-        "labels": told.labels if told else [],
-        "tells": told.best if told else [],
-        "windows": entries.window_data(windows, written),
-        "parts": [{**part, "audio": 2 * i, "mel": 2 * i + 1} for i, part in enumerate(parts)],
-        "features": {name: [row[name] for row in table] for name in table[0]},
-        "ranges": [[each.low, each.high, *each.counts] for each in entries.ranges],
-        "clips": entries.clip_data(),
-        "effects": [[window, feature, *texts] for (window, feature), texts in found.items()],
+        "kind": site.kind,
+        "stack": site.stack,
+        "hook": site.hook_name,
+        "model": model.cfg.model_name,
+        "n_of_site": site.n,
+        "n_recordings": len({window.recording for window in windows}),
+        "seconds": sum(window.seconds for window in windows),
+        "amplify": options.amplify,
+        "n_effects": len(pairs),
+        "labels": labels.labels,
+        "tells": labels.best if labels.labels else [],
+        "windows": found.window_data(written),
+        "parts": [{**sound, "audio": 2 * i, "mel": 2 * i + 1} for i, sound in enumerate(sounds)],
+        "features": {name: [row[name] for row in rows] for name in rows[0]},
+        "ranges": [[values.low, values.high, *values.counts] for values in found.ranges],
+        "clip_fields": [*CLIP_FIELDS, *INTERVAL_FIELDS],
+        "clips": found.clip_data(),
+        "effects": [[window, feature, *texts] for (window, feature), texts in changed.items()],
     }
-    title = title or f"{site.kind.capitalize()}s of {site.hook_name}"
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(render("features", data, title, media), encoding="utf-8")
-    return FeaturePage(asked.out, tuple(table), entries.n_clips, entries.n_without_sound)
-
-
-def _asked(
-    site: FeatureSite,
-    out: Any,
-    latents: Any,
-    n_clips: Any,
-    n_effects: Any,
-    n_effect_clips: Any,
-    amplify: Any,
-    max_mb: Any,
-) -> _Asked:
-    """What is asked for, all of it checked before anything runs."""
-    path = Path(out).expanduser()
-    if path.is_dir():
-        raise InputError(f"{str(path)!r} is a folder; name the page's file: 'features.html'.")
-    chosen = range(site.n) if latents is None else latents
-    chosen = (chosen,) if isinstance(chosen, int) else tuple(chosen)
-    if not chosen or not all(type(each) is int and 0 <= each < site.n for each in chosen):
-        raise InputError(
-            f"{site.kind}s are {latents!r}; {site.hook_name!r} has {site.kind}s 0 to {site.n - 1}."
-        )
-    if len(set(chosen)) < len(chosen):
-        raise InputError(f"{site.kind}s are {latents!r}; each can be shown once.")
-    if n_effects is None:
-        n_effects = N_EFFECTS if has_tokenizer(site.model.cfg) else 0
-    counts = {"n_clips": n_clips, "n_effects": n_effects, "n_effect_clips": n_effect_clips}
-    for name, value in counts.items():
-        least = 0 if name == "n_effects" else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name} is {value!r}; it must be an integer from {least} on.")
-    for name, value in {"amplify": amplify, "max_mb": max_mb}.items():
-        if not isinstance(value, int | float) or not isfinite(value):
-            raise InputError(f"{name} is {value!r}; it must be a finite number.")
-    if n_effects and not has_tokenizer(site.model.cfg):
-        raise InputError(
-            f"this model's vocabulary of {site.model.cfg.d_vocab} is not Whisper's, so that it "
-            "writes no transcripts to compare. Pass n_effects=0."
-        )
-    if max_mb < 1:
-        raise InputError(f"max_mb is {max_mb}; it must be at least 1.")
-    return _Asked(path, chosen, n_clips, n_effects, n_effect_clips, float(amplify), float(max_mb))
+    write_page(options.out, "features", data, options.title, media)
+    return FeaturePage(options.out, tuple(rows), found.n_clips, found.n_without_sound)
 
 
 def _with_tokens(
-    site: FeatureSite, windows: list[AudioWindow], language: str, options: dict[str, Any]
+    site: FeatureSite, windows: list[AudioWindow], options: PageOptions
 ) -> list[AudioWindow]:
     """Windows with what the decoder reads: given tokens, the text, or what the model writes."""
-    model, untold = site.model, [each for each in windows if each.text is None and not each.tokens]
-    if (untold or any(not each.tokens for each in windows)) and not has_tokenizer(model.cfg):
+    model, silent = site.model, [each for each in windows if each.text is None and not each.tokens]
+    if any(not window.tokens for window in windows) and not has_tokenizer(model.cfg):
         raise InputError(
             f"{site.hook_name!r} is in the decoder, and this model's vocabulary of "
             f"{model.cfg.d_vocab} is not Whisper's: give each recording its tokens."
         )
-    written = iter(transcripts(model, untold, language=language, **options) if untold else [])
+    written = iter(transcripts(model, silent, options) if silent else [])
     found = []
-    for each in windows:
-        if each.tokens:
-            found.append(each)
+    for window in windows:
+        if window.tokens:
+            found.append(window)
             continue
-        text = next(written) if each.text is None else each.text
-        spaced = " " + text.strip() if text.strip() else ""
-        tokens = model.to_tokens(spaced, language=language)[0].tolist()
-        found.append(replace(each, text=text, tokens=tuple(tokens[: model.cfg.n_text_ctx])))
+        text = next(written) if window.text is None else window.text
+        row = text_row(text, model.cfg, language=options.language)
+        found.append(replace(window, text=text, tokens=tuple(row[: model.cfg.n_text_ctx])))
     return found
 
 
-def _pairs(asked: _Asked, entries: Entries, told: Told | None) -> list[tuple[int, int]]:
+def _pairs(
+    found: FeatureData, labels: FeatureLabels, options: PageOptions
+) -> list[tuple[int, int]]:
     """Windows and features whose effects are computed."""
-    if told is not None:
-        score = [best[0][1] if best else 0.0 for best in told.best]
+    if labels.labels:
+        score = [best[0][1] if best else 0.0 for best in labels.best]
     else:
-        score = [each.high for each in entries.ranges]
-    order = sorted(range(len(score)), key=lambda place: -score[place])
-    chosen = [place for place in order if entries.top[place]][: asked.n_effects]
+        score = [values.high for values in found.ranges]
+    top = found.top
+    order = sorted(range(len(score)), key=lambda index: -score[index])
+    chosen = [index for index in order if top[index]][: options.n_effects]
     return [
-        (moment.window, asked.chosen[place])
-        for place in chosen
-        for moment in entries.top[place][: asked.n_effect_clips]
+        (example.window, options.chosen[index])
+        for index in chosen
+        for example in top[index][: options.n_effect_clips]
     ]
 
 
 def _table(
     site: FeatureSite,
-    measured: Measured,
-    told: Told | None,
-    entries: Entries,
-    found: dict[tuple[int, int], Effect],
+    found: FeatureData,
+    labels: FeatureLabels,
+    changed: dict[tuple[int, int], Effect],
 ) -> list[dict[str, Any]]:
-    changed: dict[int, list[tuple[int, int]]] = {}
-    for (_, feature), effect in found.items():
-        changed.setdefault(feature, []).append(effect.changed)
-    on = measured.active if site.kind == "latent" else measured.positive()
+    """What the page's table shows, a row for each feature."""
+    words: dict[int, list[tuple[int, int]]] = {}
+    for (_, feature), effect in changed.items():
+        words.setdefault(feature, []).append(effect.changed)
+    activations, top = found.activations, found.top
+    on = activations.active if site.kind == "latent" else activations.positive()
     density = (on.n_active.double() / max(1, on.n_vectors)).tolist()
     rows = []
-    for place, feature in enumerate(measured.chosen):
-        best = told.best[place] if told else []
-        label, value = told.labels[best[0][0]] if told and best else (None, None)
-        words = changed.get(feature)
+    for index, feature in enumerate(activations.chosen):
+        best = labels.best[index]
+        label, value = labels.labels[best[0][0]] if best else (None, None)
+        counts = words.get(feature)
         rows.append(
             {
                 "feature": feature,
                 "name": site.name_of(feature),
-                "density": density[place],
-                "peak": entries.ranges[place].high if entries.top[place] else None,
+                "density": density[index],
+                "peak": found.ranges[index].high if top[index] else None,
                 "label": label,
                 "value": value,
                 "auroc": best[0][1] if best else None,
                 "bits": best[0][2] if best else None,
-                "words": entries.words[place],
-                "changed_ablated": sum(each[0] for each in words) if words else None,
-                "changed_amplified": sum(each[1] for each in words) if words else None,
+                "words": found.words[index],
+                "changed_ablated": sum(n for n, _ in counts) if counts else None,
+                "changed_amplified": sum(n for _, n in counts) if counts else None,
             }
         )
     return rows
-
-
-def _summary(
-    site: FeatureSite, windows: list[AudioWindow], asked: _Asked, n_pairs: int
-) -> dict[str, Any]:
-    return {
-        "kind": site.kind,
-        "stack": site.stack,
-        "hook": site.hook_name,
-        "model": site.model.cfg.model_name,
-        "n_of_site": site.n,
-        "n_recordings": len({each.recording for each in windows}),
-        "seconds": sum(each.seconds for each in windows),
-        "amplify": asked.amplify,
-        "n_effects": n_pairs,
-    }

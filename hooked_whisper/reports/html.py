@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hooked_whisper.errors import InputError
+from hooked_whisper.store.files import write_whole
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = Path(__file__).parent / "static"
@@ -61,6 +62,16 @@ def render(
     )
     # Half of a surrogate pair, as in an undecodable file name, cannot be written as UTF-8.
     return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def write_page(
+    path: Path, template: str, data: Mapping[str, Any], title: str, media: Sequence[str] = ()
+) -> int:
+    """Write what `render` gives, whole or not at all, into a folder that is made; in bytes."""
+    encoded = render(template, data, title, media).encode("utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(encoded))
+    return len(encoded)
 
 
 def safe_json(data: Any) -> str:

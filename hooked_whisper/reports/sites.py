@@ -1,9 +1,11 @@
-"""What a feature page is about: an autoencoder's latents, or the neurons of a hook."""
+"""What a feature page is about: an autoencoder's latents or a hook's neurons; and its options."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,8 +20,12 @@ from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
 from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
+from hooked_whisper.speech.tokens import has_tokenizer
 
 Kind = Literal["latent", "neuron"]
+
+N_EFFECTS = 24
+"""Features whose effects on transcripts are computed, unless told otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +36,7 @@ class FeatureSite:
         model: The model.
         hook_name: What is read.
         n: How many features there are.
-        judged: The autoencoder at its hooks; None where the hook's own numbers
+        splice: The autoencoder at its hooks; None where the hook's own numbers
             are the features.
         n_heads: Heads that the numbers come from, where the hook has heads.
     """
@@ -38,13 +44,13 @@ class FeatureSite:
     model: HookedWhisper
     hook_name: str
     n: int
-    judged: SpliceSite | None
+    splice: SpliceSite | None
     n_heads: int | None = None
 
     @property
     def kind(self) -> Kind:
         """What one of them is called."""
-        return "neuron" if self.judged is None else "latent"
+        return "neuron" if self.splice is None else "latent"
 
     @property
     def stack(self) -> Stack:
@@ -99,10 +105,10 @@ class FeatureSite:
 
     def read(self, value: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch pos feature"]:
         """The features of an activation, in float32 on the CPU."""
-        if self.judged is None:
+        if self.splice is None:
             return value.flatten(2).float().cpu()
-        parts = value.reshape(-1, self.judged.d_in).split(VECTORS_AT_ONCE)
-        latents = torch.cat([self.judged.encode(part).float().cpu() for part in parts])
+        parts = value.reshape(-1, self.splice.d_in).split(VECTORS_AT_ONCE)
+        latents = torch.cat([self.splice.encode(part).float().cpu() for part in parts])
         return latents.view(*value.shape[:2], self.n)
 
     @contextmanager
@@ -124,12 +130,12 @@ class FeatureSite:
             flat[rows, :, chosen] *= by[:, None]
             return flat.view(value.shape)
 
-        if self.judged is None:
+        if self.splice is None:
             with self.model.hooks([(self.hook_name, edit)]):
                 yield
             return
         before = set(self.model.hook_dict)
-        with self.model.saes({self.hook_name: self.judged.sae}, use_error_term=True):
+        with self.model.saes({self.hook_name: self.splice.sae}, use_error_term=True):
             new = [name for name in self.model.hook_dict if name not in before]
             latents = [name for name in new if name.endswith("hook_sae_acts_post")]
             with self.model.hooks([(latents, edit)]):
@@ -154,18 +160,18 @@ def feature_site(model: HookedWhisper, source: Any, hook_name: str | None) -> Fe
             "neither an autoencoder nor a hook is given. Pass an SAE as source, or None with "
             'hook_name="encoder.blocks.2.mlp.hook_post" for the neurons there.'
         )
-    judged = None if source is None else splice_site(model, source, hook_name).of_positions()
-    name = hook_name if judged is None else judged.hook_in
+    splice = None if source is None else splice_site(model, source, hook_name).of_positions()
+    name = hook_name if splice is None else splice.hook_in
     assert name is not None
     axes, sizes = _axes(model, name)
     width = prod(sizes[2:])
-    if judged is not None and judged.d_in != width:
+    if splice is not None and splice.d_in != width:
         raise SpliceError(
-            f"the autoencoder reads {judged.d_in} of the {width} numbers that a position has at "
+            f"the autoencoder reads {splice.d_in} of the {width} numbers that a position has at "
             f"{name!r}; a page needs one vector for each position."
         )
-    n_heads = sizes[2] if judged is None and axes[2:] == ("head", "d_head") else None
-    return FeatureSite(model, name, width if judged is None else judged.d_sae, judged, n_heads)
+    n_heads = sizes[2] if splice is None and axes[2:] == ("head", "d_head") else None
+    return FeatureSite(model, name, width if splice is None else splice.d_sae, splice, n_heads)
 
 
 def _axes(model: HookedWhisper, name: Any) -> tuple[tuple[str, ...], list[int]]:
@@ -182,3 +188,66 @@ def _axes(model: HookedWhisper, name: Any) -> tuple[tuple[str, ...], list[int]]:
             "width], as hook_resid_post, mlp.hook_post and attn.hook_z have."
         )
     return axes, [size or 0 for size in sizes]
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """What a page is to hold, and how it is made: the arguments of `feature_page`, checked."""
+
+    out: Path
+    chosen: tuple[int, ...]
+    n_clips: int
+    n_effects: int
+    n_effect_clips: int
+    amplify: float
+    max_mb: float
+    all_frames: bool
+    transcribe: bool
+    language: str
+    batch_size: int
+    seed: int
+    title: str
+    progress: bool
+
+
+def page_options(
+    site: FeatureSite,
+    out: str | os.PathLike[str],
+    latents: Sequence[int] | None,
+    n_effects: int | None,
+    title: str | None,
+    **given: Any,
+) -> PageOptions:
+    """What is asked for, all of it checked before anything runs."""
+    path = Path(out).expanduser()
+    if path.is_dir():
+        raise InputError(f"{str(path)!r} is a folder; name the page's file: 'features.html'.")
+    chosen: Any = range(site.n) if latents is None else latents
+    chosen = (chosen,) if isinstance(chosen, int) else tuple(chosen)
+    if not chosen or not all(type(number) is int and 0 <= number < site.n for number in chosen):
+        raise InputError(
+            f"{site.kind}s are {latents!r}; {site.hook_name!r} has {site.kind}s 0 to {site.n - 1}."
+        )
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"{site.kind}s are {latents!r}; each can be shown once.")
+    if n_effects is None:
+        n_effects = N_EFFECTS if has_tokenizer(site.model.cfg) else 0
+    counts = {"n_clips": 1, "n_effects": 0, "n_effect_clips": 1}
+    for name, least in counts.items():
+        value = n_effects if name == "n_effects" else given[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name} is {value!r}; it must be an integer from {least} on.")
+    for name in ("amplify", "max_mb"):
+        value = given[name]
+        if not isinstance(value, int | float) or not isfinite(value):
+            raise InputError(f"{name} is {value!r}; it must be a finite number.")
+        given[name] = float(value)
+    if n_effects and not has_tokenizer(site.model.cfg):
+        raise InputError(
+            f"this model's vocabulary of {site.model.cfg.d_vocab} is not Whisper's, so that it "
+            "writes no transcripts to compare. Pass n_effects=0."
+        )
+    if given["max_mb"] < 1:
+        raise InputError(f"max_mb is {given['max_mb']:g}; it must be at least 1.")
+    title = title or f"{site.kind.capitalize()}s of {site.hook_name}"
+    return PageOptions(path, chosen, n_effects=n_effects, title=title, **given)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hooked_whisper import HookedWhisper, Mel
 from hooked_whisper.analysis import top_activations
+from hooked_whisper.analysis.top_activations import greatest
 from hooked_whisper.digits import recordings
 from hooked_whisper.errors import InputError
 
@@ -39,6 +40,23 @@ def test_they_are_those_of_a_plain_search(apart_s: float, n_top: int) -> None:
         wanted = plain(values, lengths, neuron, n_top, max(1, round(apart_s / 0.02)))
         mine = [each for each in got if each.neuron == neuron]
         assert [(m.value, m.recording, round(m.start_s / 0.02)) for m in mine] == wanted
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 100])
+def test_sources_of_their_own_come_first(n: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randint(0, 9, (60,), generator=generator).float()  # with ties
+    rows, positions = torch.arange(60) // 12, torch.arange(60) % 12
+    sources = rows // 2  # rows 0 and 1 are of one recording
+    order = sorted(range(60), key=lambda i: (-values[i], i))
+    firsts = [next(i for i in order if sources[i] == source) for source in range(3)]
+    wanted = sorted(firsts, key=order.index)[:n]
+    for i in order:
+        near = [j for j in wanted if rows[i] == rows[j] and abs(positions[i] - positions[j]) < 4]
+        if len(wanted) < n and not near:
+            wanted.append(i)
+    found = greatest(values, rows, positions, n, 4, sources)
+    assert found == sorted(wanted, key=order.index)
 
 
 def test_padding_counts_only_on_request() -> None:

@@ -175,8 +175,16 @@ MUTANTS = [
         "top-in-padding",
         "the first position of the padding can be the most active one",
         "analysis/top_activations.py",
-        "torch.arange(n_pos) >= torch.tensor(lengths)[:, None]",
-        "torch.arange(n_pos) > torch.tensor(lengths)[:, None]",
+        "counts = positions < torch.tensor(lengths)[rows]",
+        "counts = positions <= torch.tensor(lengths)[rows]",
+        ("analysis/test_top_activations.py",),
+    ),
+    Mutant(
+        "top-one-source",
+        "the most active moments may all come from one recording",
+        "analysis/top_activations.py",
+        "if sources is not None:",
+        "if False:",
         ("analysis/test_top_activations.py",),
     ),
     Mutant(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from hooked_whisper.data.windows import load_windows
-from hooked_whisper.reports.excerpts import Part, encode_parts
+from hooked_whisper.reports.excerpts import Excerpt, encode_excerpts
 from hooked_whisper.reports.media import encode_mel
 from hooked_whisper.speech.audio import encode_audio
 
@@ -13,7 +13,7 @@ from hooked_whisper.speech.audio import encode_audio
 def test_sound_and_spectrogram_are_those_of_the_part(digits_model: Any) -> None:
     samples = torch.randn(4 * 16_000) / 10
     windows = load_windows(digits_model, [(samples, 16_000)])
-    (found,) = encode_parts(digits_model, windows, [Part(0, 1.5, 2.25)], progress=False)
+    (found,) = encode_excerpts(digits_model, windows, [Excerpt(0, 1.5, 2.25)], progress=False)
     assert (found["window"], found["start"], found["end"]) == (0, 1.5, 2.25)
     assert found["audio"] == encode_audio(samples[24_000:36_000])
     mel = digits_model.to_mel(samples, rate_hz=16_000).values[0]

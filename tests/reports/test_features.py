@@ -217,9 +217,35 @@ def test_tokens_of_a_hook_in_the_decoder(
     assert low + steps * (high - low) / 255 == pytest.approx(acts[:, 1].numpy(), abs=high / 250)
 
 
+def test_examples_in_the_padding_have_no_sound(
+    digits_model: Any, digits_saes: Any, read_data: ReadData, tmp_path: Path
+) -> None:
+    recording = recordings()[0]
+    mel = digits_model.to_mel(recording.path)
+    n_sound = int(mel.n_positions)
+    with torch.no_grad():
+        _, cache = digits_model.run_with_cache(mel, names_filter=SITE)
+        acts = digits_saes[SITE].encode(cache[SITE])[0]
+    far = acts[n_sound + 100 :].amax(dim=0) - acts[: n_sound + 100].amax(dim=0)
+    latent = int(far.argmax())
+    page = feature_page(
+        digits_model, digits_saes[SITE], [recording], tmp_path / "padding.html",
+        latents=[latent], all_frames=True, n_effects=0, progress=False,
+    )  # fmt: skip
+    found = read_data(page.path)
+    clip = clips_of(found, 0)[0]
+    place = int(acts[:, latent].argmax())
+    assert place > n_sound + 100 and clip["position"] == place and clip["part"] == -1
+    assert clip["start"] < (place + 0.5) * 0.02 < clip["end"] <= 30.0
+    low, high = found["ranges"][0][:2]
+    steps = np.frombuffer(base64.b64decode(clip["curve"]), dtype=np.uint8)
+    mine = acts[clip["first"] : clip["first"] + len(steps), latent].numpy()
+    assert low + steps * (high - low) / 255 == pytest.approx(mine, abs=high / 250)
+
+
 def test_times_of_tokens_by_attention_where_no_words_are_known(digits_model: Any) -> None:
     from hooked_whisper.data.windows import load_windows
-    from hooked_whisper.reports.alignment import token_times
+    from hooked_whisper.reports.feature_data import token_times
 
     recording = recordings()[1]
     [window] = load_windows(digits_model, [recording.path], texts=[recording.text])

@@ -15,7 +15,7 @@ from hooked_whisper.data import Recording
 from hooked_whisper.data.windows import AudioWindow
 from hooked_whisper.digits import recordings
 from hooked_whisper.reports import feature_page
-from hooked_whisper.reports.excerpts import Part, Room, part_of
+from hooked_whisper.reports.excerpts import Excerpt, ExcerptBudget
 from hooked_whisper.speech.audio import load_audio
 
 
@@ -104,20 +104,24 @@ def silence(seconds: float) -> AudioWindow:
 
 
 def test_long_recordings_keep_what_is_needed_of_them() -> None:
-    room = Room([silence(28.0), silence(4.0)], 100.0)
-    assert room.take(0, 3.0, 5.0) and room.take(0, 4.0, 6.0) and room.take(0, 20.0, 22.0)
-    assert room.take(0, 6.3, 7.0), "a gap of 0.3 s is filled"
-    assert room.take(1, 1.0, 2.0)
-    parts = room.parts()
-    assert parts == [Part(0, 3.0, 7.0), Part(0, 20.0, 22.0), Part(1, 0.0, 4.0)]
-    assert part_of(parts, 0, 20.5, 22.0) == 1
-    assert part_of(parts, 0, 21.0, 23.0) is None
+    budget = ExcerptBudget([silence(28.0), silence(4.0)], 100.0)
+    for start_s, end_s in ((3.0, 5.0), (4.0, 6.0), (20.0, 22.0)):
+        assert budget.take(Excerpt(0, start_s, end_s))
+    assert budget.take(Excerpt(0, 6.3, 7.0)), "a gap of 0.3 s is filled"
+    assert budget.take(Excerpt(1, 1.0, 2.0))
+    kept = budget.excerpts()
+    assert kept == [Excerpt(0, 3.0, 7.0), Excerpt(0, 20.0, 22.0), Excerpt(1, 0.0, 4.0)]
+    assert [each.holds(Excerpt(0, 20.5, 22.0)) for each in kept] == [False, True, False]
+    assert not any(each.holds(Excerpt(0, 21.0, 23.0)) for each in kept)
+    assert not kept[0].holds(Excerpt(1, 3.0, 4.0)), "another window's"
 
 
 def test_room_ends() -> None:
-    room = Room([silence(28.0), silence(4.0)], 5.0)
-    assert room.take(0, 1.0, 3.0)
-    assert not room.take(1, 0.0, 1.0), "a short recording would be kept whole"
-    assert room.take(0, 2.0, 4.0), "half of it is there already"
-    assert room.left_s == pytest.approx(2.0)
-    assert room.parts() == [Part(0, 1.0, 4.0)]
+    budget = ExcerptBudget([silence(28.0), silence(4.0)], 5.0)
+    assert budget.take(Excerpt(0, 1.0, 3.0))
+    assert not budget.take(Excerpt(1, 0.0, 1.0)), "a short recording would be kept whole"
+    assert budget.take(Excerpt(0, 2.0, 4.0)), "half of it is there already"
+    assert budget.left_s == pytest.approx(2.0)
+    assert budget.excerpts() == [Excerpt(0, 1.0, 4.0)]
+    assert not budget.take(Excerpt(0, 28.5, 30.0)), "padding has no sound"
+    assert budget.left_s == pytest.approx(2.0)

@@ -96,13 +96,13 @@
 
   /* The moments of one feature. */
   function clipOf(i, list) {
-    const [window, part, position, value, start, end, first, curve, low, high, share] = list;
+    const clip = Object.fromEntries(list.map((each, place) => [data.clip_fields[place], each]));
+    const range = data.ranges[i];
     return {
-      window: windows[window], part: part < 0 ? null : parts[part], position, value, start, end,
-      first, low, high, share,
-      effect: effects.get(`${window}/${features.feature[i]}`),
-      curve: hw.values({ low: data.ranges[i][0], high: data.ranges[i][1], bytes: curve }),
-      range: data.ranges[i],
+      ...clip,
+      window: windows[clip.window], part: clip.part < 0 ? null : parts[clip.part], range,
+      effect: effects.get(`${clip.window}/${features.feature[i]}`),
+      curve: hw.values({ low: range[0], high: range[1], bytes: clip.curve }),
     };
   }
 
