@@ -67,11 +67,11 @@ class Labels:
         known = values
         if known is None:
             known = sorted({value for value in found if value is not None})
-        place = {value: i for i, value in enumerate(known)}
+        index = {value: i for i, value in enumerate(known)}
         for value in found:
-            if value is not None and value not in place:
+            if value is not None and value not in index:
                 raise InputError(f"{value!r} is none of the values of {name!r}: {list(known)}.")
-        ids = torch.tensor([place.get(value, -1) for value in found], dtype=torch.int64)
+        ids = torch.tensor([index.get(value, -1) for value in found], dtype=torch.int64)
         return cls(name, tuple(map(str, known)), ids)
 
 
@@ -122,9 +122,9 @@ class LatentCollector:
         latents = latents.detach().cpu()
         if not bool(torch.isfinite(latents).all()):
             raise InputError("the latents hold values that are not finite.")
-        vectors, places = latents.nonzero(as_tuple=True)
-        activations = latents[vectors, places].float()
-        self._parts.append(((vectors + self._n).int(), places.int(), activations))
+        vectors, latent_ids = latents.nonzero(as_tuple=True)
+        activations = latents[vectors, latent_ids].float()
+        self._parts.append(((vectors + self._n).int(), latent_ids.int(), activations))
         self._n += len(latents)
         self._d_sae = latents.shape[1]
 
@@ -137,11 +137,11 @@ class LatentCollector:
         """Everything so far."""
         if not self._parts:
             raise InputError("no latents were given.")
-        vectors, places, activations = map(torch.cat, zip(*self._parts, strict=True))
-        self._parts = [(vectors, places, activations)]
+        vectors, latent_ids, activations = map(torch.cat, zip(*self._parts, strict=True))
+        self._parts = [(vectors, latent_ids, activations)]
         order = activations.argsort(stable=True)
-        order = order[places[order].argsort(stable=True)]
-        counts = torch.bincount(places.long(), minlength=self._d_sae)
+        order = order[latent_ids[order].argsort(stable=True)]
+        counts = torch.bincount(latent_ids.long(), minlength=self._d_sae)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return ActiveLatents(self._n, offsets, vectors[order], activations[order])
 
@@ -176,8 +176,8 @@ class LabelSelectivity:
     def best(self) -> list[tuple[str, int, float]]:
         """For each value that has an AUROC, the latent with the greatest, and this AUROC."""
         found = []
-        for place, value in enumerate(self.values):
-            column = self.auroc[:, place].nan_to_num(nan=-1)
+        for index, value in enumerate(self.values):
+            column = self.auroc[:, index].nan_to_num(nan=-1)
             latent = int(column.argmax())
             if column[latent] >= 0:
                 found.append((value, latent, float(column[latent])))
@@ -348,10 +348,10 @@ def _rank_sums(
     middle = starts.double() + (sizes.double() + 1) / 2
     rank = middle.repeat_interleave(sizes) - begins[latent]
     rank += torch.where(activations > 0, n_off[latent], 0)
-    place = latent * n_values + ids
+    cell = latent * n_values + ids
     size = n_latents * n_values
-    sums = torch.bincount(place, weights=rank, minlength=size).view(n_latents, n_values)
-    on = torch.bincount(place, minlength=size).view(n_latents, n_values)
+    sums = torch.bincount(cell, weights=rank, minlength=size).view(n_latents, n_values)
+    on = torch.bincount(cell, minlength=size).view(n_latents, n_values)
     off_rank = n_below.double() + (n_off.double() + 1) / 2
     return sums + off_rank[:, None] * (totals - on), on
 

@@ -2,7 +2,7 @@
 
 Every function returns a matplotlib figure, which `figure.savefig("picture.png")` writes, and
 raises `InputError` for names that do not match the numbers, for times that are none, and where
-there is nothing to draw.
+there is nothing to draw. A `title` is drawn above.
 """
 
 from hooked_whisper.figures.attention import plot_entropy, plot_pattern, plot_patterns

@@ -46,7 +46,6 @@ def plot_pattern(
             counts positions.
         sound_s: Seconds that hold sound: what comes after is left out of axes in seconds.
             None shows all.
-        title: Drawn above.
     """
     query = _side("query", pattern.shape[0], query_labels, position_s, sound_s)
     key = _side("key", pattern.shape[1], key_labels, position_s, sound_s)
@@ -62,7 +61,7 @@ def plot_pattern(
     image = _draw_head(axes, pattern, query, key, height, width)
     _name_sides(axes, query, key, height, width)
     axes.set(xlabel=key.name, ylabel=query.name)
-    style.color_bar(figure, image, axes, "attention", room=max(0.6, height))
+    style.color_bar(figure, image, axes, "attention", label_in=max(0.6, height))
     return figure
 
 
@@ -87,7 +86,6 @@ def plot_patterns(
         patterns: Attention of each head.
         query_labels, key_labels, position_s, sound_s: As in `plot_pattern`.
         heads: What to call each head; None is `head 0`, `head 1`, …
-        title: Drawn above.
     """
     n_heads, n_query, n_key = patterns.shape
     names = [f"head {i}" for i in range(n_heads)] if heads is None else list(heads)
@@ -122,7 +120,7 @@ def plot_patterns(
         axes.tick_params(axis="x", labelrotation=rotation)
     figure.supxlabel(key.name, fontsize=style.MEDIUM)
     figure.supylabel(query.name, fontsize=style.MEDIUM)
-    _share_bar(figure, panels, room=rows * (height + 0.2))
+    _share_bar(figure, panels, label_in=rows * (height + 0.2))
     return figure
 
 
@@ -210,12 +208,14 @@ def _columns(n: int) -> int:
     return next((columns for columns in (least, least + 1) if n % columns == 0), least)
 
 
-def _share_bar(figure: "matplotlib.figure.Figure", panels: Sequence[Any], room: float) -> None:
+def _share_bar(figure: "matplotlib.figure.Figure", panels: Sequence[Any], label_in: float) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm
 
     shares = ScalarMappable(PowerNorm(GAMMA, 0, 1), style.color_map())
-    bar = style.color_bar(figure, shares, list(panels), "share of the head's largest", room=room)
+    bar = style.color_bar(
+        figure, shares, list(panels), "share of the head's largest", label_in=label_in
+    )
     bar.set_ticks([0, 0.05, 0.2, 0.5, 1], labels=["0", "0.05", "0.2", "0.5", "1"])
 
 
@@ -232,7 +232,6 @@ def plot_entropy(
         entropies: A table, or several by name, below each other: `{"encoder": ...,
             "decoder": ..., "cross-attention": ...}`. NaN is left out.
         label: What the numbers are, with their unit.
-        title: Drawn above.
     """
     tables = named_tables(entropies, "entropies")
     most = max(table.numel() for table in tables.values())

@@ -124,21 +124,21 @@ def mark_words(
     """
     from matplotlib.patheffects import withStroke
 
-    heard = [word for word in read_words(words) if word[1] < end_s]
-    edges = sorted({time for _, *times in heard for time in times if time <= end_s})
+    spoken = [word for word in read_words(words) if word[1] < end_s]
+    edges = sorted({time for _, *times in spoken for time in times if time <= end_s})
     thin = 1.0 if len(edges) <= 40 else 0.5
     for edge in edges:
         line = axes.axvline(edge, color="white", linewidth=0.9 * thin, linestyle=(0, (2, 2)))
         line.set_path_effects([withStroke(linewidth=1.9 * thin, foreground=INK, alpha=0.55)])
         for panel in others:
             panel.axvline(edge, color=FAINT, linewidth=0.7 * thin, linestyle=(0, (2, 2)), zorder=1)
-    names = [short(name, 24) for name, _, _ in heard]
-    middles = [(start + min(end, end_s)) / 2 for _, start, end in heard]
-    places = [middle / end_s * width for middle in middles]
-    lanes = _lanes(places, [width_in(name) + 0.07 for name in names])
+    names = [short(name, 24) for name, _, _ in spoken]
+    middles = [(start + min(end, end_s)) / 2 for _, start, end in spoken]
+    centres = [middle / end_s * width for middle in middles]
+    lanes = _lanes(centres, [width_in(name) + 0.07 for name in names])
     upright = max(lanes, default=0) > 2
     if upright:
-        lanes = _lanes(places, [0.12] * len(names))
+        lanes = _lanes(centres, [0.12] * len(names))
     step = 12.0 if not upright else 4 + 72 * widest_in(names)
     for name, middle, lane in zip(names, middles, lanes, strict=True):
         axes.annotate(
@@ -154,13 +154,13 @@ def mark_words(
         )
 
 
-def _lanes(places: Sequence[float], widths: Sequence[float]) -> list[int]:
+def _lanes(centres: Sequence[float], widths: Sequence[float]) -> list[int]:
     """For each text, the lowest line in which it overlaps none before it."""
     ends: list[float] = []
     found = []
-    for place, width in zip(places, widths, strict=True):
-        lane = next((i for i, end in enumerate(ends) if end <= place - width / 2), len(ends))
-        ends[lane : lane + 1] = [place + width / 2]
+    for centre, width in zip(centres, widths, strict=True):
+        lane = next((i for i, end in enumerate(ends) if end <= centre - width / 2), len(ends))
+        ends[lane : lane + 1] = [centre + width / 2]
         found.append(lane)
     return found
 

@@ -46,7 +46,6 @@ def plot_logit_lens(
         texts: The likeliest token at each site and position.
         sites: Names of the sites, the first one drawn lowest.
         columns: Names of the positions.
-        title: Drawn above.
     """
     check_names(probability, sites=sites, columns=columns)
     sizes = {len(row) for row in texts}
@@ -60,10 +59,10 @@ def plot_logit_lens(
     n_panels = math.ceil(len(columns) / _COLUMNS)
     is_written = n_panels * len(sites) <= _MOST_ROWS
     n_panels = n_panels if is_written else 1
-    each = math.ceil(len(columns) / n_panels)
+    per_panel = math.ceil(len(columns) / n_panels)
     texts_in = style.widest_in([text for row in shown for text in row]) if is_written else 0.0
     cell = max(0.4, texts_in + 0.1, style.widest_in(names) + 0.1)
-    width = each * (cell if is_written else min(0.13, 12 / each))
+    width = per_panel * (cell if is_written else min(0.13, 12 / per_panel))
     height = 0.21 * len(sites)
     left = 0.5 + style.widest_in(sites)
     figure = style.new_figure(
@@ -72,12 +71,12 @@ def plot_logit_lens(
     panels = figure.subplots(n_panels, 1, squeeze=False)[:, 0]
     image: Any = None
     for number, axes in enumerate(panels):
-        part = slice(number * each, (number + 1) * each)
+        part = slice(number * per_panel, (number + 1) * per_panel)
         image = style.heatmap(axes, probability[:, part], low=0, high=1)
-        axes.set_xlim(-0.5, each - 0.5)  # the last panel may be shorter
+        axes.set_xlim(-0.5, per_panel - 0.5)  # the last panel may be shorter
         if is_written:
             _write_texts(axes, image, probability[:, part], [row[part] for row in shown])
-        name_x(axes, names[part], width * len(names[part]) / each)
+        name_x(axes, names[part], width * len(names[part]) / per_panel)
         name_y(axes, sites, height)
         axes.set_ylabel("residual stream")
     panels[-1].set_xlabel("decoder position, and the token looked for")
@@ -111,7 +110,6 @@ def plot_attribution(
         labels: Names of the components.
         n: How many to draw; they stay in their order.
         label: What they add to.
-        title: Drawn above.
     """
     if len(labels) != len(values) or n < 1 or not len(values):
         raise InputError(
@@ -119,8 +117,8 @@ def plot_attribution(
             "and draw at least one."
         )
     chosen = sorted(values.abs().topk(min(n, len(values))).indices.tolist())
-    left_out = [each for each in range(len(values)) if each not in set(chosen)]
-    bars = [(labels[each], float(values[each])) for each in chosen]
+    left_out = [i for i in range(len(values)) if i not in set(chosen)]
+    bars = [(labels[i], float(values[i])) for i in chosen]
     if left_out:
         bars.append((f"{len(left_out)} others", float(values[left_out].sum())))
     names = [*(short(name, 32) for name, _ in bars), "sum"]
@@ -128,9 +126,8 @@ def plot_attribution(
     height = 0.2 * len(names)
     figure = style.new_figure(4.6 + style.widest_in(names), height + 0.9, title)
     axes = figure.subplots()
-    places = range(len(names))
     colors = [*(style.FOR if value >= 0 else style.AGAINST for _, value in bars), "#666666"]
-    axes.barh(places, numbers, color=colors, height=0.75)
+    axes.barh(range(len(names)), numbers, color=colors, height=0.75)
     for place, value in enumerate(numbers):
         text, side = f"{value:+.2f}", 1 if value >= 0 else -1
         axes.annotate(
@@ -163,7 +160,6 @@ def plot_encoder_lens(
         layers: Layers that ran.
         texts: The transcript after each; None writes none.
         label: What the probability is of.
-        title: Drawn above.
     """
     if len(layers) != len(probability) or (texts is not None and len(texts) != len(layers)):
         raise InputError(
@@ -206,7 +202,6 @@ def plot_trajectories(
         places: Names of the places.
         tokens: Names of the tokens.
         x_label: What the places are.
-        title: Drawn above.
     """
     check_names(probability, places=places, tokens=tokens)
     names = [short(token) for token in tokens]
@@ -247,7 +242,6 @@ def plot_sources(
         labels: The tokens.
         label: What the numbers are.
         spans_s: Start, end and name of what was spoken, in seconds.
-        title: Drawn above.
     """
     check_names(values, labels=labels, windows=windows_s)
     names = [short(label) for label in labels]

@@ -55,7 +55,6 @@ def plot_mel(
             token attends to, or one latent.
         overlay_label: What the overlay is, with its unit.
         show_padding: Shade and label what comes after the sound instead of leaving it out.
-        title: Drawn above.
     """
     end_s, sound_s = shown_seconds(mel.shape[-1] / FRAMES_PER_SECOND, sound_s, show_padding)
     lines = dict(activations or {})
@@ -118,8 +117,8 @@ def draw_mel(axes: "matplotlib.axes.Axes", mel: Float[Tensor, "mel frame"], end_
         extent=(0, n_frames / FRAMES_PER_SECOND, 0, n_mels),
     )
     style.style_ticks(axes)
-    places = [_mels(hz) / _mels(_HIGHEST_HZ) * (n_mels + 1) - 0.5 for hz in _TICKS_HZ]
-    axes.set_yticks(places, [f"{hz / 1000:g}" for hz in _TICKS_HZ])
+    ticks = [_mels(hz) / _mels(_HIGHEST_HZ) * (n_mels + 1) - 0.5 for hz in _TICKS_HZ]
+    axes.set_yticks(ticks, [f"{hz / 1000:g}" for hz in _TICKS_HZ])
     axes.set_ylabel("frequency (kHz)")
 
 
@@ -185,7 +184,6 @@ def plot_cross_attention(
         spans_s: Words with their times in seconds, such as `recording.words`, or tuples with
             start, end and name; written above the mel.
         show_padding: Shade and label what comes after the sound instead of leaving it out.
-        title: Drawn above.
     """
     n_query = len(pattern)
     if len(labels) != n_query or not n_query:

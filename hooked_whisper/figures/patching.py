@@ -41,7 +41,6 @@ def plot_patching(
         label: What the numbers are, with their unit.
         row_label: What the rows are.
         column_label: What the columns are.
-        title: Drawn above.
         low: The darkest value; None is the smallest.
         high: The lightest value; None is the largest.
         diverging: White at 0, and colours alike on both sides: for what may help or harm.
@@ -87,7 +86,6 @@ def plot_sweep(
         parts: Labels of the parts: heads, positions, or windows as (start, end) in seconds.
         part_axis: What the parts are: `"head"`, `"pos"`, `"window_s"`, `"neuron"` or `"part"`.
         label: What the numbers are, with their unit.
-        title: Drawn above.
     """
     check_names(values, sites=sites, layers=layers, parts=parts)
     low, high = style.value_range([values])

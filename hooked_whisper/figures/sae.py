@@ -54,7 +54,6 @@ def plot_latents(
         position_s: Seconds of a position: 0.02 in the encoder.
         peaks: What each latent is drawn as a share of: its peak over many
             recordings. None draws activations as they are.
-        title: Drawn above.
     """
     n_pos, n_latents = latents.shape
     if len(labels) != n_latents or n_pos == 0 or n_latents == 0:
@@ -101,7 +100,6 @@ def plot_density(
     Args:
         densities: Of each latent, the share of vectors on which it is active; several by name.
         n_bins: Steps of the axis, from the rarest latent to 1.
-        title: Drawn above.
     """
     named = {"": densities} if isinstance(densities, Tensor) else dict(densities)
     shares = {name: value.detach().double().cpu() for name, value in named.items()}
@@ -141,7 +139,6 @@ def plot_training(
         logs: Lines of a training's log, as `on_log` gets them and `log.csv` holds them
             (`pandas.read_csv(path).to_dict("records")`); several by name. Lines of several
             autoencoders in one log are told apart by `"sae"`.
-        title: Drawn above.
     """
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 

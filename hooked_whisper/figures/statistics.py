@@ -31,7 +31,6 @@ def plot_head_scores(
         scores: One table, or several by name, side by side in one range of
             colours: `{"encoder": ..., "cross-attention": ...}`. NaN is left grey.
         label: What the numbers are, with their unit.
-        title: Drawn above.
         low: The darkest value; None is the smallest of all tables.
         high: The lightest value; None is the largest.
         diverging: White at 0, and colours alike on both sides.
@@ -74,7 +73,6 @@ def plot_by_layer(
         panels: For each statistic, named with its unit, a line for each name:
             `{"norm": {"encoder": ..., "decoder": ...}, "excess kurtosis": ...}`.
         layers: A name for each layer; None counts from 0.
-        title: Drawn above.
     """
     if not panels or not all(panels.values()):
         raise InputError("nothing to draw: pass at least one line for each panel.")
@@ -111,7 +109,6 @@ def plot_cosine_matrix(
     Args:
         cosines: -1 to 1, for each pair of layers.
         layers: A name for each layer; None counts from 0.
-        title: Drawn above.
     """
     n = len(cosines)
     layers = [str(i) for i in range(n)] if layers is None else layers
@@ -153,7 +150,6 @@ def plot_histograms(
             edges, of which there is one more.
         label: What the values are, with their unit.
         log: A logarithmic axis for the densities, so that the tails show.
-        title: Drawn above.
     """
     if not histograms:
         raise InputError("nothing to draw: pass at least one histogram.")
@@ -199,7 +195,6 @@ def plot_offsets(
         attention: By name the mean attention at each distance, as many before the query as
             behind it.
         position_s: Seconds of a position: 0.02 in the encoder.
-        title: Drawn above.
     """
     if not attention or any(len(line) % 2 == 0 for line in attention.values()):
         raise InputError(
@@ -237,7 +232,6 @@ def plot_probes(
         names: The hooks' names.
         baselines: Score of each.
         label: What the scores are.
-        title: Drawn above.
     """
     if tuple(scores.shape) != (len(names), 3) or not len(names):
         raise InputError(f"{len(names)} hooks are named; the scores are {tuple(scores.shape)}.")
@@ -245,9 +239,10 @@ def plot_probes(
     width = max(3.0, 0.5 * len(names))
     figure = style.new_figure(width + 0.8, 3.6, title)
     axes = figure.subplots()
-    places = range(len(names))
     spread = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
-    axes.errorbar(places, values[:, 0], yerr=spread, fmt="o-", capsize=3, color=style.ACCENT)
+    axes.errorbar(
+        range(len(names)), values[:, 0], yerr=spread, fmt="o-", capsize=3, color=style.ACCENT
+    )
     for number, (name, value) in enumerate(baselines.items()):
         dashes = style.DASHES[1 + number % 3]
         axes.axhline(value, color=style.FAINT, linestyle=dashes, linewidth=1, label=name)

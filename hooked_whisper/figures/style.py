@@ -236,8 +236,8 @@ def shrink(
     """
     values = values.detach().float().cpu()
     # Fewer cells than dots: each of them is drawn, and the file stays small.
-    room = [max(1.0, 0.65 * DPI * inches) for inches in (height, width)]
-    rows, columns = (int(min(*sizes)) for sizes in zip(values.shape, room, strict=True))
+    most = [max(1.0, 0.65 * DPI * inches) for inches in (height, width)]
+    rows, columns = (int(min(*sizes)) for sizes in zip(values.shape, most, strict=True))
     if (rows, columns) == tuple(values.shape):
         return values
     pool = adaptive_max_pool2d if by == "max" else adaptive_avg_pool2d
@@ -295,16 +295,16 @@ def color_bar(
     axes: Any,
     label: str,
     *,
-    room: float | None = None,
+    label_in: float | None = None,
     **options: Any,
 ) -> Any:
     """What the colours mean, at the right of one or several axes.
 
-    A line of the label may take `room` inches; None is about the figure's height.
+    A line of the label may take `label_in` inches; None is about the figure's height.
     """
     bar = figure.colorbar(image, ax=axes, **({"pad": 0.015, "aspect": 30} | options))
-    room = figure.get_figheight() - 0.35 if room is None else room
-    bar.set_label(plain("\n".join(wrap(label, room, MEDIUM))))
+    label_in = figure.get_figheight() - 0.35 if label_in is None else label_in
+    bar.set_label(plain("\n".join(wrap(label, label_in, MEDIUM))))
     bar.outline.set_visible(False)
     style_ticks(bar.ax)
     return bar

@@ -136,7 +136,6 @@ class Attribution:
             row: Row of the batch.
             pos: Place among `positions`.
             n: How many components to draw.
-            title: Drawn above.
         """
         from hooked_whisper.figures.lenses import plot_attribution
 

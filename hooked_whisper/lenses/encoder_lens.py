@@ -1,4 +1,4 @@
-"""The encoder lens: what the decoder hears if the encoder stops early.
+"""The encoder lens: what the decoder says if the encoder stops early.
 
 Source: Langedijk et al. 2023, "DecoderLens", arXiv 2310.03686.
 """
@@ -107,12 +107,7 @@ class EncoderLens:
         return pd.DataFrame(lines)
 
     def plot(self, row: int = 0, title: str = "") -> "matplotlib.figure.Figure":
-        """The transcript after each number of layers, beside its log-probability.
-
-        Args:
-            row: Row of the batch.
-            title: Drawn above.
-        """
+        """The transcript after each number of layers, beside its log-probability."""
         from hooked_whisper.figures.lenses import plot_encoder_lens
 
         if self.logprobs is not None:
@@ -142,7 +137,7 @@ def encoder_lens(
     max_new_tokens: int | None = None,
     **options: Any,
 ) -> EncoderLens:
-    """What the decoder hears if the encoder stops after each number of layers.
+    """What the decoder says if the encoder stops after each number of layers.
 
     The encoder runs once for all of them. Hooks act throughout: the encoder's
     fire once, those of its final LayerNorm once for each number of layers,

@@ -136,12 +136,7 @@ class LogitLens:
         return frame
 
     def plot(self, row: int = 0, title: str = "") -> "matplotlib.figure.Figure":
-        """The likeliest token at each site and position, coloured by its probability.
-
-        Args:
-            row: Row of the batch.
-            title: Drawn above.
-        """
+        """The likeliest token at each site and position, coloured by its probability."""
         from hooked_whisper.figures.lenses import plot_logit_lens
 
         cfg, tops = self.readout.cfg, self.top_tokens[:, row, :, 0]
@@ -202,7 +197,6 @@ class TokenTrajectories:
             place: The position's, or the site's, place among `positions` or `sites`.
             row: Row of the batch.
             over: `"sites"` or `"positions"`.
-            title: Drawn above.
         """
         from hooked_whisper.figures.lenses import plot_trajectories
 

@@ -93,7 +93,6 @@ class SourceAttribution:
         Args:
             row: Row of the batch.
             spans_s: Start, end and name of what was spoken, in seconds.
-            title: Drawn above.
         """
         from hooked_whisper.figures.lenses import plot_sources
 
@@ -133,7 +132,7 @@ def source_attribution(
     """
     n_frames = getattr(source.cache if hasattr(source, "cache") else source, "n_frames", None)
     windows = _windows(model, windows_s, n_frames)
-    places = [_places(window) for window in windows]
+    key_ranges = [_key_range(window) for window in windows]
     layers = range(model.cfg.n_text_layers)
     hooks = [f"decoder.blocks.{layer}.cross_attn.hook_" for layer in layers]
     names = [last_stream(model), "decoder.ln_final.hook_scale"]
@@ -149,7 +148,7 @@ def source_attribution(
             block.cross_attn.W_O.float(),
             path.direction,
         )
-        inside = torch.stack([by_key[..., start:end].sum(dim=-1) for start, end in places])
+        inside = torch.stack([by_key[..., start:end].sum(dim=-1) for start, end in key_ranges])
         values.append(inside.permute(2, 0, 1, 3))
         rest.append((by_key.sum(dim=-1) - inside.sum(dim=0)).transpose(0, 1))
         heads += [
@@ -207,7 +206,7 @@ def _windows(
             )
     ordered = sorted(chosen)
     for first, second in pairwise(ordered):
-        if _places(second)[0] < _places(first)[1]:
+        if _key_range(second)[0] < _key_range(first)[1]:
             raise InputError(
                 f"the windows {first} and {second} s overlap, so that their shares would not add "
                 "up. Make them end where the next one starts, in steps of 20 ms."
@@ -215,7 +214,7 @@ def _windows(
     return chosen
 
 
-def _places(window_s: Window) -> tuple[int, int]:
+def _key_range(window_s: Window) -> tuple[int, int]:
     """First encoder position of a window and the first one after it; at least one."""
     start = round(window_s[0] * _RATE_HZ)
     return start, max(start + 1, round(window_s[1] * _RATE_HZ))
