@@ -2,7 +2,8 @@
 
 `n_positions`, `n_tokens` and `all_frames` mean what they do in `attention`.
 In these functions keys are encoder positions always, so that `n_positions`
-alone will do where all tokens count.
+alone will do where all tokens count. Encoder position t is centred on the
+time t / 50 s.
 """
 
 from dataclasses import dataclass
@@ -13,13 +14,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hooked_whisper.analysis.masking import Count, Rows, read_rows
-from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from hooked_whisper.config import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
 from hooked_whisper.errors import InputError
 
 Place = Literal["expected", "argmax"]
-
-POSITIONS_PER_SECOND = FRAMES_PER_SECOND // FRAMES_PER_POSITION
-"""Encoder position t is centred on the time t / 50 s."""
 
 
 @dataclass(frozen=True)

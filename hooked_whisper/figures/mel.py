@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, POSITION_S
 from hooked_whisper.errors import InputError
 from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import (
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-POSITION_S = FRAMES_PER_POSITION / FRAMES_PER_SECOND
-"""Seconds of an encoder position."""
 _TICKS_HZ = (250.0, 500.0, 1000.0, 2000.0, 4000.0)
 _HIGHEST_HZ = 8000.0
 

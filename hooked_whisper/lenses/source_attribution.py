@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from hooked_whisper.config import FRAMES_PER_POSITION, POSITION_S, POSITIONS_PER_SECOND
 from hooked_whisper.errors import InputError
 from hooked_whisper.lenses.cached_run import Positions, Source, Tokens, last_stream, open_run
 from hooked_whisper.lenses.direct_attribution import Component, logit_path, texts_of_rows
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import pandas
 
 Window = tuple[float, float]
-_RATE_HZ = FRAMES_PER_SECOND / FRAMES_PER_POSITION
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,16 +184,16 @@ def _windows(
     whole_s = model.cfg.window_s
     if isinstance(windows_s, int | float):
         # A part of a step of 20 ms would not divide the time evenly.
-        if not 1 / _RATE_HZ <= windows_s <= whole_s:
+        if not POSITION_S <= windows_s <= whole_s:
             raise InputError(
-                f"windows_s is {windows_s} s; a width can be {1 / _RATE_HZ} to {whole_s} s."
+                f"windows_s is {windows_s} s; a width can be {POSITION_S} to {whole_s} s."
             )
-        step = round(windows_s * _RATE_HZ)
+        step = round(windows_s * POSITIONS_PER_SECOND)
         n = model.cfg.n_audio_ctx
         if n_frames is not None:
             n = max(1, -(-int(n_frames.max()) // FRAMES_PER_POSITION))
-        starts = range(0, n, step)
-        return [(start / _RATE_HZ, min(start + step, n) / _RATE_HZ) for start in starts]
+        ranges = [(start, min(start + step, n)) for start in range(0, n, step)]
+        return [(a / POSITIONS_PER_SECOND, b / POSITIONS_PER_SECOND) for a, b in ranges]
     chosen = [(float(start), float(end)) for start, end in windows_s]
     if not chosen:
         raise InputError("windows_s is empty; give a width, or starts and ends in seconds.")
@@ -216,5 +215,5 @@ def _windows(
 
 def _key_range(window_s: Window) -> tuple[int, int]:
     """First encoder position of a window and the first one after it; at least one."""
-    start = round(window_s[0] * _RATE_HZ)
-    return start, max(start + 1, round(window_s[1] * _RATE_HZ))
+    start = round(window_s[0] * POSITIONS_PER_SECOND)
+    return start, max(start + 1, round(window_s[1] * POSITIONS_PER_SECOND))

@@ -263,8 +263,8 @@ MUTANTS = [
         "sources-last-window",
         "the last window of a recording goes on into its padding",
         "lenses/source_attribution.py",
-        "(start / _RATE_HZ, min(start + step, n) / _RATE_HZ) for start in starts",
-        "(start / _RATE_HZ, (start + step) / _RATE_HZ) for start in starts",
+        "(start, min(start + step, n)) for start in range(0, n, step)",
+        "(start, start + step) for start in range(0, n, step)",
         ("lenses/test_source_attribution.py",),
     ),
 ]
