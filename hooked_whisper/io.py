@@ -1,17 +1,34 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, a folder that one process has to itself, checksums.
+
+Checksums are XXH3, 128 bits, in hexadecimal: they find every damage that happens by
+chance, at the speed of memory. `xxhsum -H2` computes the same numbers.
+"""
 
 import errno
+import fcntl
+import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
+import numpy as np
+import torch
+import xxhash
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from hooked_whisper.errors import StoreBusyError, StoreWriteError
 
 PART = ".part"
 """What the names of files end in while they are written."""
+LOCK_FILE = ".lock"
+
+_held: set[Path] = set()
+"""Folders that this process harvests into: its own locks would not stop it."""
+_PIECE_BYTES = 2**22
 
 
 @contextmanager
@@ -60,3 +77,138 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(path) as aside:
         save_file(plain, aside, metadata=dict(header))
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file aside, bring it to the disk, and give it its name in one step.
+
+    Args:
+        path: What the file is to be called; one that is there is replaced.
+        write: Writes the content to an open file.
+
+    Raises:
+        StoreWriteError: The disk is full, or forbids it. Nothing is left behind.
+    """
+    try:
+        with replacing(path) as aside, aside.open("wb") as file:
+            write(file)
+    except OSError as error:
+        raise _explain(error, path) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, the same bytes for the same value, as `write_whole` does."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Have a folder to oneself; the operating system ends it with the process, however that ends.
+
+    Source: POSIX record locks, which forked workers do not inherit and NFS knows.
+
+    Raises:
+        StoreBusyError: Another process, or another harvest in this one, has it.
+        StoreWriteError: No file can be made there.
+    """
+    path = folder.resolve()
+    busy = (
+        f"another harvest writes into {folder} at this moment. Wait until it is done, or name "
+        "another folder."
+    )
+    if path in _held:
+        raise StoreBusyError(busy)
+    try:
+        file = (folder / LOCK_FILE).open("ab")
+    except OSError as error:
+        raise _explain(error, folder) from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise StoreBusyError(busy) from error
+            raise _explain(error, folder) from error
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.discard(path)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where it is missing.
+
+    Raises:
+        StoreWriteError: A file has the name, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _explain(error, folder) from error
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a harvest that was killed had not finished."""
+    for part in folder.glob(f"*{PART}*"):
+        part.unlink(missing_ok=True)
+
+
+def _explain(error: OSError, path: Path) -> StoreWriteError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        remedy = "Free some space and run the same harvest again: it goes on where it stopped."
+        return StoreWriteError(f"{path} cannot be written: {error.strerror}. {remedy}")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StoreWriteError(
+            f"{path} cannot be written: {error.strerror}. Name a folder that you may write to."
+        )
+    return StoreWriteError(f"{path} cannot be written: {error}.")
+
+
+def checksum_of_file(path: str | Path) -> str:
+    """Of a file's bytes."""
+    state = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            state.update(piece)
+    return state.hexdigest()
+
+
+def checksum_of_json(value: Any) -> str:
+    """Of a value that JSON can hold, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def checksum_of_audio(audio: Any) -> str:
+    """Of a recording: a file's bytes, wherever they are, or samples with their rate.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    if isinstance(audio, str | Path):
+        return checksum_of_file(audio)
+    if isinstance(audio, bytes):
+        return xxhash.xxh3_128_hexdigest(audio)
+    if hasattr(audio, "n_frames"):  # a Mel of one recording
+        audio = (audio.values, int(audio.n_frames[0]))
+    samples, rate_hz = audio
+    values = samples.numpy(force=True) if isinstance(samples, Tensor) else np.asarray(samples)
+    state = xxhash.xxh3_128(f"{values.dtype} {values.shape} {rate_hz}".encode())
+    state.update(np.ascontiguousarray(values).data)
+    return state.hexdigest()
+
+
+def checksum_of_model(model: nn.Module) -> str:
+    """Of every parameter and buffer: name, dtype, shape and bytes."""
+    state = xxhash.xxh3_128()
+    for name, value in sorted(model.state_dict().items()):
+        state.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        state.update(bytes_of(value.detach().cpu().contiguous()))
+    return state.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, without a copy."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

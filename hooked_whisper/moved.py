@@ -13,19 +13,21 @@ def moved_names(old: str, homes: Mapping[str, str]) -> Callable[[str], object]:
 
     Args:
         old: The module that had them.
-        homes: The room of the package that has each name now.
+        homes: Where each name is now: a room of the package, which calls it the
+            same, or a room and the new name, such as `"store.RowIndex"`.
     """
 
     def find(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        new = f"hooked_whisper.{homes[name]}"
+        room, _, renamed = homes[name].partition(".")
+        new = f"hooked_whisper.{room}"
         warnings.warn(
-            f"{old}.{name} has moved: from {new} import {name}. The old place works for one more "
-            "release.",
+            f"{old}.{name} has moved: from {new} import {renamed or name}. The old place works for "
+            "one more release.",
             DeprecationWarning,
             stacklevel=2,
         )
-        return getattr(import_module(new), name)
+        return getattr(import_module(new), renamed or name)
 
     return find

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader, Dataset
 
-from hooked_whisper.checksums import checksum_of_audio
 from hooked_whisper.config import (
     FRAMES_PER_SECOND,
     HOP_LENGTH,
@@ -18,6 +17,7 @@ from hooked_whisper.data.batches import recording_row
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.windows import LongRule, read_windows, window_mel
 from hooked_whisper.errors import AudioLengthError, InputError
+from hooked_whisper.io import checksum_of_audio
 from hooked_whisper.speech.mel import Mel
 
 TextRule = Literal["label", "transcript"]

@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from hooked_whisper import digits
-from hooked_whisper.checksums import checksum_of_json
 from hooked_whisper.data.recordings import Recording, Recordings
 from hooked_whisper.errors import RecordingsError
+from hooked_whisper.io import checksum_of_json
 from hooked_whisper.speech.mel import Mel
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au"})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.store.files import write_whole
+from hooked_whisper.io import write_whole
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = Path(__file__).parent / "static"

@@ -1,10 +1,10 @@
 """Activations of many recordings, stored, read and probed."""
 
 from hooked_whisper.store.dataset import ActivationDataset, Epochs
+from hooked_whisper.store.manifest import verify_store
 from hooked_whisper.store.probes import ProbeResult, ProbeScore, probe
-from hooked_whisper.store.provenance import RecordingEntry, RowPlaces
+from hooked_whisper.store.provenance import RecordingEntry, RowIndex
 from hooked_whisper.store.reader import ActivationStore
-from hooked_whisper.store.verify import verify_store
 from hooked_whisper.store.writer import harvest
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "ProbeResult",
     "ProbeScore",
     "RecordingEntry",
-    "RowPlaces",
+    "RowIndex",
     "harvest",
     "probe",
     "verify_store",

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from hooked_whisper.checksums import checksum_of_model
 from hooked_whisper.data.hook_rows import RowHooks
 from hooked_whisper.data.loading import ReadingRules
 from hooked_whisper.data.recordings import Recordings
 from hooked_whisper.errors import InputError, StoreError, StoreMismatchError
+from hooked_whisper.io import checksum_of_model
 
 FORMAT = "hooked_whisper.activations/1"
 

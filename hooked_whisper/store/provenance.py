@@ -44,7 +44,7 @@ class RecordingEntry:
 
 
 @dataclass(frozen=True)
-class RowPlaces:
+class RowIndex:
     """Where rows come from.
 
     Args:
@@ -60,7 +60,7 @@ class RowPlaces:
     token: Int64[Tensor, " row"] | None
 
 
-class ShardPlaces:
+class ShardIndex:
     """The recordings of one shard, and which rows are whose.
 
     Args:
@@ -81,7 +81,7 @@ class ShardPlaces:
         }
 
     @classmethod
-    def read(cls, folder: Path, number: int, kinds: Sequence[RowKind]) -> "ShardPlaces":
+    def read(cls, folder: Path, number: int, kinds: Sequence[RowKind]) -> "ShardIndex":
         """Read the record of a shard.
 
         Raises:

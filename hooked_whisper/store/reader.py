@@ -12,16 +12,16 @@ from torch import Tensor
 
 from hooked_whisper.data.hook_rows import SECONDS_PER_ROW, RowKind
 from hooked_whisper.display import box, count, facts, fold, size, table
-from hooked_whisper.errors import StoreDamagedError, StoreError
+from hooked_whisper.errors import StoreError
 from hooked_whisper.hooks.names import NamesFilter, match_names
 from hooked_whisper.speech.labels import values_at
 from hooked_whisper.store.manifest import read_manifest
-from hooked_whisper.store.provenance import RecordingEntry, RowPlaces, ShardPlaces
-from hooked_whisper.store.shards import DTYPES, TOKENS, OpenShard, shard_name
+from hooked_whisper.store.provenance import RecordingEntry, RowIndex, ShardIndex
+from hooked_whisper.store.shards import DTYPES, TOKENS, OpenShards
 from hooked_whisper.store.shuffle import ShuffledReader
 
-_MOST_OPEN = 128
-"""Shards that are mapped at a time."""
+_MOST_INDEXED = 128
+"""Shards of which it is known whose rows they hold, at a time."""
 _MOST_SHOWN = 20
 """Recordings that a notebook shows."""
 
@@ -52,8 +52,7 @@ class ActivationStore:
                 "goes on where it stopped."
             )
         self.manifest = manifest
-        self._shards: dict[int, OpenShard] = {}
-        self._places: dict[int, ShardPlaces] = {}
+        self._indexes: dict[int, ShardIndex] = {}
         self._ids: dict[str, list[int]] | None = None
         self._ends = {
             kind: torch.tensor([0, *[shard["rows"][kind] for shard in manifest["shards"]]]).cumsum(
@@ -61,6 +60,7 @@ class ActivationStore:
             )
             for kind in manifest["rows"]
         }
+        self._shards = OpenShards(self.folder, manifest, self._ends)
 
     # What there is
 
@@ -102,7 +102,7 @@ class ActivationStore:
         rows = []
         for name in self.hook_names:
             kind = identity["kinds"][name]
-            n_bytes = n_rows[kind] * self._row_bytes([name])
+            n_bytes = n_rows[kind] * self._shards.row_bytes([name])
             shape = self.row_shape(name) if self.manifest["shards"] else ()
             rows.append([name, kind, n_rows[kind], list(shape), size(n_bytes)])
         n_bytes = sum(shard["bytes"] for shard in self.manifest["shards"])
@@ -145,7 +145,7 @@ class ActivationStore:
 
     def row_shape(self, hook_name: str) -> tuple[int, ...]:
         """The axes of one row of a hook."""
-        return tuple(self._open(0).tensors[hook_name].shape[1:])
+        return tuple(self._shards.open(0).tensors[hook_name].shape[1:])
 
     # Rows
 
@@ -171,7 +171,7 @@ class ActivationStore:
         names, kind = self._aligned(hook_names)
         wanted = self._numbers(rows, kind)
         in_order, order = wanted.sort()
-        found = self._read_sorted(names, kind, in_order)
+        found = self._shards.read_sorted(names, kind, in_order)
         back = order.argsort()
         return {name: value[back].to(dtype or value.dtype) for name, value in found.items()}
 
@@ -220,9 +220,9 @@ class ActivationStore:
         """
         names, kind = self._aligned(hook_names)
         reader = ShuffledReader(
-            lambda rows: self._read_sorted(names, kind, rows),
+            lambda rows: self._shards.read_sorted(names, kind, rows),
             n_rows=self.manifest["rows"][kind],
-            row_bytes=self._row_bytes(names),
+            row_bytes=self._shards.row_bytes(names),
             batch_size=batch_size,
             seed=seed,
             rank=rank,
@@ -232,52 +232,6 @@ class ActivationStore:
             n_workers=turn[1],
         )
         return reader.batches(n_epochs, skip=skip, dtype=dtype, with_rows=with_rows)
-
-    def _row_bytes(self, names: list[str]) -> int:
-        if not self.manifest["shards"]:
-            return 1
-        return sum(torch.Size(self.row_shape(name)).numel() * self.dtype.itemsize for name in names)
-
-    def _read_sorted(
-        self, names: list[str], kind: RowKind, rows: Int64[Tensor, " row"]
-    ) -> dict[str, Tensor]:
-        """Rows by their numbers in rising order: every shard is mapped once."""
-        ends = self._ends[kind]
-        found: dict[str, list[Tensor]] = {name: [] for name in names}
-        bounds = torch.searchsorted(rows, ends).tolist()
-        for number, (low, high) in enumerate(itertools.pairwise(bounds)):
-            if low == high:
-                continue
-            shard = self._open(number)
-            local = rows[low:high] - ends[number]
-            for name in names:
-                found[name].append(shard.tensors[name].index_select(0, local))
-            shard.release()
-        if len(rows) == 0:
-            return {name: self._open(0).tensors[name][:0].clone() for name in names}
-        return {
-            name: pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-            for name, pieces in found.items()
-        }
-
-    def _open(self, number: int) -> OpenShard:
-        if number not in self._shards:
-            while len(self._shards) >= _MOST_OPEN:
-                self._shards.pop(next(iter(self._shards)))
-            names = self.hook_names + ([TOKENS] if "decoder" in self._ends else [])
-            shard = OpenShard(self.folder / shard_name(number), names)
-            self._check_shapes(number, shard)
-            self._shards[number] = shard
-        return self._shards[number]
-
-    def _check_shapes(self, number: int, shard: OpenShard) -> None:
-        for name in self.hook_names:
-            n_rows = self.manifest["shards"][number]["rows"][self.identity["kinds"][name]]
-            if len(shard.tensors[name]) != n_rows:
-                raise StoreDamagedError(
-                    f"{shard_name(number)} has {len(shard.tensors[name])} rows of {name!r}; the "
-                    f"manifest says {n_rows}. Run the same harvest again with verify=True."
-                )
 
     # Whose rows they are
 
@@ -293,7 +247,7 @@ class ActivationStore:
         index = self._index_of(recording)
         number = index // self.identity["recordings_per_shard"]
         if 0 <= number < len(self.manifest["shards"]):
-            found = self._places_of(number).recordings.get(index)
+            found = self._index_of_shard(number).recordings.get(index)
             if found is not None:
                 return found
         raise StoreError(f"recording {recording!r} is not in {self.folder}, or was skipped.")
@@ -301,7 +255,7 @@ class ActivationStore:
     def recordings(self) -> Iterator[RecordingEntry]:
         """All recordings in order, the skipped ones left out."""
         for number in range(len(self.manifest["shards"])):
-            yield from self._places_of(number).recordings.values()
+            yield from self._index_of_shard(number).recordings.values()
 
     def rows_of(self, recording: int | str, hook_names: NamesFilter) -> range:
         """The numbers of a recording's rows."""
@@ -309,7 +263,7 @@ class ActivationStore:
         self.recording(index)
         number = index // self.identity["recordings_per_shard"]
         start = int(self._ends[kind][number])
-        own = self._places_of(number).rows_of(index, kind)
+        own = self._index_of_shard(number).rows_of(index, kind)
         return range(start + own.start, start + own.stop)
 
     def of_recording(
@@ -325,7 +279,7 @@ class ActivationStore:
 
     def where(
         self, hook_names: NamesFilter, rows: Sequence[int] | Int64[Tensor, " row"] | slice
-    ) -> RowPlaces:
+    ) -> RowIndex:
         """Where rows come from: recording, and time in seconds or token."""
         kind = self.kind(hook_names)
         wanted = self._numbers(rows, kind)
@@ -339,13 +293,13 @@ class ActivationStore:
         for number in shard_of.unique().tolist():
             own = shard_of == number
             local = wanted[own] - self._ends[kind][number]
-            places = self._places_of(number)
-            recording[own], window_s, pos[own] = places.lookup(kind, local)
+            index = self._index_of_shard(number)
+            recording[own], window_s, pos[own] = index.lookup(kind, local)
             step = 0.0 if kind == "decoder" else SECONDS_PER_ROW[kind]
             start_s[own] = window_s + step * pos[own]
             if token is not None:
-                token[own] = self._open(number).tensors[TOKENS][local].long()
-        return RowPlaces(recording, start_s, pos, token)
+                token[own] = self._shards.open(number).tensors[TOKENS][local].long()
+        return RowIndex(recording, start_s, pos, token)
 
     def labels(
         self,
@@ -368,12 +322,12 @@ class ActivationStore:
                 found[row] = value
         return found
 
-    def _places_of(self, number: int) -> ShardPlaces:
-        if number not in self._places:
-            while len(self._places) >= _MOST_OPEN:
-                self._places.pop(next(iter(self._places)))
-            self._places[number] = ShardPlaces.read(self.folder, number, list(self._ends))
-        return self._places[number]
+    def _index_of_shard(self, number: int) -> ShardIndex:
+        if number not in self._indexes:
+            while len(self._indexes) >= _MOST_INDEXED:
+                self._indexes.pop(next(iter(self._indexes)))
+            self._indexes[number] = ShardIndex.read(self.folder, number, list(self._ends))
+        return self._indexes[number]
 
     def _index_of(self, recording: int | str) -> int:
         if isinstance(recording, int):

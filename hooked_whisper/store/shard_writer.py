@@ -1,4 +1,4 @@
-"""One shard in the making: its recordings go through the model batch by batch."""
+"""One shard while it is made: its recordings go through the model batch by batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from hooked_whisper.store.shards import TOKENS, ShardRows, shard_name
 
 
 @dataclass(frozen=True)
-class Making:
+class WriterConfig:
     """What is the same for every shard."""
 
     model: Any
@@ -52,18 +52,18 @@ class Window:
     text: str | None = None
 
 
-class ShardMaker:
+class ShardWriter:
     """A shard while its recordings come in, in their order.
 
     Args:
         number: The shard's.
-        making: How.
+        config: What is the same for every shard.
         folder: The store's.
     """
 
-    def __init__(self, number: int, making: Making, folder: Path) -> None:
+    def __init__(self, number: int, config: WriterConfig, folder: Path) -> None:
         self.number = number
-        self.making = making
+        self.config = config
         self.rows = ShardRows(folder)
         self._used: list[tuple[Loaded, list[Window]]] = []
         self._skipped: list[dict[str, Any]] = []
@@ -78,7 +78,7 @@ class ShardMaker:
         """
         recording = loaded.job.recording
         if loaded.reason is not None:
-            if self.making.strict:
+            if self.config.strict:
                 raise RecordingsError(
                     f"recording {loaded.job.index}, {recording.id!r}: {loaded.reason}"
                 )
@@ -89,7 +89,7 @@ class ShardMaker:
         windows = self._windows(loaded)
         self._used.append((replace(loaded, mels=None), windows))
         self._waiting += windows
-        size = self.making.options.batch_size
+        size = self.config.options.batch_size
         while len(self._waiting) >= size:
             self._run(self._waiting[:size])
             del self._waiting[:size]
@@ -107,7 +107,7 @@ class ShardMaker:
         Args:
             written: Size and checksum of the rows.
         """
-        kinds = self.making.hooks.kinds
+        kinds = self.config.hooks.kinds
         windows = [window for _, each in self._used for window in each]
         return {
             "shard": self.number,
@@ -119,7 +119,7 @@ class ShardMaker:
         }
 
     def _windows(self, loaded: Loaded) -> list[Window]:
-        cfg = self.making.rules.cfg
+        cfg = self.config.rules.cfg
         windows = []
         for number, n_frames in enumerate(loaded.n_frames):
             mel = Mel(torch.from_numpy(loaded.mels[number])[None], torch.tensor([n_frames]))
@@ -128,25 +128,25 @@ class ShardMaker:
         return windows
 
     def _run(self, windows: list[Window]) -> None:
-        making, all_frames = self.making, self.making.options.frames == "all"
+        config, all_frames = self.config, self.config.options.frames == "all"
         mel = Mel.cat([window.mel for window in windows if window.mel is not None])
-        mel = mel.to(making.model.device, making.model.dtype)
-        write = partial(self._transcribe, windows) if making.rules.text == "transcript" else None
-        given = [window.tokens for window in windows] if making.hooks.needs_tokens else ()
+        mel = mel.to(config.model.device, config.model.dtype)
+        write = partial(self._transcribe, windows) if config.rules.text == "transcript" else None
+        given = [window.tokens for window in windows] if config.hooks.needs_tokens else ()
         rows = collect_rows(
-            making.model,
-            making.hooks,
+            config.model,
+            config.hooks,
             mel,
             write or given,
             all_frames=all_frames,
-            dtype=making.options.dtype,
+            dtype=config.options.dtype,
         )
-        if "decoder" in making.hooks.kinds:
+        if "decoder" in config.hooks.kinds:
             tokens = [token for window in windows for token in window.tokens]
             rows[TOKENS] = torch.tensor(tokens, dtype=torch.int32)
         counts = row_counts(mel, [window.tokens for window in windows], all_frames=all_frames)
         for number, window in enumerate(windows):
-            window.n_rows = {kind: counts[kind][number] for kind in making.hooks.kinds}
+            window.n_rows = {kind: counts[kind][number] for kind in config.hooks.kinds}
             window.mel = None  # is not needed any more
         take = _bring_to_host(rows)
         self._collect()  # of the batch before: on a GPU it has arrived by now
@@ -154,7 +154,7 @@ class ShardMaker:
 
     def _transcribe(self, windows: list[Window], encoder_output: Tensor) -> list[tuple[int, ...]]:
         """Have the model write down the windows; its tokens, without the end, become theirs."""
-        model, rules = self.making.model, self.making.rules
+        model, rules = self.config.model, self.config.rules
         generation = model.generate(
             encoder_output=encoder_output, language=rules.language, task=rules.task
         )
@@ -167,7 +167,7 @@ class ShardMaker:
         if self._on_the_way is None:
             return
         arrived, self._on_the_way = self._on_the_way(), None
-        names = [*self.making.hooks.names, *([TOKENS] if TOKENS in arrived else [])]
+        names = [*self.config.hooks.names, *([TOKENS] if TOKENS in arrived else [])]
         for name in names:
             self.rows.add(name, arrived[name])
 

@@ -5,6 +5,7 @@ The file holds one tensor a hook, `[row ...]`, and, where the decoder ran,
 JSON: its checksum, its recordings and which rows are whose.
 """
 
+import itertools
 import json
 import mmap
 import os
@@ -16,12 +17,11 @@ from typing import IO, Any
 
 import torch
 import xxhash
+from jaxtyping import Int64
 from torch import Tensor
 
-from hooked_whisper.checksums import bytes_of
 from hooked_whisper.errors import StoreDamagedError, StoreError
-from hooked_whisper.io import PART
-from hooked_whisper.store.files import write_whole
+from hooked_whisper.io import PART, bytes_of, write_whole
 
 TOKENS = "tokens"
 """The name of the tokens among the tensors of a shard."""
@@ -35,6 +35,8 @@ DTYPES = {
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32"}
 _OF_CODE = {code: DTYPES[name] for name, code in _CODES.items()}
 
+_MOST_OPEN = 128
+"""Shards that are mapped at a time."""
 SPILL_BYTES = 2**29
 """Rows of one shard beyond this wait on the disk, not in memory (very long recordings)."""
 
@@ -193,6 +195,77 @@ class OpenShard:
         """Give back the memory of the pages that were read; they can be read again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
+
+
+class OpenShards:
+    """All shards of a store, each mapped when it is needed.
+
+    Args:
+        folder: The store's.
+        manifest: The store's.
+        ends: Where each shard's rows end, by kind, a 0 first.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: dict[str, Any], ends: dict[str, Int64[Tensor, " shard"]]
+    ) -> None:
+        self.folder, self.manifest, self.ends = folder, manifest, ends
+        self._hook_names = list(manifest["identity"]["hooks"])
+        self._open: dict[int, OpenShard] = {}
+
+    def open(self, number: int) -> OpenShard:
+        """A shard, mapped.
+
+        Raises:
+            StoreDamagedError: It cannot be read, or holds other rows than the manifest says.
+        """
+        if number not in self._open:
+            while len(self._open) >= _MOST_OPEN:
+                self._open.pop(next(iter(self._open)))
+            names = self._hook_names + ([TOKENS] if "decoder" in self.ends else [])
+            shard = OpenShard(self.folder / shard_name(number), names)
+            self._check_shapes(number, shard)
+            self._open[number] = shard
+        return self._open[number]
+
+    def _check_shapes(self, number: int, shard: OpenShard) -> None:
+        kinds = self.manifest["identity"]["kinds"]
+        for name in self._hook_names:
+            n_rows = self.manifest["shards"][number]["rows"][kinds[name]]
+            if len(shard.tensors[name]) != n_rows:
+                raise StoreDamagedError(
+                    f"{shard_name(number)} has {len(shard.tensors[name])} rows of {name!r}; the "
+                    f"manifest says {n_rows}. Run the same harvest again with verify=True."
+                )
+
+    def read_sorted(
+        self, names: list[str], kind: str, rows: Int64[Tensor, " row"]
+    ) -> dict[str, Tensor]:
+        """Rows by their numbers in rising order: every shard is mapped once."""
+        ends = self.ends[kind]
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        bounds = torch.searchsorted(rows, ends).tolist()
+        for number, (low, high) in enumerate(itertools.pairwise(bounds)):
+            if low == high:
+                continue
+            shard = self.open(number)
+            local = rows[low:high] - ends[number]
+            for name in names:
+                found[name].append(shard.tensors[name].index_select(0, local))
+            shard.release()
+        if len(rows) == 0:
+            return {name: self.open(0).tensors[name][:0].clone() for name in names}
+        return {
+            name: pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            for name, pieces in found.items()
+        }
+
+    def row_bytes(self, names: list[str]) -> int:
+        """Bytes of one row, over some hooks."""
+        if not self.manifest["shards"]:
+            return 1
+        rows = [self.open(0).tensors[name] for name in names]
+        return sum(value.shape[1:].numel() * value.element_size() for value in rows)
 
 
 def shard_name(number: int) -> str:

@@ -26,9 +26,9 @@ from hooked_whisper.display import progress_bar
 from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import RecordingsError, StoreError
 from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.io import lock_folder, make_folder, remove_parts, write_json
 from hooked_whisper.speech.tokens import get_tokenizer
 from hooked_whisper.store import manifest
-from hooked_whisper.store.files import lock_folder, make_folder, remove_parts, write_json
 from hooked_whisper.store.fingerprint import (
     HarvestOptions,
     as_dtype,
@@ -36,10 +36,10 @@ from hooked_whisper.store.fingerprint import (
     check_same,
     make_identity,
 )
+from hooked_whisper.store.manifest import damaged_shards
 from hooked_whisper.store.reader import ActivationStore
-from hooked_whisper.store.shard_writer import Making, ShardMaker
+from hooked_whisper.store.shard_writer import ShardWriter, WriterConfig
 from hooked_whisper.store.shards import record_name, shard_name
-from hooked_whisper.store.verify import damaged_shards
 
 
 def harvest(
@@ -114,7 +114,7 @@ def harvest(
     _check_model(model, note)
     _check_texts(source, rules)
     plan = Plan(
-        Making(model, chosen, rules, options, strict=strict),
+        WriterConfig(model, chosen, rules, options, strict=strict),
         source,
         Path(folder).expanduser(),
         make_identity(model, chosen, source, rules, options),
@@ -128,7 +128,7 @@ def harvest(
 class Plan:
     """All that a harvest is about to do."""
 
-    making: Making
+    config: WriterConfig
     recordings: Recordings
     folder: Path
     identity: dict[str, Any]
@@ -176,28 +176,28 @@ def _make_shards(
     plan: Plan, ranks: ProcessGroup, done: set[int], counted: list[int], bar: Any
 ) -> None:
     """Make what is missing; the shard before is written while the model runs on the next."""
-    loaded = load_all(plan.jobs(ranks, done, counted), plan.making.rules, plan.n_workers)
+    loaded = load_all(plan.jobs(ranks, done, counted), plan.config.rules, plan.n_workers)
     with ThreadPoolExecutor(max_workers=1) as thread:
         writing: Future[None] | None = None
         for number, group in itertools.groupby(loaded, lambda each: each.job.shard):
             if number in done:
                 _check_shard(plan, number, _counting(group, bar))
                 continue
-            maker = ShardMaker(number, plan.making, plan.folder)
+            shard = ShardWriter(number, plan.config, plan.folder)
             for each in _counting(group, bar):
-                maker.add(each)
-            maker.finish()
+                shard.add(each)
+            shard.finish()
             if writing is not None:
                 writing.result()
-            writing = thread.submit(_write, maker, plan.folder)
+            writing = thread.submit(_write, shard, plan.folder)
         if writing is not None:
             writing.result()
 
 
-def _write(maker: ShardMaker, folder: Path) -> None:
+def _write(shard: ShardWriter, folder: Path) -> None:
     """The rows first, then the record that makes them count."""
-    written = maker.rows.write(folder / shard_name(maker.number))
-    write_json(folder / record_name(maker.number), maker.record(written))
+    written = shard.rows.write(folder / shard_name(shard.number))
+    write_json(folder / record_name(shard.number), shard.record(written))
 
 
 def _check_shard(plan: Plan, number: int, group: Iterator[Loaded]) -> None:
@@ -205,7 +205,7 @@ def _check_shard(plan: Plan, number: int, group: Iterator[Loaded]) -> None:
     if record is None:
         raise StoreError(f"{plan.folder / shard_name(number)} was removed during the harvest.")
     manifest.check_recordings(record, list(group), plan.folder)
-    if plan.making.strict and record["skipped"]:
+    if plan.config.strict and record["skipped"]:
         first = record["skipped"][0]
         raise RecordingsError(f"recording {first['index']}, {first['id']!r}: {first['reason']}")
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hooked_whisper.io import write_whole
 from hooked_whisper.reports.html import STATIC
-from hooked_whisper.store.files import write_whole
 from hooked_whisper.study.exhibits import Exhibit, Section, number
 
 TEMPLATES = Path(__file__).parent / "templates"

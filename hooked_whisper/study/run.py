@@ -16,9 +16,9 @@ from hooked_whisper.errors import (
     StoreMismatchError,
     TrainingError,
 )
+from hooked_whisper.io import write_json
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.html import plain
-from hooked_whisper.store.files import write_json
 from hooked_whisper.study.attention import EncoderAttention
 from hooked_whisper.study.autoencoder import (
     LATENTS_PER_WIDTH,

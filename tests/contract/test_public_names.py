@@ -108,7 +108,7 @@ ROOMS = {
     """,
     "reports": "AttentionPage FeaturePage attention_page feature_page page_styles",
     "store": """
-        ActivationDataset ActivationStore Epochs ProbeResult ProbeScore RecordingEntry RowPlaces
+        ActivationDataset ActivationStore Epochs ProbeResult ProbeScore RecordingEntry RowIndex
         harvest probe verify_store
     """,
     "study": "Study study",
@@ -135,7 +135,7 @@ def test_the_names_of_a_room_are_these(room: str) -> None:
 
 MOVED = {
     ("harvest", "store"): """
-        ActivationDataset ActivationStore ProbeResult ProbeScore RecordingEntry RowPlaces harvest
+        ActivationDataset ActivationStore ProbeResult ProbeScore RecordingEntry harvest
         probe verify_store
     """,
     ("harvest", "data"): "Recording as_recordings",
@@ -153,6 +153,12 @@ def test_a_moved_name_works_and_says_where_it_is(old: str, new: str) -> None:
     for name in MOVED[old, new].split():
         with pytest.warns(DeprecationWarning, match=f"from hooked_whisper.{new} import {name}"):
             assert getattr(before, name) is getattr(now, name)
+
+
+def test_a_renamed_name_works_and_says_its_new_one() -> None:
+    before = importlib.import_module("hooked_whisper.harvest")
+    with pytest.warns(DeprecationWarning, match="from hooked_whisper.store import RowIndex"):
+        assert before.RowPlaces is importlib.import_module("hooked_whisper.store").RowIndex
 
 
 def test_a_name_that_never_was_there_is_none() -> None:

@@ -143,8 +143,8 @@ MUTANTS = [
         "show-store-bytes",
         "a hook's bytes are those of one row",
         "store/reader.py",
-        "n_bytes = n_rows[kind] * self._row_bytes([name])",
-        "n_bytes = self._row_bytes([name])",
+        "n_bytes = n_rows[kind] * self._shards.row_bytes([name])",
+        "n_bytes = self._shards.row_bytes([name])",
         ("store/test_reader.py",),
     ),
     Mutant(

@@ -86,7 +86,7 @@ MUTANTS = [
     Mutant(
         "store-gives-its-memory",
         "changing what was read changes what is read next",
-        "store/reader.py",
+        "store/shards.py",
         "found[name].append(shard.tensors[name].index_select(0, local))",
         "found[name].append(shard.tensors[name][int(local[0]) : int(local[-1]) + 1])",
         ("store/test_reader.py",),
@@ -246,7 +246,7 @@ MUTANTS = [
     Mutant(
         "damage-in-records",
         "damage in a record is not found",
-        "store/verify.py",
+        "store/manifest.py",
         '            (record_name(number), shard["record_xxh3_128"]),\n',
         "",
         ("store/test_crash.py",),
@@ -278,7 +278,7 @@ MUTANTS = [
     Mutant(
         "two-harvests-in-a-process",
         "two harvests of one process write into one folder",
-        "store/files.py",
+        "io.py",
         "    if path in _held:\n        raise StoreBusyError(busy)\n",
         "",
         ("store/test_crash.py",),

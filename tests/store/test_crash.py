@@ -22,8 +22,8 @@ from hooked_whisper.errors import (
     StoreMismatchError,
     StoreWriteError,
 )
+from hooked_whisper.io import lock_folder, write_whole
 from hooked_whisper.store import ActivationStore, verify_store
-from hooked_whisper.store.files import lock_folder, write_whole
 
 Harvest = Callable[..., ActivationStore]
 Fork = Callable[[Callable[[], object]], int]

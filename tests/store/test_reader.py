@@ -143,18 +143,18 @@ def test_the_shuffle_draws_from_everywhere(group: str) -> None:
 def test_memory_of_the_stream_is_bounded(store: ActivationStore) -> None:
     reader = store.stream(NAMES, 32, buffer_bytes=20_000)
     held: list[int] = []
-    real = store._read_sorted
+    real = store._shards.read_sorted
 
     def watched(*args: Any) -> Any:
         found = real(*args)
         held.append(sum(value.nbytes for value in found.values()))
         return found
 
-    store._read_sorted = watched  # type: ignore[method-assign]
+    store._shards.read_sorted = watched  # type: ignore[method-assign]
     try:
         n_batches = sum(1 for _ in reader)
     finally:
-        del store._read_sorted
+        del store._shards.read_sorted
     assert n_batches > 10
     assert max(held) <= 20_000
 

@@ -331,16 +331,16 @@ def test_mels_are_let_go_when_the_model_has_seen_them(
     small_harvest: Harvest, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Peak memory must not grow with the recordings of a shard, or of a harvest."""
-    from hooked_whisper.store.shard_writer import ShardMaker
+    from hooked_whisper.store.shard_writer import ShardWriter
 
-    real, mels, n_alive = ShardMaker._windows, [], []
+    real, mels, n_alive = ShardWriter._windows, [], []
 
-    def watched(self: ShardMaker, loaded: Any) -> Any:
+    def watched(self: ShardWriter, loaded: Any) -> Any:
         mels.append(weakref.ref(loaded.mels))
         n_alive.append(sum(each() is not None for each in mels))
         return real(self, loaded)
 
-    monkeypatch.setattr(ShardMaker, "_windows", watched)
+    monkeypatch.setattr(ShardWriter, "_windows", watched)
     small_harvest(clips, tmp_path / "store", recordings_per_shard=24, batch_size=2)
     assert len(mels) == 24
     assert max(n_alive) <= 4
