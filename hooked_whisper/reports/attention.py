@@ -17,7 +17,6 @@ from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.display import box, framed
 from hooked_whisper.errors import AudioLengthError, InputError, RecordingsError
 from hooked_whisper.hooks.root import Hook
-from hooked_whisper.io import write_whole
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.attention_data import (
     KINDS,
