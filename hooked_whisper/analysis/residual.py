@@ -119,7 +119,6 @@ def share_below(
     """The share of numbers nearer to 0 than a threshold: how sparse the stream is.
 
     Args:
-        resid: The stream.
         threshold: What |x| is to be under.
         n_positions, all_frames: What counts; see the module.
         of_rms: Take the threshold in units of the stream's root mean square,
@@ -148,7 +147,6 @@ def kurtosis(
     m₄ / m₂² - 3 with central moments m of the population.
 
     Args:
-        resid: The stream.
         n_positions, all_frames: What counts; see the module.
         per: `"all"`: one number for all values. `"dimension"`: one for each
             dimension, over the vectors. `"vector"`: one for each vector that
@@ -210,7 +208,6 @@ def outlier_dimensions(
     """The dimensions whose root mean square is many times the median dimension's.
 
     Args:
-        resid: The stream.
         n_positions, all_frames: What counts; see the module.
         times: How many times; 0 gives every dimension, ordered.
 
@@ -239,7 +236,6 @@ def residual_histogram(
     """How the numbers of a stream are distributed.
 
     Args:
-        resid: The stream.
         n_positions, all_frames: What counts; see the module.
         n_bins: Bins of one width.
         low, high: The first and last edge; None is the least and the largest value.

@@ -15,7 +15,7 @@ from hooked_whisper.lenses.readout import Readout
 from hooked_whisper.model.generate import Generation
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
-from hooked_whisper.speech.tokens import D_VOCABS, check_tokens, to_str_tokens
+from hooked_whisper.speech.tokens import check_tokens, has_tokenizer, to_str_tokens
 
 Source = WhisperCache | Generation | Mel | Tensor
 """A run that was cached, a decoding that was cached, or a recording to run with tokens."""
@@ -186,7 +186,7 @@ def token_grid(
 def token_texts(cfg: HookedWhisperConfig, tokens: Tensor) -> list[str]:
     """A readable string for each token; its id where the vocabulary is not Whisper's."""
     ids = tokens.flatten().tolist()
-    if cfg.d_vocab not in D_VOCABS:
+    if not has_tokenizer(cfg):
         return [str(token) for token in ids]
     distinct = sorted(set(ids))
     texts = dict(zip(distinct, to_str_tokens(distinct, cfg), strict=True))

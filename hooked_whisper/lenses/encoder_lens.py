@@ -18,7 +18,7 @@ from hooked_whisper.hooks.passes import running
 from hooked_whisper.model.generate import Generation
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
-from hooked_whisper.speech.tokens import D_VOCABS, check_tokens, get_tokenizer, is_text
+from hooked_whisper.speech.tokens import check_tokens, get_tokenizer, has_tokenizer, is_text
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -234,7 +234,7 @@ def counted_tokens(
     not Whisper's, every token counts.
     """
     nexts = tokens[:, 1:]
-    if model.cfg.d_vocab not in D_VOCABS:
+    if not has_tokenizer(model.cfg):
         return torch.ones_like(nexts, dtype=torch.bool)
     tokenizer = get_tokenizer(model.cfg)
     is_special = (nexts > tokenizer.eot) & (nexts < tokenizer.timestamp_begin)
