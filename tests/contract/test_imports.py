@@ -104,6 +104,18 @@ def circle(graph: Imports) -> list[str]:
     return next((found for name in sorted(graph) if (found := follow(name, []))), [])
 
 
+def folders_of(graph: Imports) -> Imports:
+    """The same with every folder inside a room as one module: `sae.training` for its files."""
+
+    def folder(name: str) -> str:
+        return ".".join(name.split(".")[:2])
+
+    folded: Imports = {folder(name): set() for name in graph}
+    for name, targets in graph.items():
+        folded[folder(name)] |= {folder(target) for target in targets} - {folder(name)}
+    return folded
+
+
 def test_every_module_is_in_a_room_of_the_house() -> None:
     rooms = {name.split(".")[0] for name in modules_of(PACKAGE)}
     assert rooms <= set(HEIGHT), "a new room needs its line in LINES and in CONTRIBUTING.md"
@@ -115,6 +127,11 @@ def test_no_import_goes_up_or_sideways() -> None:
 
 def test_no_imports_in_a_circle() -> None:
     assert circle(import_graph(PACKAGE)) == []
+
+
+def test_no_folders_in_a_circle() -> None:
+    """Files need not import each other in a circle for their folders to."""
+    assert circle(folders_of(import_graph(PACKAGE))) == []
 
 
 def test_only_hooks_imports_transformer_lens() -> None:
@@ -180,6 +197,22 @@ def test_a_circle_is_seen(tmp_path: Path) -> None:
         "hooks.points",
         "hooks.names",
     ]
+
+
+def test_a_circle_of_folders_is_seen(tmp_path: Path) -> None:
+    package = _package(
+        tmp_path,
+        {
+            "model/inner/__init__.py": "",
+            "model/inner/one.py": "from hooked_whisper.model.outer import two",
+            "model/inner/three.py": "",
+            "model/outer/__init__.py": "",
+            "model/outer/two.py": "def f():\n    from ..inner.three import g",
+        },
+    )
+    graph = import_graph(package)
+    assert circle(graph) == []
+    assert circle(folders_of(graph)) == ["model.inner", "model.outer", "model.inner"]
 
 
 def _package(folder: Path, files: dict[str, str]) -> Path:
