@@ -3,10 +3,11 @@
     python docs/tables.py
 
 The hook names with their shapes (docs/hooks.md), the tree of errors (docs/errors.md), the axes
-(docs/glossary.md). Each stands between two comments; `tests/contract/test_docs_tables.py` fails
+(docs/glossary.md), the rooms of the package (docs/architecture.md). Each stands between two comments; `tests/contract/test_docs_tables.py` fails
 when one is no longer what this writes.
 """
 
+import ast
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -112,6 +113,25 @@ def axes_table() -> str:
     )
 
 
+def rooms_table() -> str:
+    """The rooms in their lines, from the top down, each with the first line of its docstring."""
+    source = (DOCS.parent / "tests/contract/test_imports.py").read_text()
+    [lines] = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LINES"
+    ]
+    rows = ["| line | room | what it is |", "|---|---|---|"]
+    for number, rooms in enumerate(line for line in lines[1:] if line):
+        for room in sorted(rooms):
+            path = DOCS.parent / "hooked_whisper" / room
+            file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            first = (ast.get_docstring(ast.parse(file.read_text())) or "").splitlines()[0]
+            link = f"[{room}](../{file.relative_to(DOCS.parent).as_posix()})"
+            rows.append(f"| {len(lines) - 1 - number} | {link} | {first} |")
+    return "\n".join(rows)
+
+
 TABLES = {
     "encoder hooks": ("hooks.md", lambda: hook_table("encoder")),
     "decoder hooks": ("hooks.md", lambda: hook_table("decoder")),
@@ -119,6 +139,7 @@ TABLES = {
     "decoder hooks behind a switch": ("hooks.md", lambda: hook_table("decoder", True)),
     "errors": ("errors.md", error_tree),
     "axes": ("glossary.md", axes_table),
+    "rooms": ("architecture.md", rooms_table),
 }
 """What is written: by name, the page that it is in and the function that makes it."""
 
