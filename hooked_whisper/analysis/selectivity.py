@@ -58,7 +58,7 @@ class Labels:
         return len(self.ids)
 
     @classmethod
-    def of(cls, name: str, found: Sequence[Any], values: Sequence[Any] | None = None) -> "Labels":
+    def of(cls, name: str, said: Sequence[Any], values: Sequence[Any] | None = None) -> "Labels":
         """The labels of a list of values, None for vectors that have none.
 
         >>> Labels.of("speaker", ["theo", "lucas", None, "theo"]).ids
@@ -66,12 +66,12 @@ class Labels:
         """
         known = values
         if known is None:
-            known = sorted({value for value in found if value is not None})
+            known = sorted({value for value in said if value is not None})
         index = {value: i for i, value in enumerate(known)}
-        for value in found:
+        for value in said:
             if value is not None and value not in index:
                 raise InputError(f"{value!r} is none of the values of {name!r}: {list(known)}.")
-        ids = torch.tensor([index.get(value, -1) for value in found], dtype=torch.int64)
+        ids = torch.tensor([index.get(value, -1) for value in said], dtype=torch.int64)
         return cls(name, tuple(map(str, known)), ids)
 
 
