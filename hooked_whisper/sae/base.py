@@ -31,7 +31,7 @@ from hooked_whisper.sae.saving import save_sae
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """Sizes of a sparse autoencoder and where it belongs; subclasses add their architecture's own.
+    """Sizes of a sparse autoencoder and where it belongs; architectures add their own.
 
     Args:
         d_in: Width of what it reads.
@@ -45,7 +45,7 @@ class SAEConfig:
         metadata: Anything else to keep with it, in values that JSON has.
 
     Raises:
-        SAEConfigError: A size that is no positive integer, or an unknown normalisation.
+        SAEConfigError: A value that a field cannot have.
     """
 
     architecture: ClassVar[str]
@@ -69,16 +69,16 @@ class SAEConfig:
     )
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.type is int and (type(value) is not int or value < 1):
-                raise SAEConfigError(f"{each.name} is {value!r}; it must be a positive integer.")
-            if each.type is bool and type(value) is not bool:
-                raise SAEConfigError(f"{each.name} is {value!r}; it must be True or False.")
-            if each.type == float | int and not is_number(value):
-                raise SAEConfigError(f"{each.name} is {value!r}; it must be a finite number.")
-            if each.name in self.NOT_NEGATIVE and (value or 0) < 0:
-                raise SAEConfigError(f"{each.name} is {value}; it can't be negative.")
+        for field_ in fields(self):
+            name, value = field_.name, getattr(self, field_.name)
+            if field_.type is int and (type(value) is not int or value < 1):
+                raise SAEConfigError(f"{name} is {value!r}; it must be a positive integer.")
+            if field_.type is bool and type(value) is not bool:
+                raise SAEConfigError(f"{name} is {value!r}; it must be True or False.")
+            if field_.type == float | int and not is_number(value):
+                raise SAEConfigError(f"{name} is {value!r}; it must be a finite number.")
+            if name in self.NOT_NEGATIVE and (value or 0) < 0:
+                raise SAEConfigError(f"{name} is {value}; it can't be negative.")
         if self.normalize_activations not in self.NORMALIZATIONS:
             raise SAEConfigError(
                 f"normalize_activations is {self.normalize_activations!r}; it can be one of "
@@ -225,8 +225,7 @@ class SAE(nn.Module, ABC):
         """The activations that latents stand for; any latents, edited ones too.
 
         Raises:
-            SAEError: The inputs are normalised at run time, and no activations of
-                this shape were encoded before.
+            SAEError: Inputs are normalised at run time, and none of this shape was encoded before.
         """
         return self._denormalize(latents.to(self.dtype) @ self.W_dec + self.b_dec)
 
@@ -239,24 +238,17 @@ class SAE(nn.Module, ABC):
         def __call__(self, x: Tensor) -> Tensor: ...
 
     def save(self, folder: str | Path) -> Path:
-        """Write it in SAELens's format: `cfg.json` and `sae_weights.safetensors`.
-
-        Args:
-            folder: Made if it does not exist.
-
-        Returns:
-            The folder.
-        """
+        """Write it in SAELens's format, as `save_sae` does; gives the folder."""
         return save_sae(self, folder)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are in."""
+        """Of the weights."""
         return self.W_dec.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Of the weights."""
         return self.W_dec.device
 
     def extra_repr(self) -> str:

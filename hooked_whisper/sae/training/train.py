@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from hooked_whisper.display import progress_bar
-from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.base import SAE
@@ -74,12 +73,8 @@ def train_sae(
         return train_saes(
             {"": cfg}, activations, seed=seed, resume=resume, progress=progress, on_log=on_log
         )[""]
-    ranks = agreed_ranks({"": cfg})
-    trainer = Trainer(cfg, data="an iterable of batches", ranks=ranks)
-    trainer.prepare_folder(resume=resume)
-    run = _Run({"": trainer}, progress, on_log, ranks)
-    items = concatenated(_iterate(activations), ranks, run.first_needed)
-    return run(items, lambda item, trainer: item)[""]
+    run = _Run({"": cfg}, "an iterable of batches", resume, progress, on_log)
+    return run(run.numbered(activations), lambda item, trainer: item)[""]
 
 
 def train_saes(
@@ -100,15 +95,12 @@ def train_saes(
         cfgs: By names of your own. `cfg.sae.hook_name` says what each one learns from.
         activations: An `ActivationSource`, or an iterable of dicts of batches by hook.
         seed: Of the order of the data.
-        resume: Go on from the checkpoints in the folders of the configs.
-        progress: Whether to show a bar on stderr.
-        on_log: As in `train_sae`; `"sae"` in a line is the name.
+        resume: This and the others are `train_sae`'s; `"sae"` in a line of the log is the name.
 
     Returns:
         The autoencoders by the names in `cfgs`.
 
     Raises:
-        SAEConfigError: No such autoencoder.
         TrainingError: As in `train_sae`; a config without a hook, or two with one folder.
     """
     _check_together(cfgs)
@@ -118,28 +110,20 @@ def train_saes(
     data: Any = "an iterable of dicts of batches"
     if is_source:
         data = {"hook_names": hook_names, "batch_size": batch_size, "seed": seed}
-    ranks = agreed_ranks(cfgs)
-    trainers = {name: Trainer(cfg, name, data, ranks) for name, cfg in cfgs.items()}
-    for trainer in trainers.values():
-        trainer.prepare_folder(resume=resume)
-    run = _Run(trainers, progress, on_log, ranks)
+    run = _Run(cfgs, data, resume, progress, on_log)
     if not is_source:
-        return run(concatenated(_iterate(activations), ranks, run.first_needed), _of_hooks)
-    takes = inspect.signature(activations.stream).parameters
+        return run(run.numbered(activations), _of_hooks)
+    ranks, takes = run.ranks, inspect.signature(activations.stream).parameters
     first = run.first_needed if "skip" in takes else 0
-    options: dict[str, Any] = {"seed": seed}
-    if first:
-        options["skip"] = first
-    shares_reading = {"skip", "turn"} <= set(takes)
-    if ranks.n > 1 and shares_reading:
+    options: dict[str, Any] = {"seed": seed, **({"skip": first} if first else {})}
+    shares_reading = ranks.n > 1 and {"skip", "turn"} <= set(takes)
+    if shares_reading:
         options["turn"] = (ranks.rank, ranks.n)
     stream = activations.stream(hook_names, batch_size, **options)
     with closing(stream) if hasattr(stream, "close") else nullcontext():
-        own = (
-            stream
-            if shares_reading
-            else islice(stream, (ranks.rank - first) % ranks.n, None, ranks.n)
-        )
+        own = stream
+        if not shares_reading:  # each rank makes all batches, and gives its turns
+            own = islice(stream, (ranks.rank - first) % ranks.n, None, ranks.n)
         return run(round_robin(own, ranks, first), _of_hooks)
 
 
@@ -147,21 +131,30 @@ class _Run:
     """Trainers side by side on the batches of one pass."""
 
     def __init__(
-        self, trainers: Mapping[str, Trainer], progress: bool, on_log: OnLog, ranks: ProcessGroup
+        self,
+        cfgs: Mapping[str, TrainingConfig],
+        data: Any,
+        resume: bool,
+        progress: bool,
+        on_log: OnLog,
     ) -> None:
-        self.trainers, self.ranks = trainers, ranks
+        self.ranks = agreed_ranks(cfgs)
+        trainers = [Trainer(cfg, name, data, self.ranks) for name, cfg in cfgs.items()]
+        for trainer in trainers:
+            trainer.prepare_folder(resume=resume)
+        self.names = list(cfgs)
         self.logs = Logs(on_log)
-        self._n_told = {name: len(each.log) for name, each in trainers.items()}
-        self.unfinished = [each for each in trainers.values() if not each.is_done]
+        self._n_told = {each.name: len(each.log) for each in trainers}
+        self.unfinished = [each for each in trainers if not each.is_done]
         self.results: dict[str, SAE] = {
-            name: each.result() for name, each in trainers.items() if each.is_done
+            each.name: each.result() for each in trainers if each.is_done
         }
         self.bar: Any = None
         self._watched_s = 0.0
-        if progress and self.unfinished and ranks.is_first:
+        if progress and self.unfinished and self.ranks.is_first:
             self.bar = progress_bar(
-                total=sum(each.cfg.total_vectors for each in trainers.values()),
-                initial=sum(each.n_vectors for each in trainers.values()),
+                total=sum(each.cfg.total_vectors for each in trainers),
+                initial=sum(each.n_vectors for each in trainers),
                 unit="vector",
                 unit_scale=True,
                 dynamic_ncols=True,
@@ -171,6 +164,10 @@ class _Run:
     def first_needed(self) -> int:
         """The number of the first batch of the data that is not used up."""
         return min((each.position.batch for each in self.unfinished), default=0)
+
+    def numbered(self, activations: Any) -> Iterator[tuple[int, Any]]:
+        """The batches of an iterable; of several ranks, put together."""
+        return concatenated(_iterate(activations), self.ranks, self.first_needed)
 
     def __call__(
         self, items: Iterator[tuple[int, Any]], pick: Callable[[Any, Trainer], Any]
@@ -198,7 +195,7 @@ class _Run:
                 self.bar.close()
             if self.ranks.is_first:
                 self.logs.end(error)
-        return {name: self.results[name] for name in self.trainers}
+        return {name: self.results[name] for name in self.names}
 
     def _feed(self, trainer: Trainer, number: int, item: Any) -> None:
         """Give a trainer its part of a batch of the data, and let it do the steps it can do."""
@@ -256,8 +253,7 @@ class _Run:
 
         with uninterrupted():
             self.ranks.run_on_first(write)
-        name = next(name for name, each in self.trainers.items() if each is trainer)
-        self.results[name] = sae
+        self.results[trainer.name] = sae
         self.unfinished.remove(trainer)
 
     def _run_dry(self) -> None:
@@ -267,26 +263,21 @@ class _Run:
                 self._step(trainer)
             if trainer.has_begun:
                 self._finish(trainer)
-                if self.ranks.is_first:
-                    _warn_of_end(trainer)
+                total, n = trainer.cfg.total_vectors, trainer.n_vectors
+                if self.ranks.is_first and n < total:
+                    of = f" of {trainer.name!r}" if trainer.name else ""
+                    warnings.warn(
+                        f"the activations ran dry: training{of} ended after {n:,} of {total:,} "
+                        "vectors. The autoencoder is complete, but its learning rate had not come "
+                        "down yet. Give more activations, or ask for fewer.",
+                        stacklevel=4,
+                    )
         if self.unfinished:
             name = self.unfinished[0].name
             raise TrainingError(
                 f"there were no activations{f' for {name!r}' if name else ''}: the data ended "
                 "before the first one. An iterator can be used once only; make a new one."
             )
-
-
-def _warn_of_end(trainer: Trainer) -> None:
-    """Say so where the data held less than was asked for."""
-    total, n = trainer.cfg.total_vectors, trainer.n_vectors
-    if n < total:
-        warnings.warn(
-            f"the activations ran dry: training{f' of {trainer.name!r}' if trainer.name else ''} "
-            f"ended after {n:,} of {total:,} vectors. The autoencoder is complete, but its "
-            "learning rate had not come down yet. Give more activations, or ask for fewer.",
-            stacklevel=5,
-        )
 
 
 def _of_hooks(item: Any, trainer: Trainer) -> Any:
@@ -303,22 +294,17 @@ def _of_hooks(item: Any, trainer: Trainer) -> Any:
 
 
 def _hooks(cfg: TrainingConfig) -> list[str]:
-    """What it reads, and for a transcoder what it writes.
-
-    Raises:
-        TrainingError: The config says none.
-    """
-    sae = cfg.sae
-    names = [sae.hook_name]
-    if sae.is_transcoder:
-        names.append(sae.hook_name_out)
-    if any(name is None for name in names):
-        which = "hook_name" if names[0] is None else "hook_name_out"
-        raise TrainingError(
-            f"{which} of the {type(sae).__name__} is None; say which activations to train on, for "
-            "instance 'encoder.blocks.0.hook_resid_post'."
-        )
-    return [name for name in names if name is not None]
+    """What it reads, and for a transcoder what it writes."""
+    sae, found = cfg.sae, []
+    for which in ("hook_name", "hook_name_out") if cfg.sae.is_transcoder else ("hook_name",):
+        name = getattr(sae, which)
+        if name is None:
+            raise TrainingError(
+                f"{which} of the {type(sae).__name__} is None; say which activations to train on, "
+                "for instance 'encoder.blocks.0.hook_resid_post'."
+            )
+        found.append(name)
+    return found
 
 
 def _check_together(cfgs: Mapping[str, TrainingConfig]) -> None:
