@@ -25,17 +25,17 @@ from digits_data import RATE_HZ, SPLITS, WORDS, Bank, Window, draw_window, load_
 from evaluate_digits import REPOSITORY, audio_file, draw_plain
 
 from hooked_whisper import HookedWhisper
+from hooked_whisper.analysis.selectivity import Selectivity
 from hooked_whisper.digits import SpokenWord
-from hooked_whisper.sae.base import SAE
-from hooked_whisper.sae.evaluation import (
+from hooked_whisper.sae import (
     SAEEvaluation,
-    Selectivity,
     decoder_stability,
     evaluate_saes,
     latents_by_speech,
+    load_suite,
 )
+from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.evaluation.speech_labels import Level
-from hooked_whisper.sae.io.load import load_suite
 
 LEVELS: tuple[Level, ...] = ("frame", "word")
 Told = dict[str, dict[Level, Selectivity]]

@@ -38,11 +38,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hooked_whisper import HookedWhisper
+from hooked_whisper.sae import MemoryActivations, TrainingConfig, train_saes
 from hooked_whisper.sae.architectures.batch_topk import BatchTopKConfig
 from hooked_whisper.sae.architectures.topk import TopKConfig
 from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.io.load import SHIPPED, load_suite
-from hooked_whisper.sae.training import MemoryActivations, TrainingConfig, train_saes
 from hooked_whisper.speech.mel import Mel
 
 REPOSITORY = Path(__file__).resolve().parent.parent

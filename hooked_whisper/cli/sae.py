@@ -58,7 +58,8 @@ def evaluate(args: opt.Options) -> None:
     Each is spliced in alone. Where texts are known (a manifest's column text),
     transcripts are compared with them; else with the model's own.
     """
-    from hooked_whisper.sae.evaluation import evaluate_saes, evaluation_table
+    from hooked_whisper.sae import evaluate_saes
+    from hooked_whisper.sae.evaluation.report import evaluation_table
 
     recordings = args.listed_recordings()
     model = args.load_model()

@@ -1,6 +1,6 @@
 """Where an autoencoder goes: what it reads, what it replaces, and whether it fits there."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
@@ -129,6 +129,24 @@ class SpliceSite:
         if self.shapes_heads and self.heads_out:
             recons = recons.flatten(-2)
         return self._checked("reconstruction", recons, (*latents.shape[:-1], self.d_out))
+
+    def latents(
+        self, value: Float[Tensor, "batch pos *width"], chosen: Sequence[int] | None = None
+    ) -> Float[Tensor, "batch pos latent"]:
+        """The latents of an activation with a vector by position, or some, in float32 on the CPU.
+
+        Raises:
+            SpliceError: There is more than one vector by position.
+        """
+        if value[0, 0].numel() != self.d_in:
+            raise SpliceError(
+                f"the autoencoder reads {self.d_in} of the {value[0, 0].numel()} numbers that a "
+                f"position has at {self.hook_in!r}; here each position needs one vector."
+            )
+        columns = slice(None) if chosen is None else list(chosen)
+        parts = value.reshape(-1, self.d_in).split(VECTORS_AT_ONCE)
+        latents = torch.cat([self.encode(part)[:, columns].float().cpu() for part in parts])
+        return latents.view(*value.shape[:2], -1)
 
     def reconstruct(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """An activation of `hook_in` encoded, and decoded to one of `hook_out`."""

@@ -16,7 +16,7 @@ from hooked_whisper.config import FRAMES_PER_POSITION, Stack
 from hooked_whisper.data.hook_rows import choose_hooks
 from hooked_whisper.errors import InputError, SpliceError
 from hooked_whisper.hooks.names import stack_of
-from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
+from hooked_whisper.hooks.splice_site import SpliceSite
 from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
@@ -107,9 +107,7 @@ class FeatureSite:
         """The features of an activation, in float32 on the CPU."""
         if self.splice is None:
             return value.flatten(2).float().cpu()
-        parts = value.reshape(-1, self.splice.d_in).split(VECTORS_AT_ONCE)
-        latents = torch.cat([self.splice.encode(part).float().cpu() for part in parts])
-        return latents.view(*value.shape[:2], self.n)
+        return self.splice.latents(value)
 
     @contextmanager
     def scaled(self, features: Sequence[int], factors: Sequence[float]) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Sparse autoencoders: trained, loaded, saved and judged; `model.add_sae` splices them in."""
 
+from hooked_whisper.analysis.selectivity import selectivity
 from hooked_whisper.sae.architectures import ARCHITECTURES, make_sae
 from hooked_whisper.sae.architectures.batch_topk import (
     BatchTopKConfig,
@@ -18,34 +19,28 @@ from hooked_whisper.sae.architectures.transcoder import (
     TranscoderConfig,
 )
 from hooked_whisper.sae.base import SAE, SAEConfig
-from hooked_whisper.sae.evaluation import (
-    Clip,
+from hooked_whisper.sae.evaluation.evaluate import evaluate_sae, evaluate_saes
+from hooked_whisper.sae.evaluation.reconstruction import (
     Reconstruction,
-    SAEEvaluation,
     decoder_cosines,
-    decoder_stability,
-    evaluate_sae,
-    evaluate_saes,
-    frame_labels,
     judge_reconstruction,
+)
+from hooked_whisper.sae.evaluation.report import SAEEvaluation
+from hooked_whisper.sae.evaluation.speech_labels import (
+    frame_labels,
     latents_by_speech,
     recording_labels,
-    selectivity,
-    top_clips,
     word_labels,
 )
-from hooked_whisper.sae.io import load_sae, load_suite, save_sae
-from hooked_whisper.sae.training import (
-    ActivationSource,
-    MemoryActivations,
-    ModelActivations,
-    TensorBoardLog,
-    TrainingConfig,
-    TrainingLog,
-    WandbLog,
-    train_sae,
-    train_saes,
-)
+from hooked_whisper.sae.evaluation.stability import decoder_stability
+from hooked_whisper.sae.evaluation.top_clips import Clip, top_clips
+from hooked_whisper.sae.io.load import load_sae, load_suite
+from hooked_whisper.sae.saving import save_sae
+from hooked_whisper.sae.training.config import TrainingConfig
+from hooked_whisper.sae.training.logs import TensorBoardLog, TrainingLog, WandbLog
+from hooked_whisper.sae.training.model_source import ModelActivations
+from hooked_whisper.sae.training.sources import ActivationSource, MemoryActivations
+from hooked_whisper.sae.training.train import train_sae, train_saes
 
 __all__ = [
     "SAE",

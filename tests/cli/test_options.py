@@ -32,7 +32,7 @@ CALLED = {
     "features": "hooked_whisper.reports.features:feature_page",
     "study": "hooked_whisper.study:study",
     "harvest": "hooked_whisper.store:harvest",
-    "sae eval": "hooked_whisper.sae.evaluation:evaluate_saes",
+    "sae eval": "hooked_whisper.sae:evaluate_saes",
     "sae train": "hooked_whisper.sae:train_saes",
     "sae suite": "hooked_whisper.sae:train_saes",
 }

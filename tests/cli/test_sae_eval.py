@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from hooked_whisper.sae import evaluation
+import hooked_whisper.sae as room
 from hooked_whisper.sae.io.load import SHIPPED
 
 Run = Callable[..., Result]
@@ -20,20 +20,20 @@ def test_a_table_and_the_same_numbers_as_json(
     run: Run, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[Any] = []
-    judge = evaluation.evaluate_saes
+    judge = room.evaluate_saes
 
     def kept(*args: Any, **options: Any) -> Any:
         judged.append(judge(*args, **options))
         return judged[0]
 
-    monkeypatch.setattr(evaluation, "evaluate_saes", kept)
+    monkeypatch.setattr(room, "evaluate_saes", kept)
     options = [clip, "--hook", HOOK, "--no-transcripts", "--quiet"]
     done = run("sae", "eval", *options)
     assert done.exit_code == 0, done.output
     names, row = done.stdout.splitlines()
     assert names.split()[:7] == ["hook", "frames", "architecture", "latents", "FVU", "L0", "dead"]
     assert row.split()[:4] == [HOOK, "speech", "topk", "768"]
-    monkeypatch.setattr(evaluation, "evaluate_saes", lambda *args, **options: judged[0])
+    monkeypatch.setattr(room, "evaluate_saes", lambda *args, **options: judged[0])
     told = json.loads(run("sae", "eval", *options, "--json").stdout)["saes"][HOOK]
     fvu = told["speech"]["reconstruction"]["fvu"]
     assert float(row.split()[4]) == pytest.approx(fvu, rel=1e-3) and 0 < fvu < 0.3
@@ -49,7 +49,7 @@ def test_one_autoencoder_of_a_folder(
         judged.append(dict(saes))
         raise SystemExit(0)
 
-    monkeypatch.setattr(evaluation, "evaluate_saes", note)
+    monkeypatch.setattr(room, "evaluate_saes", note)
     one = SHIPPED["digits"] / HOOK
     assert run("sae", "eval", clip, "--sae", one).exit_code == 0
     assert list(judged[0]) == [HOOK] and judged[0][HOOK].cfg.d_sae == 768

@@ -142,6 +142,15 @@ MOVED = {
     ("pages", "reports"): "AttentionPage FeaturePage attention_page feature_page",
     ("interventions", "metrics"): ROOMS["metrics"],
     ("interventions", "patching"): ROOMS["patching"],
+    ("sae.evaluation", "sae"): """
+        Clip Reconstruction SAEEvaluation decoder_cosines decoder_stability evaluate_sae
+        evaluate_saes frame_labels judge_reconstruction latents_by_speech recording_labels
+        selectivity top_clips word_labels
+    """,
+    ("sae.training", "sae"): """
+        ActivationSource MemoryActivations ModelActivations TensorBoardLog TrainingConfig
+        TrainingLog WandbLog train_sae train_saes
+    """,
 }
 """Names that were public in one room, and are in another since 0.2."""
 

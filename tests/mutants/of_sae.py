@@ -355,8 +355,8 @@ MUTANTS = [
         "n23-all-frames",
         "all frames are replaced where speech is asked for",
         "sae/evaluation/evaluate.py",
-        "return at_positions(value, new, mask) if job.speech_only else new",
-        "return new",
+        "if not self.speech_only:",
+        "if True:",
         ("sae/evaluation/test_evaluate.py::test_numbers_are_those_of_plain_loops",),
     ),
     Mutant(

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.errors import SAEFileError
+from hooked_whisper.sae import load_sae, save_sae
 from hooked_whisper.sae.architectures import ARCHITECTURES, config_from_dict, make_sae
 from hooked_whisper.sae.base import SAE
-from hooked_whisper.sae.io import load_sae, save_sae
 
 EXPECTED = os.environ.get("EXPECT_SAE_LENS")
 

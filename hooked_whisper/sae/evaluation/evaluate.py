@@ -17,11 +17,7 @@ from hooked_whisper.hooks.splice import Splice, at_positions
 from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
 from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.sae.evaluation.downstream import (
-    KINDS,
-    RecoveredMeter,
-    transcript_scores,
-)
+from hooked_whisper.sae.evaluation.downstream import KINDS, RecoveredMeter, transcript_scores
 from hooked_whisper.sae.evaluation.inputs import Batch, Inputs, own_rows, prepare
 from hooked_whisper.sae.evaluation.reconstruction import ReconstructionMeter, decoder_cosines
 from hooked_whisper.sae.evaluation.report import FrameEvaluation, SAEEvaluation
@@ -82,8 +78,8 @@ def evaluate_sae(
     """
     site = splice_site(model, sae, hook_name, hook_name_out).of_positions()
     inputs = prepare(model, recordings, texts, tokens, batch_size=batch_size, language=language)
-    found = _judge(inputs, [site], all_frames, transcripts, max_new_tokens, normalize, progress)
-    return found[0]
+    options = _Options(all_frames, transcripts, max_new_tokens, normalize)
+    return _Judging(inputs, [site], options).run(progress)[0]
 
 
 @torch.no_grad()
@@ -115,8 +111,17 @@ def evaluate_saes(
         raise InputError("there are no autoencoders to judge; pass {hook_name: sae}.")
     sites = [splice_site(model, sae, name).of_positions() for name, sae in saes.items()]
     inputs = prepare(model, recordings, texts, tokens, batch_size=batch_size, language=language)
-    judged = _judge(inputs, sites, all_frames, transcripts, max_new_tokens, normalize, progress)
-    return dict(zip(saes, judged, strict=True))
+    options = _Options(all_frames, transcripts, max_new_tokens, normalize)
+    return dict(zip(saes, _Judging(inputs, sites, options).run(progress), strict=True))
+
+
+class _Options(NamedTuple):
+    """What is judged beside reconstruction, and over what; see `evaluate_sae`."""
+
+    all_frames: bool | None
+    transcripts: bool
+    max_new_tokens: int | None
+    normalize: Normalize
 
 
 @dataclass(eq=False)
@@ -141,81 +146,167 @@ class _Job:
             lengths = torch.full_like(lengths, n_pos)
         return first_positions(lengths, len(lengths), n_pos)
 
+    def put(self, vector: Tensor, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """What puts one vector in the place of each of an activation's."""
 
-def _judge(
-    inputs: Inputs,
-    sites: Sequence[SpliceSite],
-    all_frames: bool | None,
-    transcripts: bool,
-    max_new_tokens: int | None,
-    normalize: Normalize,
-    progress: bool,
-) -> list[SAEEvaluation]:
-    transcripts = transcripts and has_tokenizer(inputs.model.cfg)
-    extents = {None: ["speech", "all"], True: ["all"], False: ["speech"]}[all_frames]
-    jobs = {
-        site: [_Job(site, each) for each in (extents if site.stack == "encoder" else ["text"])]
-        for site in sites
-    }
-    every_job = [job for of_site in jobs.values() for job in of_site]
-    n_rounds = len(inputs) * (1 + len(every_job))
-    own: list[str] = []
-    said: list[str] = []
-    with progress_bar(total=n_rounds, desc="judging", unit="recording", show=progress) as bar:
+        def function(value: Tensor) -> Tensor:
+            vectors = vector.to(value).expand(value.numel() // self.site.d_out, -1)
+            new = vectors.reshape(value.shape)
+            if not self.speech_only:
+                return new
+            return at_positions(value, new, self.mask(batch, value.shape[1]))
+
+        return function
+
+
+class _Clean(NamedTuple):
+    """What the model makes of a batch as it is.
+
+    Args:
+        encoder_output: What the decoder reads.
+        logits: Of the batch's tokens.
+        streams: The encoder's residual stream where autoencoders replace it.
+    """
+
+    encoder_output: Tensor
+    logits: Tensor
+    streams: Mapping[str, Tensor]
+
+
+class _Judging:
+    """Autoencoders over recordings, each spliced in alone."""
+
+    def __init__(self, inputs: Inputs, sites: Sequence[SpliceSite], options: _Options) -> None:
+        self.inputs, self.model, self.options = inputs, inputs.model, options
+        self.transcribes = options.transcripts and has_tokenizer(self.model.cfg)
+        extents = ["all"] if options.all_frames else ["speech", "all"]
+        extents = ["speech"] if options.all_frames is False else extents
+        self.jobs = {
+            site: [_Job(site, name) for name in (extents if site.stack == "encoder" else ["text"])]
+            for site in sites
+        }
+        self.own_texts: list[str] = []
+        self.known_texts: list[str] = []
+
+    def run(self, progress: bool) -> list[SAEEvaluation]:
+        """Go through the recordings twice, and say what was found out of each site."""
+        every_job = [job for jobs in self.jobs.values() for job in jobs]
+        n_rounds = len(self.inputs) * (1 + len(every_job))
         rows: list[list[int]] = []
-        for unread in inputs.batches():
-            batch, texts = _read(inputs, unread, jobs, transcripts, max_new_tokens)
-            rows += batch.rows
-            own += texts
-            said += [window.text or "" for window in batch.windows]
-            bar.update(batch.n_recordings)
-        options = {"language": inputs.language, "max_new_tokens": max_new_tokens}
-        for batch in inputs.batches(rows):
-            clean = _clean_run(inputs.model, sites, batch)
-            for job in every_job:
-                _splice(inputs.model, job, batch, clean, options if transcripts else None)
+        with progress_bar(total=n_rounds, desc="judging", unit="recording", show=progress) as bar:
+            for batch in self.inputs.batches():
+                rows += self._read(batch)
                 bar.update(batch.n_recordings)
-    texts_known = said if inputs.has_texts else None
-    return [
-        _evaluation(inputs, site, of_site, own, texts_known, transcripts, normalize)
-        for site, of_site in jobs.items()
-    ]
+            for batch in self.inputs.batches(rows):
+                clean = self._clean_run(batch)
+                for job in every_job:
+                    self._splice(job, batch, clean)
+                    bar.update(batch.n_recordings)
+        return [self._evaluation(site, jobs) for site, jobs in self.jobs.items()]
 
+    def _read(self, batch: Batch) -> list[list[int]]:
+        """Run the model as it is and take in the activations; gives the tokens."""
+        model = self.model
+        values: dict[str, Tensor] = {}
+        names = {site.hook_in for site in self.jobs} | {site.hook_out for site in self.jobs}
+        in_encoder = sorted(name for name in names if name.startswith("encoder"))
+        in_decoder = sorted(names - set(in_encoder))
+        if in_encoder:
+            encoder_output, cache = model.run_with_cache(batch.mel, names_filter=in_encoder)
+            values |= dict(cache.items())
+        else:
+            encoder_output = model.encoder(batch.mel)
+        if self.transcribes or not batch.rows:
+            limit = self.options.max_new_tokens
+            own, texts = own_rows(self.inputs, encoder_output, max_new_tokens=limit)
+            self.own_texts += texts
+            batch = batch if batch.rows else replace(batch, rows=own)
+        self.known_texts += [window.text or "" for window in batch.windows]
+        if in_decoder:
+            _, cache = model.run_with_cache(
+                None,
+                batch.tokens,
+                encoder_output=encoder_output,
+                return_type=None,
+                names_filter=in_decoder,
+            )
+            values |= dict(cache.items())
+        for site, jobs in self.jobs.items():
+            _measure(site, jobs, batch, values[site.hook_in], values[site.hook_out])
+        return batch.rows
 
-def _read(
-    inputs: Inputs,
-    batch: Batch,
-    jobs: Mapping[SpliceSite, Sequence[_Job]],
-    transcripts: bool,
-    max_new_tokens: int | None,
-) -> tuple[Batch, list[str]]:
-    """Run the model as it is and take in the activations; the tokens, and its transcripts."""
-    model = inputs.model
-    names = {site.hook_in for site in jobs} | {site.hook_out for site in jobs}
-    in_encoder = sorted(name for name in names if name.startswith("encoder"))
-    in_decoder = sorted(names - set(in_encoder))
-    values: dict[str, Tensor] = {}
-    if in_encoder:
-        encoder_output, cache = model.run_with_cache(batch.mel, names_filter=in_encoder)
-        values |= dict(cache.items())
-    else:
-        encoder_output = model.encoder(batch.mel)
-    texts: list[str] = []
-    if transcripts or not batch.rows:
-        own, texts = own_rows(inputs, encoder_output, max_new_tokens=max_new_tokens)
-        batch = batch if batch.rows else replace(batch, rows=own)
-    if in_decoder:
-        _, cache = model.run_with_cache(
-            None,
-            batch.tokens,
-            encoder_output=encoder_output,
-            return_type=None,
-            names_filter=in_decoder,
+    def _clean_run(self, batch: Batch) -> _Clean:
+        names = [site.hook_in for site in self.jobs if _stream_layer(site) is not None]
+        streams: Mapping[str, Tensor] = {}
+        if names:
+            output, streams = self.model.run_with_cache(batch.mel, names_filter=names)
+        else:
+            output = self.model.encoder(batch.mel)
+        return _Clean(output, self.model(None, batch.tokens, encoder_output=output), streams)
+
+    def _splice(self, job: _Job, batch: Batch, clean: _Clean) -> None:
+        """Run with reconstructions, zeros and the mean in the activation's place."""
+        mean = job.reconstruction.mean
+        splice = Splice(job.site, speech_only=job.speech_only)
+        puts: dict[str, Callable[[Tensor], Tensor]] = {
+            "spliced": splice,
+            "zero": job.put(torch.zeros_like(mean), batch),
+            "mean": job.put(mean, batch),
+        }
+        logits = {}
+        for kind in KINDS:
+            with self._replaced(splice, puts[kind], batch, clean) as output:
+                logits[kind] = self.model(None, batch.tokens, encoder_output=output)
+                if kind == "spliced" and self.transcribes:
+                    limit = self.options.max_new_tokens
+                    job.texts += own_rows(self.inputs, output, max_new_tokens=limit)[1]
+        job.recovered.update(clean.logits, logits, batch.targets, batch.counts)
+
+    @contextmanager
+    def _replaced(
+        self, splice: Splice, put: Callable[[Tensor], Tensor], batch: Batch, clean: _Clean
+    ) -> Iterator[Tensor]:
+        """The encoder's output where an activation is replaced, as it is while the block lasts."""
+        site, layer, n_positions = splice.site, _stream_layer(splice.site), batch.mel.n_positions
+        if layer is not None:  # of the encoder's blocks only those behind run
+            with running(PassInfo(n_positions=n_positions)):
+                resid = put(clean.streams[site.hook_in])
+            yield self.model.run_from(("encoder", layer + 1), resid, n_positions=n_positions)
+            return
+        read = splice.reader or (lambda value: value)
+        hooks = [
+            (site.hook_in, lambda value, hook: read(value)),
+            (site.hook_out, lambda value, hook: put(value)),
+        ]
+        with self.model.hooks(hooks):
+            in_decoder = site.stack == "decoder"
+            yield clean.encoder_output if in_decoder else self.model.encoder(batch.mel)
+
+    def _evaluation(self, site: SpliceSite, jobs: Sequence[_Job]) -> SAEEvaluation:
+        known = self.known_texts if self.inputs.has_texts else None
+        extents = {}
+        for job in jobs:
+            scores = None
+            if self.transcribes:
+                normalize = self.options.normalize
+                scores = transcript_scores(job.texts, self.own_texts, known, normalize)
+            extents[job.extent] = FrameEvaluation(
+                job.reconstruction.result(), job.recovered.result(), scores, tuple(job.texts)
+            )
+        cfg = getattr(site.sae, "cfg", None)
+        name = getattr(cfg, "architecture", None)
+        name = name() if callable(name) else name
+        return SAEEvaluation(
+            hook_name=site.hook_in,
+            hook_name_out=site.hook_out,
+            architecture=name if isinstance(name, str) else type(site.sae).__name__,
+            d_in=site.d_in,
+            d_sae=site.d_sae,
+            n_recordings=len(self.inputs),
+            decoder=decoder_cosines(site.sae),
+            extents=extents,
+            transcripts_model=tuple(self.own_texts),
         )
-        values |= dict(cache.items())
-    for site, each in jobs.items():
-        _measure(site, each, batch, values[site.hook_in], values[site.hook_out])
-    return batch, texts
 
 
 def _measure(
@@ -240,115 +331,7 @@ def _measure(
             job.reconstruction.update(y[part][counted], recons[counted], latents[counted])
 
 
-class _Clean(NamedTuple):
-    """What the model makes of a batch as it is.
-
-    Args:
-        encoder_output: What the decoder reads.
-        logits: Of the batch's tokens.
-        streams: The encoder's residual stream where autoencoders replace it.
-    """
-
-    encoder_output: Tensor
-    logits: Tensor
-    streams: Mapping[str, Tensor]
-
-
 def _stream_layer(site: SpliceSite) -> int | None:
     """The block behind which it replaces the encoder's residual stream itself, if it does."""
     found = re.fullmatch(r"encoder\.blocks\.(\d+)\.hook_resid_post", site.hook_in)
     return int(found[1]) if found and site.hook_out == site.hook_in else None
-
-
-def _clean_run(model: HookedWhisper, sites: Sequence[SpliceSite], batch: Batch) -> _Clean:
-    names = [site.hook_in for site in sites if _stream_layer(site) is not None]
-    streams: Mapping[str, Tensor] = {}
-    if names:
-        output, streams = model.run_with_cache(batch.mel, names_filter=names)
-    else:
-        output = model.encoder(batch.mel)
-    return _Clean(output, model(None, batch.tokens, encoder_output=output), streams)
-
-
-def _splice(
-    model: HookedWhisper, job: _Job, batch: Batch, clean: _Clean, transcribe: dict[str, Any] | None
-) -> None:
-    """Run with reconstructions, zeros and the mean in the activation's place."""
-    mean = job.reconstruction.mean
-    splice = Splice(job.site, speech_only=job.speech_only)
-
-    def constant(vector: Tensor) -> Callable[[Tensor], Tensor]:
-        def put(value: Tensor) -> Tensor:
-            vectors = vector.to(value).expand(value.numel() // job.site.d_out, -1)
-            mask = job.mask(batch, value.shape[1])
-            new = vectors.reshape(value.shape)
-            return at_positions(value, new, mask) if job.speech_only else new
-
-        return put
-
-    puts: dict[str, Callable[[Tensor], Tensor]]
-    puts = {"spliced": splice, "zero": constant(torch.zeros_like(mean)), "mean": constant(mean)}
-    logits = {}
-    for kind in KINDS:
-        with _replaced(model, splice, puts[kind], batch, clean) as output:
-            logits[kind] = model(None, batch.tokens, encoder_output=output)
-            if kind == "spliced" and transcribe is not None:
-                job.texts += model.generate(None, encoder_output=output, **transcribe).texts
-    job.recovered.update(clean.logits, logits, batch.targets, batch.counts)
-
-
-@contextmanager
-def _replaced(
-    model: HookedWhisper,
-    splice: Splice,
-    put: Callable[[Tensor], Tensor],
-    batch: Batch,
-    clean: _Clean,
-) -> Iterator[Tensor]:
-    """The encoder's output where an activation is replaced, as it is while the block lasts."""
-    site, layer = splice.site, _stream_layer(splice.site)
-    if layer is not None:  # of the encoder's blocks only those behind run
-        with running(PassInfo(n_positions=batch.mel.n_positions)):
-            resid = put(clean.streams[site.hook_in])
-        yield model.run_from(("encoder", layer + 1), resid, n_positions=batch.mel.n_positions)
-        return
-    reader = splice.reader or (lambda value: value)
-    hooks = [
-        (site.hook_in, lambda value, hook: reader(value)),
-        (site.hook_out, lambda value, hook: put(value)),
-    ]
-    with model.hooks(hooks):
-        yield clean.encoder_output if site.stack == "decoder" else model.encoder(batch.mel)
-
-
-def _evaluation(
-    inputs: Inputs,
-    site: SpliceSite,
-    jobs: Sequence[_Job],
-    own: Sequence[str],
-    said: Sequence[str] | None,
-    transcripts: bool,
-    normalize: Normalize,
-) -> SAEEvaluation:
-    found = {}
-    for job in jobs:
-        scores = None
-        if transcripts:
-            scores = transcript_scores(job.texts, own, said, normalize)
-        found[job.extent] = FrameEvaluation(
-            job.reconstruction.result(), job.recovered.result(), scores, tuple(job.texts)
-        )
-    cfg = getattr(site.sae, "cfg", None)
-    name = getattr(cfg, "architecture", None)
-    name = name() if callable(name) else name
-    return SAEEvaluation(
-        hook_name=site.hook_in,
-        hook_name_out=site.hook_out,
-        architecture=name if isinstance(name, str) else type(site.sae).__name__,
-        d_in=site.d_in,
-        d_sae=site.d_sae,
-        n_recordings=len(inputs),
-        decoder=decoder_cosines(site.sae),
-        extents=found,
-        transcripts_model=tuple(own),
-    )

@@ -23,7 +23,7 @@ from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.data.windows import AudioWindow, each_windows
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
-from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
+from hooked_whisper.hooks.splice_site import SpliceSite
 from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.labels import steps_within, values_at, values_of_steps
@@ -130,37 +130,6 @@ def latents_by_speech(
     )
 
 
-def label_selectivity(
-    sae: Any,
-    model: HookedWhisper,
-    recordings: Any,
-    hook_name: str | None = None,
-    *,
-    level: Level = "frame",
-    unit: Unit = "bits",
-    all_frames: bool = False,
-    batch_size: int = 8,
-    progress: bool = True,
-) -> Selectivity:
-    """How well each latent tells words, speakers, places in the text, and silence, in one call.
-
-    See `latents_by_speech` for what it is given, and `LatentsBySpeech.selectivity`
-    for the levels.
-    """
-    if level not in get_args(Level):
-        raise InputError(f"level is {level!r}; it can be {', '.join(get_args(Level))}.")
-    found = latents_by_speech(
-        sae,
-        model,
-        recordings,
-        hook_name,
-        all_frames=all_frames,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    return found.selectivity(level, unit)
-
-
 def frame_labels(recordings: Any, n_positions: Sequence[int] | Tensor) -> list[Labels]:
     """What is known about each encoder position, of all recordings one after the other.
 
@@ -241,27 +210,20 @@ def encoder_latents(
         progress: Show a progress bar.
 
     Raises:
-        InputError: A site in the decoder, or behind more than a position's vector.
+        InputError: A site in the decoder.
+        SpliceError: More than one vector by position.
     """
     if site.stack != "encoder":
         raise InputError(
             f"{site.hook_in!r} is in the decoder, whose positions have no time. Labels of its "
             "tokens go to selectivity(latents, labels)."
         )
-    columns = slice(None) if chosen is None else list(chosen)
     windows = (window for own in each_windows(model.cfg, recordings) for window in own)
     total = len(recordings)
     with progress_bar(total=total, desc="latents", unit="recording", show=progress) as bar:
         for batch in window_batches(model, windows, batch_size):
             _, cache = model.run_with_cache(batch.mel, names_filter=site.hook_in)
-            x = cache[site.hook_in]
-            if x.ndim != 3:
-                raise InputError(
-                    f"{site.hook_in!r} has {x.ndim} axes; here each position needs one vector."
-                )
-            parts = x.reshape(-1, site.d_in).split(VECTORS_AT_ONCE)
-            latents = torch.cat([site.encode(part)[:, columns].float().cpu() for part in parts])
-            yield batch, latents.view(*x.shape[:2], -1)
+            yield batch, site.latents(cache[site.hook_in], chosen)
             bar.update(sum(window.start_s == 0 for window in batch.windows))
 
 

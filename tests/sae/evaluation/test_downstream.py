@@ -9,12 +9,8 @@ import torch
 from hooked_whisper import HookedWhisper
 from hooked_whisper.digits import recordings
 from hooked_whisper.errors import InputError
-from hooked_whisper.sae.evaluation import (
-    evaluate_sae,
-    evaluate_saes,
-    transcript_scores,
-)
-from hooked_whisper.sae.evaluation.downstream import RecoveredMeter
+from hooked_whisper.sae import evaluate_sae, evaluate_saes
+from hooked_whisper.sae.evaluation.downstream import RecoveredMeter, transcript_scores
 
 
 def test_scores_of_transcripts() -> None:

@@ -11,12 +11,8 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.errors import HookNameError, InputError, SpliceError
-from hooked_whisper.sae.evaluation import (
-    evaluate_sae,
-    evaluate_saes,
-    evaluation_table,
-    judge_reconstruction,
-)
+from hooked_whisper.sae import evaluate_sae, evaluate_saes, judge_reconstruction
+from hooked_whisper.sae.evaluation.report import evaluation_table
 from hooked_whisper.speech.mel import Mel
 
 ENCODER, DECODER = "encoder.blocks.1.hook_resid_post", "decoder.blocks.1.hook_resid_post"

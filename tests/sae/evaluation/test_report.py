@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hooked_whisper.sae.evaluation import evaluate_sae
+from hooked_whisper.sae import evaluate_sae
 from hooked_whisper.speech.mel import Mel
 
 HOOK = "encoder.blocks.1.hook_resid_post"

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from hooked_whisper.digits import SpokenWord
 from hooked_whisper.errors import InputError
-from hooked_whisper.sae.evaluation import (
+from hooked_whisper.sae import (
     frame_labels,
-    label_selectivity,
     latents_by_speech,
     recording_labels,
     top_clips,
@@ -125,13 +124,14 @@ def test_a_latent_that_is_a_word_is_found(
     # dimensions, so its best linear fit is only near; the latent's AUROC says how near.
     fit = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], 1), is_one.float()[:, None])
     sae.W_enc[:, 7], sae.b_enc[7] = fit.solution[:-1, 0], float(fit.solution[-1, 0])
-    found = label_selectivity(sae, tiny_model, said, SITE, progress=False)
+    latents = latents_by_speech(sae, tiny_model, said, SITE, progress=False)
+    found = latents.selectivity()
     (value, latent, score), *_ = found["word"].best()
     assert (value, latent) == ("one", 7) and score > 0.9
-    in_words = label_selectivity(sae, tiny_model, said, SITE, level="word", progress=False)
+    in_words = latents.selectivity("word")
     assert float(in_words["word"].auroc[7, 0]) == 1.0
     assert in_words.n_vectors == 4
-    whole = label_selectivity(sae, tiny_model, said, SITE, level="recording", progress=False)
+    whole = latents.selectivity("recording")
     assert set(whole.labels) == {"speaker", "has one", "has two"}
 
 
@@ -148,7 +148,7 @@ def test_what_cannot_be_told_is_said(
     with pytest.raises(InputError, match="2 n_positions and 3 recordings"):
         frame_labels(said, [14, 14])
     with pytest.raises(InputError, match="level is 'letter'; it can be frame, word, recording"):
-        label_selectivity(sae, tiny_model, said, SITE, level="letter")  # type: ignore[arg-type]
+        latents_by_speech(sae, tiny_model, said, SITE, progress=False).selectivity("letter")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="is in the decoder, whose positions have no time"):
         latents_by_speech(sae, tiny_model, said, "decoder.blocks.0.hook_resid_post", progress=False)
     with pytest.raises(InputError, match="there are no recordings"):

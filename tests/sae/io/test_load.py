@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize, relu
 
 from hooked_whisper.errors import SAEFileError
-from hooked_whisper.sae.io import load_sae
+from hooked_whisper.sae import load_sae
 
 D_IN, D_SAE, K = 6, 20, 3
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hooked_whisper.errors import SAEFileError
+from hooked_whisper.sae import load_sae, save_sae
 from hooked_whisper.sae.architectures import ARCHITECTURES, config_from_dict, make_sae
 from hooked_whisper.sae.base import SAE
-from hooked_whisper.sae.io import load_sae, save_sae
 
 D_IN, D_SAE = 6, 20
 
