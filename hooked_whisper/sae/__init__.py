@@ -19,6 +19,7 @@ from hooked_whisper.sae.architectures.transcoder import (
     TranscoderConfig,
 )
 from hooked_whisper.sae.base import SAE, SAEConfig
+from hooked_whisper.sae.evaluation.clips import Clip, top_clips
 from hooked_whisper.sae.evaluation.evaluate import evaluate_sae, evaluate_saes
 from hooked_whisper.sae.evaluation.reconstruction import (
     Reconstruction,
@@ -33,7 +34,6 @@ from hooked_whisper.sae.evaluation.speech_labels import (
     word_labels,
 )
 from hooked_whisper.sae.evaluation.stability import decoder_stability
-from hooked_whisper.sae.evaluation.top_clips import Clip, top_clips
 from hooked_whisper.sae.io.load import load_sae, load_suite
 from hooked_whisper.sae.saving import save_sae
 from hooked_whisper.sae.training.config import TrainingConfig

@@ -410,7 +410,7 @@ MUTANTS = [
     Mutant(
         "o07-later-of-equals",
         "of equally active moments the later one stays",
-        "sae/evaluation/top_clips.py",
+        "sae/evaluation/clips.py",
         "(heapq.heappush if len(heap) < n_top else heapq.heappushpop)(heap, entry)",
         "heap.append(entry)\n"
         "            heap.sort(key=lambda one: (one[0], -one[1], -one[2]))\n"

@@ -16,7 +16,7 @@ from hooked_whisper.sae import (
     top_clips,
     word_labels,
 )
-from hooked_whisper.sae.evaluation.top_clips import clips_table
+from hooked_whisper.sae.evaluation.clips import clips_table
 from hooked_whisper.speech.mel import Mel
 
 SITE = "encoder.blocks.0.hook_resid_post"
