@@ -184,21 +184,13 @@ def ablate_head_everywhere(
 
 
 def check_stack(stack: Any) -> None:
-    """Refuse what is no stack.
-
-    Raises:
-        SiteError: Neither the encoder nor the decoder.
-    """
+    """Refuse what is no stack."""
     if stack not in ("encoder", "decoder"):
         raise SiteError(f'stack is {stack!r}; it can be "encoder" or "decoder".')
 
 
 def check_kind(stack: Any, kind: Any) -> None:
-    """Refuse an attention that a stack does not have.
-
-    Raises:
-        SiteError: No such attention.
-    """
+    """Refuse an attention that a stack does not have."""
     check_stack(stack)
     allowed = ("attn",) if stack == "encoder" else ("attn", "cross_attn")
     if kind not in allowed:

@@ -38,14 +38,7 @@ class _CutEdges(Edit):
 
     @abstractmethod
     def _cut(self, name: str, start: int, n_query: int, n_key: int) -> Bool[Tensor, "query key"]:
-        """Which edges of a pass to cut.
-
-        Args:
-            name: The hook.
-            start: The position of the first query in this pass.
-            n_query: Queries in this pass.
-            n_key: Keys there are.
-        """
+        """Which edges of a pass to cut."""
 
     def _hooks(self, model: HookedWhisper, names: list[str], heads: Heads) -> list[HookPair]:
         def function(scores: Tensor, hook: HookPoint) -> Tensor | None:
@@ -258,12 +251,7 @@ class ReplacePattern(Edit):
 
 
 def score_names(model: HookedWhisper, names_filter: NamesFilter) -> list[str]:
-    """The attention scores that a filter means.
-
-    Raises:
-        HookNameError: No such hook.
-        SiteError: Another kind of hook.
-    """
+    """The attention scores that a filter means."""
     names = model.hook_names(names_filter)
     for name in names:
         if not name.endswith(f".{_SCORES}"):
@@ -275,11 +263,7 @@ def score_names(model: HookedWhisper, names_filter: NamesFilter) -> list[str]:
 
 
 def head_mask(heads: Heads, n_heads: int, name: str) -> Bool[Tensor, "head_or_1 1 1"]:
-    """True at the heads that are meant; None is all, in one place.
-
-    Raises:
-        SiteError: No such head.
-    """
+    """True at the heads that are meant; None is all, in one place."""
     if heads is None:
         return torch.ones(1, 1, 1, dtype=torch.bool)
     mask = torch.zeros(n_heads, 1, 1, dtype=torch.bool)

@@ -238,15 +238,7 @@ def source_at(source: WhisperCache | Tensor, name: str) -> Tensor:
 def check_fits(
     source: Tensor, model: HookedWhisper, name: str, what: str, broadcasts: bool = False
 ) -> None:
-    """Refuse values that are not of an activation's size, on every axis whose size is fixed.
-
-    Args:
-        source: The values, with all the activation's axes.
-        model: The model.
-        name: The activation.
-        what: What to call the values.
-        broadcasts: Whether an axis of length 1 serves all places.
-    """
+    """Refuse values that are not of an activation's size, on every axis whose size is fixed."""
     axes = model.hook_dict[name].axes
     for axis, size, got in zip(axes, model.axis_sizes(name), source.shape, strict=True):
         if size is not None and got != size and not (broadcasts and got == 1):
@@ -278,11 +270,7 @@ def with_leading_axes(source: Tensor, n_axes: int) -> Tensor:
 
 
 def rows_for(n_rows: int, n_source: int, name: str) -> Tensor | slice:
-    """Which row of a source each row of a run gets.
-
-    Raises:
-        AlignmentError: Numbers of rows that do not fit together.
-    """
+    """Which row of a source each row of a run gets."""
     if n_source in (1, n_rows):
         return slice(None)
     if not name.startswith("decoder") or n_source == 0 or n_rows % n_source:

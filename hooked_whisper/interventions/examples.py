@@ -156,12 +156,7 @@ class Example:
 
 
 def check_pair(model: HookedWhisper, base: Example, other: Example) -> None:
-    """Refuse two examples that cannot be patched into each other.
-
-    Raises:
-        AlignmentError: Other numbers of tokens or of recordings.
-        TokenError: Tokens that the model does not take.
-    """
+    """Refuse two examples that cannot be patched into each other."""
     for example in (base, other):
         check_tokens(example.tokens, model.cfg.d_vocab, model.cfg.n_text_ctx)
     if len(base) != len(other):

@@ -226,11 +226,7 @@ def window_to_places(window_s: Window, axis: str = "pos") -> tuple[int, int]:
 
 
 def check_window(window_s: Window, length_s: float) -> None:
-    """Refuse a time that is empty, or outside the recording.
-
-    Raises:
-        SiteError: The window, and what it can be.
-    """
+    """Refuse a time that is empty, or outside the recording."""
     start_s, end_s = window_s
     if not 0 <= start_s < end_s <= length_s:
         raise SiteError(

@@ -1,6 +1,5 @@
 """Steering: add a direction to activations, or take it out of them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +17,7 @@ from hooked_whisper.errors import (
     SiteError,
 )
 from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.hooks.passes import first_positions
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.interventions.edits import (
     HookPair,
@@ -201,7 +201,16 @@ def _vectors(source: Any, name: Any, all_frames: bool) -> Tensor:
     has_padding = along and (source.full_name(name).startswith("encoder") or "key" in along)
     if all_frames or not has_padding or value.shape[counted.index(along[0])] == 1:
         return rows
-    return rows[_is_sound(source, value.shape[: len(counted)], along[0]).flatten()]
+    if source.n_frames is None:
+        raise CacheError(
+            "the cache does not know how much of its recordings is sound, as it was run on a plain "
+            "tensor. Run it on model.to_mel(audio), or pass all_frames=True."
+        )
+    n_rows, n_pos = value.shape[:2] if len(counted) == 2 else (1, len(value))
+    if n_rows != len(source.n_frames):
+        raise CacheError(f"the cache has {n_rows} rows and the lengths of {len(source.n_frames)}.")
+    n_sound = source.n_frames if along[0] == "frame" else -(-source.n_frames // FRAMES_PER_POSITION)
+    return rows[first_positions(n_sound, n_rows, n_pos).flatten().to(rows.device)]
 
 
 def _check_numbers(vector: Tensor, what: str) -> None:
@@ -210,18 +219,3 @@ def _check_numbers(vector: Tensor, what: str) -> None:
             f"{what} has dtype {vector.dtype}, shape {tuple(vector.shape)}; it must be finite "
             "floating-point numbers."
         )
-
-
-def _is_sound(cache: WhisperCache, shape: Sequence[int], axis: str) -> Tensor:
-    """Which positions of each row lie in the recording."""
-    if cache.n_frames is None:
-        raise CacheError(
-            "the cache does not know how much of its recordings is sound, as it was run on a plain "
-            "tensor. Run it on model.to_mel(audio), or pass all_frames=True."
-        )
-    each = 1 if axis == "frame" else FRAMES_PER_POSITION
-    n_sound = (cache.n_frames + each - 1) // each
-    n_rows, n_pos = shape if len(shape) == 2 else (1, shape[0])
-    if n_rows != len(n_sound):
-        raise CacheError(f"the cache has {n_rows} rows and the lengths of {len(n_sound)}.")
-    return torch.arange(n_pos) < n_sound.cpu()[:, None]

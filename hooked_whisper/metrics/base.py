@@ -139,16 +139,7 @@ def as_metric(function: Any, positions: Sequence[int] | None = None) -> Metric:
 
 
 def check_values(values: Any, n_rows: int, metric: Any = None) -> Float32[Tensor, "batch"]:
-    """What a metric returned, if it is one finite number for each row.
-
-    Args:
-        values: What it returned.
-        n_rows: Rows of the logits it was given.
-        metric: It, to be named in the error.
-
-    Raises:
-        MetricError: Something else; the message names what came.
-    """
+    """What a metric returned, if it is one finite number for each row."""
     name = "the metric" if metric is None else f"the metric {metric_name(metric)}"
     need = f"It must return a tensor of one number for each of the {n_rows} rows: shape ({n_rows},)"
     if not isinstance(values, Tensor):
@@ -171,11 +162,7 @@ def check_values(values: Any, n_rows: int, metric: Any = None) -> Float32[Tensor
 
 
 def check_position(pos: Any, what: str = "pos") -> None:
-    """Refuse what is no decoder position.
-
-    Raises:
-        MetricError: No integer.
-    """
+    """Refuse what is no decoder position."""
     if isinstance(pos, bool) or not isinstance(pos, int):
         raise MetricError(
             f"{what} is {describe(pos)}; it must be a decoder position: an integer, negative ones "
@@ -185,13 +172,6 @@ def check_position(pos: Any, what: str = "pos") -> None:
 
 def resolve_positions(metric: Any, n_pos: int) -> list[int] | None:
     """The positions that a metric reads, counted from 0; None for all.
-
-    Args:
-        metric: Any metric of logits.
-        n_pos: Tokens given to the decoder.
-
-    Raises:
-        MetricError: A position that so few tokens do not have.
 
     >>> resolve_positions(as_metric(torch.sum, positions=[0, -1]), n_pos=7)
     [0, 6]

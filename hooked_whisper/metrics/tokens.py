@@ -176,9 +176,6 @@ class NoSpeechProb(Metric):
 def token_ids(value: Any, what: str) -> int | tuple[int, ...]:
     """Token ids as plain numbers: one for all rows, or one for each.
 
-    Raises:
-        MetricError: Something else.
-
     >>> token_ids(torch.tensor([5, 7]), "token")
     (5, 7)
     """

@@ -210,11 +210,7 @@ def as_transcript_metric(function: Any) -> TranscriptMetric:
 
 
 def check_value(value: Any, metric: Any = None) -> float:
-    """What a transcript metric returned, if it is one finite number.
-
-    Raises:
-        MetricError: Something else; the message names what came.
-    """
+    """What a transcript metric returned, if it is one finite number."""
     name = "the metric" if metric is None else f"the metric {metric_name(metric)}"
     try:
         number = float(value) if not isinstance(value, str) else None
@@ -228,11 +224,7 @@ def check_value(value: Any, metric: Any = None) -> float:
 
 
 def check_reference(reference: Any) -> None:
-    """Refuse a reference that is no text, or holds none.
-
-    Raises:
-        MetricError: What came in its place.
-    """
+    """Refuse a reference that is no text, or holds none."""
     if not isinstance(reference, str):
         raise MetricError(f"the reference is {describe(reference)}; it must be a string.")
     if not reference.strip():

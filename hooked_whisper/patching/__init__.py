@@ -8,9 +8,8 @@ follow attention through      attention_rollout, gradient_rollout
 """
 
 from hooked_whisper.patching.attribution_patching import attribution_patch
-from hooked_whisper.patching.path_effects import PathEffects
 from hooked_whisper.patching.path_patching import path_patch, path_patch_heads
-from hooked_whisper.patching.paths import Head, HeadInput, MLPLayer
+from hooked_whisper.patching.paths import Head, HeadInput, MLPLayer, PathEffects
 from hooked_whisper.patching.results import SweepResult
 from hooked_whisper.patching.rollout import Rollout, attention_rollout, gradient_rollout
 from hooked_whisper.patching.search import (

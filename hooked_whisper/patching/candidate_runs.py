@@ -66,13 +66,7 @@ class CandidateRuns:
     def values(
         self, kept: Sequence[Edit], tried: Sequence[Edit], update: Callable[[int], Any]
     ) -> Float[Tensor, "edit example"]:
-        """The metric with all the edits that are kept and one that is tried.
-
-        Args:
-            kept: Edits that act in every run.
-            tried: Edits to try, one at a time.
-            update: Called with the number of runs just done.
-        """
+        """The metric with all the edits that are kept and one that is tried."""
         values = torch.full((len(tried), len(self.examples)), torch.nan)
         for number, example in enumerate(self.examples):
             together, alone = self._sort(kept, tried, number)

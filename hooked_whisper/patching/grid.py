@@ -144,14 +144,7 @@ def make_grid(
     window_s: float | int,
     all_frames: bool,
 ) -> SweepGrid:
-    """The grid of a sweep, after checking that every hook has every part.
-
-    Raises:
-        HookNameError: No such hook.
-        SiteError: A hook without such parts.
-        InterventionError: Nothing to go through, or an unknown `per`.
-        AlignmentError: Positions of pairs with different numbers of tokens.
-    """
+    """The grid of a sweep, after checking that every hook has every part."""
     if per not in _AXES:
         raise InterventionError(
             f"per is {per!r}; it can be None, 'head', 'pos', 'window', 'neuron' or 'latent'."

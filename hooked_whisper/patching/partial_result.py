@@ -32,16 +32,7 @@ _PER_PARAMETER = 64
 def partial_result_on_interrupt(
     result: Callable[[], Any], so_far: Callable[[], str], bar: Any
 ) -> Iterator[None]:
-    """End at Ctrl-C as if all were done; turn an error into one that holds the result.
-
-    Args:
-        result: Gives the result as it is by then, which has an `n_done`.
-        so_far: Says how much is done.
-        bar: Closed at the end.
-
-    Raises:
-        SweepError: An error when something was done before; `error.result` has it.
-    """
+    """End at Ctrl-C as if all were done; turn an error into one that holds the result."""
     try:
         yield
     except KeyboardInterrupt:
@@ -75,13 +66,7 @@ def check_same(earlier: dict[str, Any], now: dict[str, Any]) -> None:
 def fingerprints(
     model: HookedWhisper, metrics: Sequence[Any], **others: Sequence[Any]
 ) -> dict[str, Any]:
-    """What a model, metrics and others are told apart by.
-
-    Args:
-        model: The model, told by its name and some of each weight.
-        metrics: The metrics.
-        others: Runs, edits or numbers, by what to call them.
-    """
+    """What a model, metrics and others are told apart by."""
     weights = [subsample(each, _PER_PARAMETER) for each in model.parameters()]
     found = {
         "model": model.cfg.model_name,

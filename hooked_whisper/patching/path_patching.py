@@ -34,10 +34,10 @@ from hooked_whisper.metrics.base import (
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.grid import Direction, check_direction
 from hooked_whisper.patching.partial_result import fingerprints, partial_result_on_interrupt
-from hooked_whisper.patching.path_effects import PathEffects
 from hooked_whisper.patching.paths import (
     HeadInput,
     MLPLayer,
+    PathEffects,
     Receiver,
     Sender,
     acts_at,

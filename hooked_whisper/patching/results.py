@@ -1,15 +1,297 @@
-"""What a sweep found: a table of numbers with named axes, which may not be finished yet."""
+"""What patching found: one number for each pair of runs and place, which may not be there yet."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+import json
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hooked_whisper.patching.tables import EffectTable
+from hooked_whisper.display import box, facts, note, picture, table
+from hooked_whisper.errors import InterventionError
+from hooked_whisper.io import save_tensors
+from hooked_whisper.patching.partial_result import check_same
 
 if TYPE_CHECKING:
     import matplotlib.figure
+    import pandas
+
+_HELD = "held."
+_Table = TypeVar("_Table", bound="EffectTable")
+
+
+@dataclass(eq=False)
+class EffectTable(ABC):
+    """The metric with each patch, and in both runs without one.
+
+    Args:
+        values: The metric of each patched run, pairs first; NaN where it was not done.
+        axes: The names of the axes of `values` in order, with their labels.
+        clean: The metric of each pair's clean run.
+        corrupted: The metric of each pair's corrupted run; NaN where what is
+            put in comes from no run.
+        direction: `"denoising"`: clean activations were put into the corrupted
+            run; `"noising"`: corrupted ones into the clean run.
+        metric: The metric's name.
+        conditions: What it was measured with: names, and marks to compare by.
+        held: What an unfinished computation goes on from.
+    """
+
+    values: Float[Tensor, "pair *place"]
+    axes: dict[str, list[Any]]
+    clean: Float[Tensor, " pair"]
+    corrupted: Float[Tensor, " pair"]
+    direction: str
+    metric: str
+    conditions: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    held: dict[str, Tensor] = field(default_factory=dict, kw_only=True, repr=False)
+
+    _kind: ClassVar[str] = ""
+    """What the table is called in its file."""
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(labels)} {name}" for name, labels in self.axes.items())
+        done = f"{self.n_done} of {self.n_cells} done"
+        return f"{type(self).__name__}({self.metric}, {self.direction}: {sizes}; {done})"
+
+    def _repr_html_(self) -> str:
+        """The heatmap, the places with the greatest effect, and both runs' own metric."""
+        about = f"{self.metric}, {self.direction}, {self.n_done:,} of {self.n_cells:,} done"
+        runs = facts(
+            {
+                "pairs": len(self.values),
+                f"{self.metric}, clean run": float(self.clean.nanmean()),
+                f"{self.metric}, corrupted run": float(self.corrupted.nanmean()),
+            }
+        )
+        if not self.n_done:
+            return box(type(self).__name__, about, note("Nothing is done yet."))
+        try:
+            best = [each for each in self.best() if each["effect"] == each["effect"]]
+        except InterventionError:  # nothing to compare with
+            best = []
+        drawn = picture(self.plot(effect=bool(best)), f"heatmap: {about}")
+        columns = [name for name in (best[0] if best else []) if name not in ("stack", "site")]
+        rows = [[each[name] for name in columns] for each in best]
+        places = [table(columns, rows)] if best else []
+        return box(type(self).__name__, about, drawn, *places, runs)
+
+    def set_baselines(self, pair: int, base: Any, source: Any) -> None:
+        """Note down the metric of the run that a pair patches, and of the one that it puts in."""
+        is_denoising = self.direction == "denoising"
+        clean, corrupted = (source, base) if is_denoising else (base, source)
+        self.clean[pair], self.corrupted[pair] = clean, corrupted
+
+    @property
+    def n_cells(self) -> int:
+        """Patched runs that the table is made of."""
+        return self.values.numel()
+
+    @property
+    def n_done(self) -> int:
+        """Patched runs that are done."""
+        return int((~self.values.isnan()).sum())
+
+    @property
+    def complete(self) -> bool:
+        """Whether every patched run is done."""
+        return self.n_done == self.n_cells
+
+    def effect(self) -> Float[Tensor, "pair *place"]:
+        """How far each patch takes its run to the other one: 0 not at all, 1 all the way.
+
+        Raises:
+            InterventionError: The activations put in come from no run, or
+                the metric is the same in both.
+        """
+        if bool(self.corrupted.isnan().all()):
+            raise InterventionError(
+                "what was put in comes from no run, so that there is nothing to compare with. "
+                "Use result.values and result.clean."
+            )
+        same = self.clean == self.corrupted
+        if bool(same.any()):
+            raise InterventionError(
+                f"the metric is {float(self.clean[same][0])} in both runs of a pair; choose one "
+                "that tells them apart."
+            )
+        return self._shares()
+
+    def _shares(self) -> Tensor:
+        """The effect, not finite where there is none."""
+        base, source = self.clean, self.corrupted
+        if self.direction == "denoising":
+            base, source = source, base
+        wide = (-1, *[1] * (self.values.ndim - 1))
+        return (self.values - base.view(wide)) / (source - base).view(wide)
+
+    def mean(self, effect: bool = False) -> Float[Tensor, "*place"]:
+        """The mean over the pairs that are done, of the metric or of the effect."""
+        return (self.effect() if effect else self.values).nanmean(dim=0)
+
+    def interval(
+        self,
+        level: float | int = 0.95,
+        *,
+        effect: bool = False,
+        n_resamples: int = 2000,
+        seed: int = 0,
+    ) -> tuple[Float[Tensor, "*place"], Float[Tensor, "*place"]]:
+        """Where the mean over pairs lies, by the bootstrap's percentiles.
+
+        Args:
+            level: Share of resampled means between the two bounds.
+            effect: Of the effect instead of the metric.
+            n_resamples: Times that the pairs are drawn again, with replacement.
+            seed: Of the draws.
+
+        Returns:
+            The lower and the upper bound.
+
+        Raises:
+            InterventionError: Fewer than two pairs, a level that is no share, or a
+                table that is not finished.
+
+        Source: Efron 1979.
+        """
+        values = self.effect() if effect else self.values
+        if len(values) < 2:
+            raise InterventionError("an interval needs at least 2 pairs; this result has 1.")
+        if not 0 < level < 1:
+            raise InterventionError(f"level is {level}; it must lie between 0 and 1.")
+        if not self.complete:
+            raise InterventionError(
+                f"{self.n_done} of {self.n_cells} patches are done; finish them with resume=result."
+            )
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.randint(len(values), (n_resamples, len(values)), generator=generator)
+        weights = torch.zeros(n_resamples, len(values))
+        weights.scatter_add_(1, draws, torch.ones(draws.shape) / len(values))
+        means = (weights @ values.flatten(1)).nan_to_num(nan=torch.inf)
+        low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2]), dim=0)
+        shape, exists = values.shape[1:], ~values[0].isnan()
+        nan = torch.full(shape, torch.nan)
+        return (
+            torch.where(exists, low.view(shape), nan),
+            torch.where(exists, high.view(shape), nan),
+        )
+
+    def best(self, n: int = 5) -> list[dict[str, Any]]:
+        """The places with the greatest mean effect, greatest first."""
+        effect = self.mean(effect=True)
+        order = effect.flatten().nan_to_num(nan=-torch.inf).argsort(descending=True)[:n]
+        found = torch.stack(torch.unravel_index(order, effect.shape), dim=1).tolist()
+        return [{**self._place(*place), "effect": float(effect[tuple(place)])} for place in found]
+
+    @abstractmethod
+    def _place(self, *place: int) -> dict[str, Any]:
+        """What a place in the table stands for, by the names of the columns."""
+
+    @abstractmethod
+    def plot(self, effect: bool = True, title: str = "") -> "matplotlib.figure.Figure":
+        """A heatmap of the mean over pairs, of the effect or of the metric."""
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row for each patched run that is done; the effect is NaN where there is none."""
+        import pandas
+
+        effect = self._shares()
+        rows = []
+        for index in (~self.values.isnan()).nonzero().tolist():
+            pair = index[0]
+            rows.append(
+                {
+                    "pair": self.axes["pair"][pair],
+                    **self._place(*index[1:]),
+                    "value": float(self.values[tuple(index)]),
+                    "clean": float(self.clean[pair]),
+                    "corrupted": float(self.corrupted[pair]),
+                    "effect": float(effect[tuple(index)]),
+                }
+            )
+        return pandas.DataFrame(rows)
+
+    def go_on_from(self, earlier: Any) -> None:
+        """Take over what an unfinished result of the same arguments has, if there is one.
+
+        Raises:
+            InterventionError: A result of something else.
+        """
+        if earlier is None:
+            return
+        if type(earlier) is not type(self):
+            raise InterventionError(
+                f"the result to resume is of type {type(earlier).__name__}; it must be "
+                f"{type(self).__name__}. Leave out resume to begin anew."
+            )
+        theirs, ours = (json.loads(json.dumps(each.about())) for each in (earlier, self))
+        more = theirs.pop("conditions"), ours.pop("conditions")
+        check_same(theirs, ours)
+        check_same(*more)
+        for what in ("values", "clean", "corrupted"):
+            setattr(self, what, getattr(earlier, what).clone())
+        self.held = dict(earlier.held)
+
+    def about(self) -> dict[str, Any]:
+        """All but the numbers: what these are, as JSON can hold it."""
+        return {
+            "direction": self.direction,
+            "metric": self.metric,
+            "conditions": self.conditions,
+            "axes": self.axes,
+        }
+
+    @classmethod
+    def _from_about(cls, about: dict[str, Any]) -> dict[str, Any]:
+        """The fields that `about` was made of."""
+        axes = {
+            name: [tuple(each) if isinstance(each, list) else each for each in labels]
+            for name, labels in about["axes"].items()
+        }
+        return {**about, "axes": axes}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the numbers, their axes and the baselines as safetensors.
+
+        Raises:
+            InterventionError: The file cannot be written.
+        """
+        header = {"format": f"hooked_whisper.{self._kind}/1", **self.about()}
+        tensors = {"values": self.values, "clean": self.clean, "corrupted": self.corrupted}
+        # Gradients of neighbouring hooks may share their memory, which such a file cannot.
+        tensors |= {_HELD + name: each.clone() for name, each in self.held.items()}
+        try:
+            save_tensors(Path(path), tensors, {self._kind: json.dumps(header)})
+        except (OSError, SafetensorError) as error:
+            raise InterventionError(f"the result cannot be written to {path}: {error}.") from error
+
+    @classmethod
+    def load(cls: type[_Table], path: str | os.PathLike[str]) -> _Table:
+        """Read what `save` wrote.
+
+        Raises:
+            InterventionError: No such file, or another kind of file.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get(cls._kind, "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError) as error:
+            raise InterventionError(f"{path} cannot be read as a {cls.__name__}: {error}.") from (
+                error
+            )
+        if header.pop("format", None) != f"hooked_whisper.{cls._kind}/1":
+            raise InterventionError(
+                f"{path} is no {cls.__name__}. Write one with result.save(path)."
+            )
+        names = [name for name in tensors if name.startswith(_HELD)]
+        held = {name.removeprefix(_HELD): tensors.pop(name) for name in names}
+        return cls(**tensors, **cls._from_about(header), held=held)
 
 
 @dataclass(eq=False, repr=False)
@@ -25,17 +307,9 @@ class SweepResult(EffectTable):
                  part, with the one label "all", where they were not
 
     Args:
-        values: The metric of each patched run.
-        axes: See above.
-        clean: The metric of each pair's clean run.
-        corrupted: The metric of each pair's corrupted run; NaN where the
-            activations put in come from no run.
-        direction: `"denoising"`: clean activations were put into the corrupted
-            run; `"noising"`: corrupted ones into the clean run.
-        metric: The metric's name.
         names: The hook of each site and layer; None where there is none.
-        conditions: What it was measured with: names, and marks to compare by.
-        held: What an unfinished estimate goes on from.
+
+    The others are `EffectTable`'s.
     """
 
     values: Float[Tensor, "pair site layer part"]

@@ -121,14 +121,7 @@ class ResumePoint:
     def row_floats(
         self, cfg: HookedWhisperConfig, start: int, n_pos: int, n_latents: int = 0
     ) -> int:
-        """About how many numbers a row holds at once, as measured, while it runs.
-
-        Args:
-            cfg: The model's configuration.
-            start: The first decoder position that runs.
-            n_pos: Tokens.
-            n_latents: Of an autoencoder that is patched inside.
-        """
+        """About how many numbers a row holds at once, as measured, while it runs."""
         n_query, n_audio = n_pos - start, cfg.n_audio_ctx
         floats = n_query * (8 * cfg.d_model + 2 * cfg.d_mlp)
         if self.stack == "encoder":
@@ -144,13 +137,7 @@ class ResumePoint:
 
 
 def find_resume_point(name: str, cfg: HookedWhisperConfig, from_start: bool = False) -> ResumePoint:
-    """Where a run resumes that is patched at this hook.
-
-    Args:
-        name: The hook, of the model or of an autoencoder that is spliced in.
-        cfg: The model's configuration.
-        from_start: Run the whole stack again, whatever is patched.
-    """
+    """Where a run resumes that is patched at this hook."""
     if is_inside_sae(name):
         return replace(find_resume_point(site_of(name), cfg, from_start), name=name)
     point = _find(name, cfg)
@@ -206,12 +193,7 @@ def _sublayer_of(stack: Stack, rest: str) -> Sublayer:
 def run_blocks_with_joins(
     blocks: Sequence[Sequence[Step]], joins: dict[StreamPosition, Tensor]
 ) -> Tensor:
-    """The last residual stream of rows that join it, each at its position.
-
-    Args:
-        blocks: The steps of each block.
-        joins: The rows that join before a step.
-    """
+    """The last residual stream of rows that join it, each at its position."""
     resid: Tensor | None = None
     for layer, steps in enumerate([*blocks, [lambda resid: resid]]):
         for number, step in enumerate(steps):

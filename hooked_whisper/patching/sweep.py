@@ -238,16 +238,7 @@ def empty_result(
     direction: str,
     **more: str,
 ) -> SweepResult:
-    """The table to fill.
-
-    Args:
-        model: The model.
-        grid: The places.
-        pairs: The run to patch and what to put into it, for each pair.
-        metrics: One for each pair.
-        direction: Which of a pair is which.
-        more: Of the conditions.
-    """
+    """The table to fill."""
     axes: dict[str, list[Any]] = {
         "pair": list(range(len(pairs))),
         "site": grid.sites,

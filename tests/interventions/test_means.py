@@ -8,7 +8,7 @@ import torch
 
 from hooked_whisper import Mel
 from hooked_whisper.digits import recordings
-from hooked_whisper.errors import HookNameError, InputError, SiteError
+from hooked_whisper.errors import HookNameError, InputError, RecordingsError, SiteError
 from hooked_whisper.interventions.ablation import MeanAblation
 from hooked_whisper.interventions.edits import Interventions
 from hooked_whisper.interventions.examples import Example
@@ -150,3 +150,31 @@ def test_recordings_by_their_paths(digits_model):
             for mel in map(digits_model.to_mel, paths)
         ]
     torch.testing.assert_close(mean[0, 0], torch.cat(sound).mean(dim=0), atol=1e-5, rtol=0)
+
+
+def test_recordings_bring_their_text_and_may_be_long(digits_model, tmp_path):
+    """The decoder reads what a recording says; 35 s are two windows, whose sound counts alike."""
+    name = "decoder.blocks.1.hook_resid_post"
+    shipped = recordings()[:2]
+    examples = [Example.from_audio(digits_model, one.path, f" {one.text}") for one in shipped]
+    expected = mean_activations(digits_model, examples, name, progress=False)[name]
+    mean = mean_activations(digits_model, shipped, name, progress=False)[name]
+    torch.testing.assert_close(mean, expected)
+    with pytest.raises(InputError, match="Recording has no tokens"):
+        mean_activations(digits_model, [one.path for one in shipped], name, progress=False)
+
+    samples = torch.randn(35 * 16_000, generator=torch.Generator().manual_seed(0)) / 10
+    pieces = [(piece, 16_000) for piece in samples.split(30 * 16_000)]
+    name = "encoder.hook_embed"
+    mean = mean_activations(digits_model, (samples, 16_000), name, progress=False)[name]
+    expected = mean_activations(digits_model, pieces, name, progress=False)[name]
+    torch.testing.assert_close(mean, expected)
+    mixed = [pieces[0], digits_model.to_mel(*pieces[1][:1], rate_hz=16_000)]
+    torch.testing.assert_close(
+        mean_activations(digits_model, iter(mixed), name, progress=False)[name], expected
+    )
+
+
+def test_a_recording_that_cannot_be_read(digits_model, tmp_path):
+    with pytest.raises(RecordingsError, match=r"recording .*absent\.wav: .*absent\.wav"):
+        mean_activations(digits_model, [tmp_path / "absent.wav"], RESID, progress=False)

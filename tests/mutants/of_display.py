@@ -110,7 +110,7 @@ MUTANTS = [
     Mutant(
         "show-sweep-metric",
         "a sweep's picture is of the metric where there is an effect",
-        "patching/tables.py",
+        "patching/results.py",
         "drawn = picture(self.plot(effect=bool(best))",
         "drawn = picture(self.plot(effect=not best)",
         ("patching/test_results.py",),

@@ -262,7 +262,7 @@ MUTANTS = [
     Mutant(
         "n05-effect-when-noising",
         "when noising, effects are measured from the other run",
-        "patching/tables.py",
+        "patching/results.py",
         '        if self.direction == "denoising":\n            base, source = source, base',
         "        base, source = source, base",
         ("patching/test_results.py",),
@@ -270,7 +270,7 @@ MUTANTS = [
     Mutant(
         "n06-bootstrap",
         "the bootstrap's interval has one tail of twice the size",
-        "patching/tables.py",
+        "patching/results.py",
         "torch.tensor([(1 - level) / 2, (1 + level) / 2])",
         "torch.tensor([1 - level, level])",
         ("patching/test_results.py",),
@@ -278,7 +278,7 @@ MUTANTS = [
     Mutant(
         "resume-shares-numbers",
         "going on with a sweep changes the result that was given",
-        "patching/tables.py",
+        "patching/results.py",
         "setattr(self, what, getattr(earlier, what).clone())",
         "setattr(self, what, getattr(earlier, what))",
         ("patching/test_sweep.py",),
@@ -286,7 +286,7 @@ MUTANTS = [
     Mutant(
         "resume-anything",
         "a sweep goes on with a result of other weights, recordings or texts",
-        "patching/tables.py",
+        "patching/results.py",
         "        check_same(*more)\n",
         "",
         ("patching/test_sweep.py::test_a_result_of_another_sweep_is_not_resumed",),
@@ -334,7 +334,7 @@ MUTANTS = [
     Mutant(
         "sweep-baselines",
         "clean and corrupted are exchanged when noising",
-        "patching/tables.py",
+        "patching/results.py",
         "clean, corrupted = (source, base) if is_denoising else (base, source)",
         "clean, corrupted = source, base",
         ("patching/test_sweep.py",),

@@ -14,11 +14,11 @@ from hooked_whisper.errors import (
 )
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.tokens import LogitDifference
-from hooked_whisper.patching.path_effects import PathEffects
 from hooked_whisper.patching.path_patching import path_patch, path_patch_heads
 from hooked_whisper.patching.paths import (
     Head,
     MLPLayer,
+    PathEffects,
 )
 from hooked_whisper.patching.results import SweepResult
 from hooked_whisper.speech.mel import Mel
