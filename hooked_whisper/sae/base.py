@@ -294,8 +294,7 @@ class SAE(nn.Module, ABC):
         return self._losses(TrainBatch(x, x if target is None else target, warm_up, dead, ranks))
 
     @abstractmethod
-    def _losses(self, batch: TrainBatch) -> Losses:
-        """The losses of the architecture."""
+    def _losses(self, batch: TrainBatch) -> Losses: ...
 
     @torch.no_grad()
     def project_gradients_(self) -> None:
@@ -321,6 +320,11 @@ class SAE(nn.Module, ABC):
         return self
 
     # For the architectures
+
+    def _pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
+        """Latents before their activation function, where a splice reads and edits them."""
+        pre: Tensor = self.hook_sae_acts_pre(self._encoder_input(x) @ self.W_enc + self.b_enc)
+        return pre
 
     def _encoder_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Activations as the encoder's matrix gets them: normalised, the decoder's bias off."""

@@ -24,6 +24,9 @@ _GROUP = 8
 _SPARSE_SHARE = {"cpu": 1 / 12, "cuda": 1 / 64}
 """Up to which share of active latents sparse decoding is faster; CUDA's is a guess."""
 
+Selected = tuple[Float[Tensor, " entry"], "Selection"]
+"""Pre-activations (not scaled), and which they are."""
+
 
 def is_sparse_faster(share: float, device: torch.device) -> bool:
     """Whether going through the active latents beats a matrix product at this share of them."""
@@ -46,7 +49,7 @@ class Selection:
 
     @property
     def n_vectors(self) -> int:
-        """Number of vectors in the batch."""
+        """Vectors in the batch."""
         return len(self.offsets) - 1
 
     @cached_property
@@ -99,9 +102,6 @@ class ByLatent(NamedTuple):
     offsets: Int[Tensor, " latent_plus_1"]
 
 
-# Which latents
-
-
 def top_k(
     pre: Float[Tensor, "batch latent"], k: int
 ) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
@@ -134,7 +134,7 @@ def select_top_k(
     b_enc: Float[Tensor, " latent"],
     k: int,
     scale: Float[Tensor, " latent"] | None = None,
-) -> tuple[Float[Tensor, " entry"], Selection]:
+) -> Selected:
     """The k latents with the largest pre-activations of every vector.
 
     Args:
@@ -143,9 +143,6 @@ def select_top_k(
         b_enc: Its bias.
         k: How many.
         scale: What pre-activations are multiplied with where they are compared.
-
-    Returns:
-        Their pre-activations (not multiplied), and which they are.
     """
     values, indices = [], []
     for _, pre in _pre_activations(x, W_enc, b_enc):
@@ -168,7 +165,7 @@ def select_top_of_batch(
     n: int,
     scale: Float[Tensor, " latent"] | None = None,
     ranks: ProcessGroup | None = None,
-) -> tuple[Float[Tensor, " entry"], Selection]:
+) -> Selected:
     """The n largest pre-activations of the whole batch, as far as they are positive.
 
     A bound a little too low is read off some vectors; whatever is over it is
@@ -176,15 +173,9 @@ def select_top_of_batch(
     tell each other what is over the bound, and so find the same ones as one process.
 
     Args:
-        x: The encoder's input.
-        W_enc: Its matrix.
-        b_enc: Its bias.
+        x: The encoder's input; this and the others are `select_top_k`'s.
         n: How many in the whole batch; of several ranks, for this one's vectors.
-        scale: What pre-activations are multiplied with where they are compared.
         ranks: Who has parts of the batch; None is this process alone.
-
-    Returns:
-        Their pre-activations (not multiplied), and which they are; of this rank's vectors.
     """
     ranks = ranks or ProcessGroup()
     surplus = 1.2
@@ -207,7 +198,7 @@ def select_positive(
     x: Float[Tensor, "batch d_in"],
     W_enc: Float[Tensor, "d_in latent"],
     b_enc: Float[Tensor, " latent"],
-) -> tuple[Float[Tensor, " entry"], Selection]:
+) -> Selected:
     """All positive pre-activations, and which they are."""
     _, places, values = _over(0.0, x, W_enc, b_enc, None)
     return values, _selection_of_places(places, len(x), len(b_enc))
@@ -272,9 +263,6 @@ def _pre_activations(
     x, W_enc, b_enc = x.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
     for start, stop in row_chunks(len(x), len(b_enc), x.device):
         yield start, torch.addmm(b_enc, x[start:stop], W_enc)
-
-
-# Sizes
 
 
 def row_chunks(n_rows: int, n_latents: int, device: torch.device) -> Iterator[tuple[int, int]]:

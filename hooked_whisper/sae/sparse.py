@@ -108,7 +108,7 @@ def encode_selected(
     """Pre-activations of a selection with gradients for the weights.
 
     Args:
-        x: The encoder's input, from which `b_dec` is subtracted already; gets no gradient.
+        x: The encoder's input, from which `b_dec`, if any, is subtracted already; gets no gradient.
         W_enc: The encoder's matrix.
         b_enc: Its bias.
         b_dec: What was subtracted from the input, if anything.

@@ -18,7 +18,7 @@ from hooked_whisper.sae.architectures.jumprelu import JumpReLUConfig, JumpReLUSA
 from hooked_whisper.sae.architectures.topk import TopKConfig, TopKSAE
 from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.losses import Errors, squared_error
-from hooked_whisper.sae.selection import Selection, select_top_of_batch
+from hooked_whisper.sae.selection import Selected, Selection, select_top_of_batch
 from hooked_whisper.sae.sparse import decode_selected
 
 
@@ -64,7 +64,6 @@ class BatchTopKSAE(TopKSAE):
         self.register_buffer("topk_threshold", torch.tensor(-1.0, dtype=torch.float64))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
-        """The latents of activations."""
         pre = self._scaled_pre_activations(x)
         if self.topk_threshold >= 0:
             return torch.relu(pre) * (pre > self.topk_threshold)
@@ -73,9 +72,7 @@ class BatchTopKSAE(TopKSAE):
         flat = torch.zeros_like(pre).flatten()
         return flat.scatter(0, top.indices, top.values.relu()).view_as(pre)
 
-    def _select(
-        self, inputs: Float[Tensor, "batch d_in"], ranks: ProcessGroup | None
-    ) -> tuple[Float[Tensor, " entry"], Selection]:
+    def _select(self, inputs: Float[Tensor, "batch d_in"], ranks: ProcessGroup | None) -> Selected:
         scale = self._scale_of_latents
         n = self.cfg.k * len(inputs)
         values, selection = select_top_of_batch(inputs, self.W_enc, self.b_enc, n, scale, ranks)

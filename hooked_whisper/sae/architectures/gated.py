@@ -51,7 +51,6 @@ class GatedSAE(SAE):
             setattr(self, name, nn.Parameter(torch.zeros(self.cfg.d_sae)))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
-        """The latents of activations."""
         read = self._encoder_input(x) @ self.W_enc
         magnitudes = self.hook_sae_acts_pre(read * self.r_mag.exp() + self.b_mag)
         return torch.relu(magnitudes) * (read + self.b_gate > 0)

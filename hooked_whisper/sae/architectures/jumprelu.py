@@ -105,8 +105,7 @@ class JumpReLUSAE(SAE):
         self.threshold = nn.Parameter(torch.full((cfg.d_sae,), float(cfg.jumprelu_init_threshold)))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
-        """The latents of activations."""
-        pre = self.hook_sae_acts_pre(self._encoder_input(x) @ self.W_enc + self.b_enc)
+        pre = self._pre_activations(x)
         return torch.relu(pre) * (pre > self.threshold)
 
     def _losses(self, batch: TrainBatch) -> Losses:

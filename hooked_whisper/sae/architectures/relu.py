@@ -52,9 +52,7 @@ class ReLUSAE(SAE):
         return super().__getattr__(name)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
-        """The latents of activations."""
-        pre = self._encoder_input(x) @ self.W_enc + self.b_enc
-        return torch.relu(self.hook_sae_acts_pre(pre))
+        return torch.relu(self._pre_activations(x))
 
     def _losses(self, batch: TrainBatch) -> Losses:
         """Squared error and L1 penalty (`"mse"`, `"l1"`)."""

@@ -11,7 +11,7 @@ from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import SAEConfigError
 from hooked_whisper.sae.base import SAE, Losses, SAEConfig, TrainBatch
 from hooked_whisper.sae.losses import selected_losses, squared_error, squared_errors
-from hooked_whisper.sae.selection import Selection, select_top_k
+from hooked_whisper.sae.selection import Selected, select_top_k
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,15 @@ class TopKSAE(SAE):
 
     @property
     def first_length(self) -> float:
-        """1: the k largest of random directions reconstruct about the right length."""
+        """The k largest of random directions reconstruct about the right length."""
         return 1.0
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
-        """The latents of activations."""
         pre = self._scaled_pre_activations(x)
         top = pre.topk(self.cfg.k, dim=-1, sorted=False)
         return torch.zeros_like(pre).scatter(-1, top.indices, top.values.relu())
 
     def decode(self, latents: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch d_out"]:
-        """The activations that latents stand for."""
         if self.cfg.rescale_acts_by_decoder_norm:
             latents = latents / self.W_dec.norm(dim=-1)
         return super().decode(latents)
@@ -98,7 +96,7 @@ class TopKSAE(SAE):
         self, x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch latent"]:
         """Pre-activations as they are compared with each other."""
-        pre: Tensor = self.hook_sae_acts_pre(self._encoder_input(x) @ self.W_enc + self.b_enc)
+        pre = self._pre_activations(x)
         return pre if self._scale_of_latents is None else pre * self._scale_of_latents
 
     @property
@@ -107,9 +105,7 @@ class TopKSAE(SAE):
 
     _errors = squared_errors
 
-    def _select(
-        self, inputs: Float[Tensor, "batch d_in"], ranks: ProcessGroup | None
-    ) -> tuple[Float[Tensor, " entry"], Selection]:
+    def _select(self, inputs: Float[Tensor, "batch d_in"], ranks: ProcessGroup | None) -> Selected:
         """Which latents stay, and their pre-activations."""
         scale = self._scale_of_latents
         return select_top_k(inputs, self.W_enc, self.b_enc, self.cfg.k, scale)

@@ -69,8 +69,7 @@ class Transcoder(SAE):
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
-        """The latents of activations."""
-        pre = self.hook_sae_acts_pre(self._encoder_input(x) @ self.W_enc + self.b_enc)
+        pre = self._pre_activations(x)
         if self.cfg.k is None:
             return torch.relu(pre)
         top = pre.topk(self.cfg.k, dim=-1, sorted=False)
@@ -120,7 +119,6 @@ class SkipTranscoder(Transcoder):
         self._read: Tensor | None = None
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
-        """The latents of activations, which are kept for the path around."""
         self._read = x
         return super().encode(x)
 
