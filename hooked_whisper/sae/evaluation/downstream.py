@@ -86,14 +86,7 @@ class RecoveredMeter:
         targets: Int[Tensor, "batch pos"],
         counts: Bool[Tensor, "batch pos"],
     ) -> None:
-        """Take one batch.
-
-        Args:
-            clean: Logits of the model as it is.
-            others: Logits of the same shape, by kind: `"spliced"`, `"zero"`, `"mean"`.
-            targets: What should be predicted at each position.
-            counts: The positions that count.
-        """
+        """Take the logits of one batch, clean and by kind, and which targets count."""
         wanted = targets[counts][:, None]
         expected = clean[counts].double().log_softmax(dim=-1)
         probs = expected.exp()
@@ -106,11 +99,7 @@ class RecoveredMeter:
             self._kl[kind] += float((probs * torch.where(probs > 0, expected - found, 0.0)).sum())
 
     def result(self) -> Recovered:
-        """The means over all predictions so far.
-
-        Raises:
-            InputError: There were none.
-        """
+        """The means over all predictions so far."""
         if not self._n:
             raise InputError("no predictions were given; there is nothing to judge.")
         return Recovered(

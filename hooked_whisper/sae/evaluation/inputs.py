@@ -156,9 +156,6 @@ def prepare(
         batch_size: Windows side by side.
         language: Of the texts.
 
-    Raises:
-        InputError: No recordings, as many texts as there are no recordings, ...
-        TokenError: Tokens that the model does not have.
     """
     check_batch_size(batch_size)
     if texts is not None and tokens is not None:
@@ -191,13 +188,7 @@ def own_rows(
     *,
     max_new_tokens: int | None = None,
 ) -> tuple[list[list[int]], list[str]]:
-    """What the model itself writes: tokens with the end-of-text, and texts.
-
-    Args:
-        inputs: Recordings, with the language.
-        encoder_output: Of some of them.
-        max_new_tokens: At most.
-    """
+    """What the model itself writes: tokens with the end-of-text, and texts."""
     cfg = inputs.model.cfg
     done = inputs.model.generate(
         encoder_output=encoder_output, language=inputs.language, max_new_tokens=max_new_tokens

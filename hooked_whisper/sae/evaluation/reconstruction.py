@@ -129,11 +129,7 @@ class ReconstructionMeter:
         self._sums["length_back"] += float(recons.norm(dim=-1).sum())
 
     def result(self) -> Reconstruction:
-        """The numbers over everything so far.
-
-        Raises:
-            InputError: Nothing was given yet.
-        """
+        """The numbers over everything so far."""
         n = self.n_vectors
         if not n or self._active is None:
             raise InputError("no vectors were given; there is nothing to judge.")

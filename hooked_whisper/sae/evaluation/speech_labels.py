@@ -208,10 +208,6 @@ def encoder_latents(
         batch_size: Windows side by side.
         chosen: Some of the latents; None is all.
         progress: Show a progress bar.
-
-    Raises:
-        InputError: A site in the decoder.
-        SpliceError: More than one vector by position.
     """
     if site.stack != "encoder":
         raise InputError(
@@ -241,11 +237,7 @@ def _speakers(known: Sequence[Any], counts: Sequence[int]) -> list[Labels]:
 
 
 def _known(recordings: Any) -> list[Any]:
-    """What has words and a speaker: windows as they are, anything else as recordings.
-
-    Raises:
-        InputError: One of which neither is known, or a word that takes no time.
-    """
+    """What has words and a speaker: windows as they are, anything else as recordings."""
     if isinstance(recordings, list) and all(isinstance(one, AudioWindow) for one in recordings):
         known: list[Any] = recordings
     else:

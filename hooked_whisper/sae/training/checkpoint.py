@@ -27,24 +27,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> None:
-    """Write a checkpoint in place of the last one.
-
-    Args:
-        folder: Made if it does not exist.
-        tensors: By name; they may lie anywhere, but not share memory.
-        values: Everything else; JSON must have it.
-    """
+    """Write a checkpoint in place of the last one: tensors, and values that JSON has."""
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "training": json.dumps({"version": VERSION, **values})}
     save_tensors(folder / CHECKPOINT_FILE, tensors, header)
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The tensors and the values of a folder's checkpoint; None where it has none.
-
-    Raises:
-        SAEFileError: The file is no checkpoint of a training, or of a later version.
-    """
+    """The tensors and the values of a folder's checkpoint; None where it has none."""
     path = folder / CHECKPOINT_FILE
     if not path.exists():
         return None

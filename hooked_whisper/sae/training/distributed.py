@@ -37,9 +37,6 @@ def agreed_ranks(cfgs: Mapping[str, TrainingConfig]) -> ProcessGroup:
     """The ranks that train together, which must train the same.
 
     They are those of PyTorch's process group; under torchrun, it is made if there is none.
-
-    Raises:
-        TrainingError: Their configs differ.
     """
     if is_torchrun() and not dist.is_initialized():
         join_torchrun(PATIENCE)
@@ -93,9 +90,6 @@ def concatenated(items: Iterator[Any], ranks: ProcessGroup, first: int) -> Numbe
         items: This rank's part of each batch.
         ranks: The ranks.
         first: Batches to leave out.
-
-    Raises:
-        TrainingError: The parts do not fit together, or are the same on all ranks.
     """
     if ranks.n == 1:
         yield from enumerate(items)

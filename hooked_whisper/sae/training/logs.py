@@ -228,9 +228,6 @@ class Logs:
 
     Errors of plain functions, in `functions`, are their user's own. A `TrainingLog` that
     fails is warned of and told no more.
-
-    Raises:
-        TrainingError: `on_log` is nothing that can be told.
     """
 
     def __init__(self, on_log: OnLog) -> None:
@@ -249,11 +246,7 @@ class Logs:
         self._lost: list[TrainingLog] = []
 
     def begin(self, trainings: Sequence[LoggedTraining]) -> None:
-        """Tell of the trainings.
-
-        Raises:
-            TrainingError: A log cannot begin.
-        """
+        """Tell of the trainings."""
         for log in self._logs:
             try:
                 log.begin(trainings)
@@ -292,11 +285,8 @@ class Logs:
 
 def _numbers(line: Line) -> dict[str, float | int]:
     """What there is to plot against the step."""
-    return {
-        name: value
-        for name, value in line.items()
-        if name not in ("sae", "step") and value is not None
-    }
+    numbers = {name: value for name, value in line.items() if value is not None}
+    return {name: value for name, value in numbers.items() if name not in ("sae", "step")}
 
 
 def _missing(what: str, extra: str, error: ImportError) -> TrainingError:

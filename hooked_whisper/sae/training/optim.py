@@ -16,13 +16,9 @@ UNTOUCHED = ("W_dec", "r_mag")
 def lr_share(
     step: int, n_steps: int, warm_up: float | int = 0.0, decay: float | int = 0.0
 ) -> float:
-    """How much of the learning rate a step gets, 0 to 1: a linear rise, then a linear fall.
+    """How much of the learning rate a step, from 0, gets: a linear rise, then a linear fall.
 
-    Args:
-        step: The step, counted from 0.
-        n_steps: How many there are.
-        warm_up: Share of the steps over which it rises.
-        decay: Share of the steps, at the end, over which it falls. No step gets 0.
+    They take these shares of the steps. No step gets 0.
 
     >>> [lr_share(step, 6, warm_up=0.5, decay=0.5) for step in range(6)]
     [0.3333333333333333, 0.6666666666666666, 1.0, 1.0, 0.6666666666666666, 0.3333333333333333]
@@ -48,16 +44,11 @@ class DeadLatents:
     Args:
         d_sae: Number of latents.
         after_vectors: From how many on a latent counts as dead.
-        device: Where to count.
     """
 
-    def __init__(
-        self, d_sae: int, after_vectors: int, device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, d_sae: int, after_vectors: int) -> None:
         self.after_vectors = after_vectors
-        self.n_since_active: Int64[Tensor, " latent"] = torch.zeros(
-            d_sae, dtype=torch.int64, device=device
-        )
+        self.n_since_active: Int64[Tensor, " latent"] = torch.zeros(d_sae, dtype=torch.int64)
 
     def update(self, active: Bool[Tensor, " latent"], n_vectors: int) -> None:
         """Count a batch of so many vectors, in which some latents were active."""
@@ -75,16 +66,11 @@ class DeadLatents:
 
 
 def geometric_median(
-    x: Float[Tensor, "batch width"], *, max_steps: int = 100, tolerance: float = 1e-6
+    x: Float[Tensor, "batch width"],
 ) -> Float[Tensor, " width"]:
     """The point whose distances to all vectors have the least sum.
 
     Few far vectors move it little, unlike the mean.
-
-    Args:
-        x: Vectors.
-        max_steps: Steps of the iteration at most.
-        tolerance: Length of the step at which it stops, as a share of the mean distance.
 
     Source: Weiszfeld 1937.
 
@@ -93,33 +79,25 @@ def geometric_median(
     """
     points = x.detach().double()
     median = points.mean(dim=0)
-    for _ in range(max_steps):
+    for _ in range(100):
         distance = (points - median).norm(dim=-1)
         weight = 1 / distance.clamp_min(1e-12 + 1e-9 * float(distance.mean()))
         moved = weight @ points / weight.sum()
         step = (moved - median).norm()
         median = moved
-        if step <= tolerance * distance.mean():
+        if step <= 1e-6 * distance.mean():
             break
     return median.to(x.dtype)
 
 
 def find_scale(x: Float[Tensor, "batch width"]) -> float:
-    """What to multiply activations with so that their mean length is the root of their width.
-
-    1 for activations that are all 0.
-    """
+    """What to multiply activations with so that their mean length is the root of their width."""
     mean_length = float(x.detach().norm(dim=-1).double().mean())
     return x.shape[-1] ** 0.5 / mean_length if mean_length > 0 else 1.0
 
 
 def first_b_dec(kind: str, target: Float[Tensor, "batch d_out"]) -> Float[Tensor, " d_out"]:
-    """The decoder's bias at first.
-
-    Args:
-        kind: One of `TrainingConfig.INITS`.
-        target: What is to be reconstructed.
-    """
+    """The decoder's bias at first, in one of the ways of `TrainingConfig.INITS`."""
     if kind == "geometric_median":
         return geometric_median(target)
     return target.mean(dim=0) if kind == "mean" else torch.zeros_like(target[0])
@@ -137,9 +115,6 @@ def fold_scale_(sae: SAE, scale_in: float, scale_out: float) -> None:
         sae: Trained on `scale_in * x` to give `scale_out * target`.
         scale_in: What the inputs were multiplied with.
         scale_out: What the targets were multiplied with; the same but for transcoders.
-
-    Raises:
-        TrainingError: It has a weight of which it is not known how it scales.
     """
     named = {**dict(sae.named_parameters()), **dict(sae.named_buffers())}
     known = ("W_enc", "b_dec", "W_skip", "log_threshold", *IN_LATENT_UNITS, *UNTOUCHED)

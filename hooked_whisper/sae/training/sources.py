@@ -73,11 +73,7 @@ class MemoryActivations:
     def stream(
         self, hook_names: Sequence[str], batch_size: int, *, seed: int = 0, skip: int = 0
     ) -> Iterator[dict[str, Tensor]]:
-        """Shuffled batches; see `ActivationSource`.
-
-        Raises:
-            TrainingError: A hook that is not held.
-        """
+        """Shuffled batches; see `ActivationSource`."""
         if missing := [name for name in hook_names if name not in self.tensors]:
             raise TrainingError(
                 f"no activations of {missing[0]!r} are held; there are {', '.join(self.tensors)}."
@@ -195,20 +191,17 @@ def check_batch(
         d_out: Width that the targets must have.
         paired: Whether there are targets.
         of: What the data are of, for the message: `" of 'encoder.blocks.0.hook_resid_post'"`.
-
-    Raises:
-        TrainingError: No tensor, another shape or dtype, NaN or infinity.
     """
     where = f"batch {number} of the activations{of}"
     if not paired:
-        return check_vectors(item, where, d_in), None
+        return _check_vectors(item, where, d_in), None
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise TrainingError(
             f"{where} is {_describe(item)}; a transcoder learns from pairs: the activations that "
             f"it reads, [n, {d_in}], and those that it writes, [n, {d_out}]."
         )
-    x = check_vectors(item[0], where, d_in)
-    target = check_vectors(item[1], f"the second half of {where}", d_out)
+    x = _check_vectors(item[0], where, d_in)
+    target = _check_vectors(item[1], f"the second half of {where}", d_out)
     if len(x) != len(target):
         raise TrainingError(
             f"{where} has {len(x)} vectors to read and {len(target)} to write; they must be "
@@ -217,12 +210,8 @@ def check_batch(
     return x, target
 
 
-def check_vectors(value: Any, where: str, width: int) -> Tensor:
-    """Activations, once they are known to be finite vectors of one width.
-
-    Raises:
-        TrainingError: They are not; the message says where.
-    """
+def _check_vectors(value: Any, where: str, width: int) -> Tensor:
+    """Activations, once they are known to be finite vectors of one width."""
     needs = f"this autoencoder takes [n, {width}]"
     if not isinstance(value, Tensor):
         raise TrainingError(f"{where} is {_describe(value)}, not a tensor; {needs}.")

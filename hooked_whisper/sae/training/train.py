@@ -261,7 +261,7 @@ class _Run:
         for trainer in list(self.unfinished):
             if trainer.batches.n_waiting:
                 self._step(trainer)
-            if trainer.has_begun:
+            if trainer.step:
                 self._finish(trainer)
                 total, n = trainer.cfg.total_vectors, trainer.n_vectors
                 if self.ranks.is_first and n < total:

@@ -49,9 +49,6 @@ class Trainer:
         name: What it is called where several are trained.
         data: A description of the data's order, which a resumed run must share.
         ranks: The processes that train it together; None is this one alone.
-
-    Raises:
-        SAEConfigError: No such autoencoder.
     """
 
     def __init__(
@@ -80,11 +77,6 @@ class Trainer:
     # Where it is
 
     @property
-    def has_begun(self) -> bool:
-        """Whether a step was done."""
-        return self.step > 0
-
-    @property
     def is_done(self) -> bool:
         """Whether all activations that were asked for were trained on."""
         return self.n_vectors >= self.cfg.total_vectors
@@ -109,9 +101,6 @@ class Trainer:
         Args:
             watch: Measure this step also where the log has no line of it; not with
                 several ranks, each of which has only part of the reconstruction.
-
-        Raises:
-            TrainingError: The loss or its gradient is not finite.
         """
         with uninterrupted():
             n = min(self.next_size, self.batches.n_waiting)
@@ -138,10 +127,7 @@ class Trainer:
     def gradients(
         self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"] | None
     ) -> Losses:
-        """The losses of a batch, with their gradient in the weights.
-
-        With several ranks, the reconstruction is that of this one's part.
-        """
+        """The losses of a batch, with their gradient in the weights; `recons` of the own part."""
         cfg, batch = self.cfg, SharedBatch(self.ranks, len(x))
         x = x[batch.own_part]
         target = None if target is None else target[batch.own_part]
@@ -183,7 +169,7 @@ class Trainer:
             self._place(torch.device(self.cfg.device or x.device))
         x = x.to(self.sae.device, torch.float32)
         target = None if target is None else target.to(self.sae.device, torch.float32)
-        if not self.has_begun:
+        if not self.step:
             self._begin(x, x if target is None else target)
         return x * self.scale_in, None if target is None else target * self.scale_out
 
@@ -257,11 +243,8 @@ class Trainer:
     # Files
 
     def save(self) -> None:
-        """Write a checkpoint, where there is a folder and something to keep.
-
-        Of several ranks, the first one does it.
-        """
-        if self.folder is None or not self.has_begun or not self.ranks.is_first:
+        """The first rank writes a checkpoint, where there is a folder and something to keep."""
+        if self.folder is None or not self.step or not self.ranks.is_first:
             return
         tensors = {f"sae.{name}": value for name, value in self._weights().items()}
         for name, parameter in self.parameters.items():
@@ -290,11 +273,6 @@ class Trainer:
         """Make the folder, and go on from its checkpoint if asked to, or restarted by torchrun.
 
         Of several ranks, the first one alone needs the folder.
-
-        Raises:
-            TrainingError: There is a training in it and `resume` is off; `resume` is on and
-                there is no such folder, or one with another training.
-            SAEFileError: Its checkpoint cannot be read.
         """
         found = self.ranks.run_on_first(lambda: self._open_folder(resume=resume))
         if found is not None:
