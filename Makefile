@@ -27,7 +27,7 @@ TL3_TESTS := $(wildcard tests/hooks/test_points.py tests/hooks/test_root.py \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # targets share one environment
-.PHONY: help env demo test test-slow test-all test-tl3 test-python mutants check format format-check lint types docs notebooks bench digits saes clean
+.PHONY: help env demo test test-slow test-all test-tl3 test-python fuzz mutants check format format-check lint types docs notebooks bench digits saes clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -113,7 +113,7 @@ VERSIONS ?= newest
 RESOLUTION_newest := highest
 RESOLUTION_oldest := lowest-direct
 CORE_TESTS := $(wildcard tests/test_*.py) $(wildcard $(addprefix tests/,hooks model speech \
-  generation analysis weights sae/io))
+  analysis weights sae/io))
 
 test-python: ## run the core tests on another Python: PYTHON=python3.13 VERSIONS=newest|oldest
 	rm -rf $(OTHER)
@@ -122,6 +122,9 @@ test-python: ## run the core tests on another Python: PYTHON=python3.13 VERSIONS
 	$(OTHER)/bin/uv pip install --quiet --python $(OTHER) --resolution $(RESOLUTION_$(VERSIONS)) ".[test]"
 	sed -n '/^```python/,/^```$$/p' README.md | sed '/^```$$/q' | grep -v '^```' | $(OTHER)/bin/python -
 	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(CORE_TESTS) $(ARGS)
+
+fuzz: $(TEST) ## give every loader 30,000 damaged files: make fuzz FUZZ=1000 for fewer
+	FUZZ=$(or $(FUZZ),30000) $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz $(ARGS)
 
 mutants: $(TEST) ## put faults into copies of the package, each of which a test must notice
 	$(BIN)/python -m tests.mutants --workers $(WORKERS) $(ARGS)

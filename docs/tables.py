@@ -3,8 +3,8 @@
     python docs/tables.py
 
 The hook names with their shapes (docs/hooks.md), the tree of errors (docs/errors.md), the axes
-(docs/glossary.md), the rooms of the package (docs/architecture.md). Each stands between two comments; `tests/contract/test_docs_tables.py` fails
-when one is no longer what this writes.
+(docs/glossary.md), the rooms of the package (docs/architecture.md). Each stands between two
+comments; `tests/contract/test_docs_tables.py` fails when one is no longer what this writes.
 """
 
 import ast

@@ -166,6 +166,35 @@ def _explain(error: OSError, path: Path) -> StoreWriteError:
     return StoreWriteError(f"{path} cannot be written: {error}.")
 
 
+def read_json(path: Path, kind: Any, error: type[Exception], remedy: str) -> Any:
+    """A JSON file of a declared shape.
+
+    Args:
+        path: The file.
+        kind: What it holds, as types: TypedDicts, lists, numbers with bounds.
+        error: What to raise where it cannot be read, or holds something else.
+        remedy: What to do then, a sentence of that error.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise error(f"{path} cannot be read ({wrong}). {remedy}") from wrong
+    return parse_json(text, kind, error, str(path), remedy)
+
+
+def parse_json(
+    text: str | bytes, kind: Any, error: type[Exception], where: str, remedy: str
+) -> Any:
+    """JSON text of a declared shape, as `read_json`; `where` it is from begins the message."""
+    import msgspec  # which `import hooked_whisper` does not need
+
+    try:
+        return msgspec.convert(json.loads(text), kind)
+    except (ValueError, RecursionError) as wrong:  # msgspec's errors are ValueErrors
+        reason = str(wrong) or type(wrong).__name__
+        raise error(f"{where} does not hold what it should ({reason[:300]}). {remedy}") from wrong
+
+
 def checksum_of_file(path: str | Path) -> str:
     """Of a file's bytes."""
     state = xxhash.xxh3_128()

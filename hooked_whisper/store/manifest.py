@@ -6,39 +6,152 @@ and row counts, all skipped recordings, and the totals. `shard-000000.json`
 tells whose rows are in a shard; a shard without it does not count.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
+from typing_extensions import NotRequired, TypedDict
+
+from hooked_whisper.data.hook_rows import RowKind
 from hooked_whisper.data.loading import Loaded
 from hooked_whisper.errors import StoreDamagedError, StoreError, StoreMismatchError
-from hooked_whisper.io import checksum_of_file, write_json
+from hooked_whisper.io import checksum_of_file, checksum_of_json, read_json, write_json
 from hooked_whisper.store.fingerprint import FORMAT, check_same
 from hooked_whisper.store.shards import file_size, record_name, shard_name
 
 MANIFEST_FILE = "manifest.json"
 
 Json = dict[str, Any]
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class Identity(TypedDict):
+    """What makes a store the one that it is; see `make_identity`."""
+
+    format: str
+    hooks: list[str]
+    kinds: dict[str, RowKind]
+    dtype: Literal["float32", "float16", "bfloat16"]
+    recordings_per_shard: Annotated[int, Meta(ge=1)]
+
+
+class WindowEntry(TypedDict):
+    """A window of a recording, and how many rows it has."""
+
+    start_s: Seconds
+    n_frames: Count
+    rows: dict[RowKind, Count]
+    text: NotRequired[str]
+
+
+class RecordingRecord(TypedDict):
+    """A recording in the record of its shard."""
+
+    index: Count
+    id: str
+    xxh3_128: str
+    seconds: Seconds
+    labels: dict[str, Any]
+    windows: list[WindowEntry]
+
+
+class Skipped(TypedDict):
+    """A recording that could not be used."""
+
+    index: Count
+    id: str
+    reason: str
+
+
+class ShardRecord(TypedDict):
+    """The record of a shard."""
+
+    file: str
+    bytes: Count
+    xxh3_128: str
+    rows: dict[RowKind, Count]
+    recordings: list[RecordingRecord]
+    skipped: list[Skipped]
+
+
+class ShardEntry(TypedDict):
+    """A shard in the manifest."""
+
+    file: str
+    bytes: Count
+    xxh3_128: str
+    rows: dict[RowKind, Count]
+    record_xxh3_128: str
+
+
+class Manifest(TypedDict):
+    """The manifest; what counts the store stands in that of a complete one alone."""
+
+    identity: Identity
+    complete: bool
+    n_recordings: NotRequired[Count]
+    n_skipped: NotRequired[Count]
+    seconds: NotRequired[Seconds]
+    rows: NotRequired[dict[RowKind, Count]]
+    skipped: NotRequired[list[Skipped]]
+    shards: NotRequired[list[ShardEntry]]
+    xxh3_128: NotRequired[str]
 
 
 def read_manifest(folder: Path) -> Json | None:
     """A folder's manifest; None where there is none.
 
     Raises:
-        StoreDamagedError: It cannot be read.
+        StoreDamagedError: It cannot be read, or its parts contradict each other.
         StoreMismatchError: It is of a later format, or of something else.
     """
     path = folder / MANIFEST_FILE
     if not path.exists():
         return None
-    manifest = _read_json(path)
-    found = manifest.get("identity", {})
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    found = read_json(path, dict[str, Any], StoreDamagedError, _REMEDY)
+    identity = found.get("identity", {})
+    if not isinstance(identity, dict) or identity.get("format") != FORMAT:
         raise StoreMismatchError(
             f"{path} is no manifest of an activation store that this release reads ({FORMAT})."
         )
-    return manifest
+    read_json(path, Manifest, StoreDamagedError, _REMEDY)
+    if wrong := _contradiction(found):
+        raise StoreDamagedError(f"{path} contradicts itself: {wrong}. {_REMEDY}")
+    return found
+
+
+_REMEDY = "Remove it and run the same harvest again: the shards that are whole are kept."
+
+
+def _contradiction(manifest: Json) -> str | None:
+    """What in a manifest cannot all be true; None where all can."""
+    identity = manifest["identity"]
+    if set(identity["hooks"]) != set(identity["kinds"]):
+        return "its hooks and their kinds differ"
+    if not manifest["complete"]:
+        return None
+    if "xxh3_128" in manifest and manifest["xxh3_128"] != _own_checksum(manifest):
+        return "its checksum is of other content"
+    missing = {"n_recordings", "n_skipped", "seconds", "rows", "skipped", "shards"} - {*manifest}
+    if missing:
+        return f"it is complete and has no {min(missing)}"
+    kinds = set(identity["kinds"].values())
+    for number, shard in enumerate(manifest["shards"]):
+        if shard["file"] != shard_name(number) or set(shard["rows"]) != kinds:
+            return (
+                f"shard {number} is called {shard['file']} and has rows of {sorted(shard['rows'])}"
+            )
+    totals = {kind: sum(shard["rows"][kind] for shard in manifest["shards"]) for kind in kinds}
+    if totals != manifest["rows"]:
+        return f"it has {manifest['rows']} rows, and its shards {totals}"
+    if len(manifest["skipped"]) != manifest["n_skipped"]:
+        return f"n_skipped is {manifest['n_skipped']}, and {len(manifest['skipped'])} are listed"
+    n_given = manifest["n_recordings"] + manifest["n_skipped"]
+    if -(-n_given // identity["recordings_per_shard"]) != len(manifest["shards"]):
+        return f"{n_given} recordings do not fill {len(manifest['shards'])} shards"
+    return None
 
 
 def begin(folder: Path, identity: Json) -> None:
@@ -67,7 +180,7 @@ def finish(folder: Path, identity: Json, n_recordings: int) -> Json:
         StoreDamagedError: A shard is missing.
     """
     n_shards = -(-n_recordings // identity["recordings_per_shard"])
-    shards, skipped, totals, seconds = [], [], dict[str, int](), 0.0
+    records = []
     for number in range(n_shards):
         record = read_record(folder, number)
         if record is None:
@@ -75,17 +188,28 @@ def finish(folder: Path, identity: Json, n_recordings: int) -> Json:
                 f"{folder / record_name(number)} is missing at the end of the harvest: was it "
                 "removed meanwhile? Run the same harvest again."
             )
+        records.append(record)
+    if (folder / record_name(n_shards)).exists():
+        raise StoreMismatchError(
+            f"{folder} holds shards of more than the {n_recordings} recordings of this harvest. "
+            "Name another folder."
+        )
+    manifest = _totals(identity, folder, records, n_recordings)
+    if read_manifest(folder) != manifest:
+        write_json(folder / MANIFEST_FILE, manifest)
+    return manifest
+
+
+def _totals(identity: Json, folder: Path, records: list[Json], n_recordings: int) -> Json:
+    """The manifest of a complete store, from the records of its shards."""
+    shards, skipped, totals, seconds = [], [], dict[str, int](), 0.0
+    for number, record in enumerate(records):
         own = {"record_xxh3_128": checksum_of_file(folder / record_name(number))}
         shards.append({key: record[key] for key in ("file", "bytes", "xxh3_128", "rows")} | own)
         skipped += record["skipped"]
         seconds += sum(each["seconds"] for each in record["recordings"])
         for kind, n_rows in record["rows"].items():
             totals[kind] = totals.get(kind, 0) + n_rows
-    if (folder / record_name(n_shards)).exists():
-        raise StoreMismatchError(
-            f"{folder} holds shards of more than the {n_recordings} recordings of this harvest. "
-            "Name another folder."
-        )
     manifest = {
         "identity": identity,
         "complete": True,
@@ -96,19 +220,40 @@ def finish(folder: Path, identity: Json, n_recordings: int) -> Json:
         "skipped": skipped,
         "shards": shards,
     }
-    if read_manifest(folder) != manifest:
-        write_json(folder / MANIFEST_FILE, manifest)
-    return manifest
+    return manifest | {"xxh3_128": _own_checksum(manifest)}
+
+
+def _own_checksum(manifest: Json) -> str:
+    return checksum_of_json({key: value for key, value in manifest.items() if key != "xxh3_128"})
 
 
 def read_record(folder: Path, number: int) -> Json | None:
     """The record of a shard that is complete; None where either is missing, cut or unreadable."""
     try:
-        record = _read_json(folder / record_name(number))
+        record = load_record(folder, number)
     except StoreDamagedError:
         return None
-    whole = file_size(folder / shard_name(number)) == record.get("bytes")
+    whole = file_size(folder / shard_name(number)) == record["bytes"]
     return record if whole else None
+
+
+def load_record(folder: Path, number: int) -> Json:
+    """The record of a shard, checked.
+
+    Raises:
+        StoreDamagedError: It is missing, or no record, or its parts contradict each other.
+    """
+    path = folder / record_name(number)
+    remedy = "Run the same harvest again with verify=True."
+    record: Json = dict(read_json(path, ShardRecord, StoreDamagedError, remedy))
+    windows = [window for one in record["recordings"] for window in one["windows"]]
+    for kind, n_rows in record["rows"].items():
+        found = sum(window["rows"].get(kind, 0) for window in windows)
+        if found != n_rows or any(kind not in window["rows"] for window in windows):
+            raise StoreDamagedError(
+                f"{path} counts {n_rows} {kind} rows, and its recordings {found}. {remedy}"
+            )
+    return record
 
 
 def check_recordings(record: Json, group: list[Loaded], folder: Path) -> None:
@@ -164,6 +309,14 @@ def verify_store(folder: str | Path) -> dict[str, str]:
         what = "no store" if manifest is None else "a store that is not complete"
         raise StoreError(f"{folder} holds {what}. Run the harvest to its end.")
     found = {}
+    n_given = manifest["n_recordings"] + manifest["n_skipped"]
+    records = [read_record(folder, number) for number in range(len(manifest["shards"]))]
+    whole = [record for record in records if record is not None]
+    if (
+        len(whole) == len(records)
+        and _totals(manifest["identity"], folder, whole, n_given) != manifest
+    ):
+        found[MANIFEST_FILE] = "does not say what the shards' records say"
     for number, shard in enumerate(manifest["shards"]):
         for name, checksum in (
             (record_name(number), shard["record_xxh3_128"]),
@@ -198,15 +351,3 @@ def _damage(path: Path, checksum: str) -> str | None:
     except OSError as error:
         return f"cannot be read: {error}"
     return None if found == checksum else f"has the checksum {found}, not {checksum}"
-
-
-def _read_json(path: Path) -> Json:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreDamagedError(
-            f"{path} cannot be read ({error}). Remove it and run the same harvest again."
-        ) from error
-    if not isinstance(value, dict):
-        raise StoreDamagedError(f"{path} holds no object. Remove it and harvest again.")
-    return value

@@ -1,6 +1,5 @@
 """Whose rows are in a shard: recordings, their windows, times and labels."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from hooked_whisper.data.hook_rows import RowKind
-from hooked_whisper.errors import StoreDamagedError
-from hooked_whisper.store.shards import record_name
+from hooked_whisper.store.manifest import load_record
 
 
 @dataclass(frozen=True)
@@ -87,24 +85,17 @@ class ShardIndex:
         Raises:
             StoreDamagedError: It is missing or no record.
         """
-        path = folder / record_name(number)
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            entries = [
-                RecordingEntry(
-                    each["index"],
-                    each["id"],
-                    each["xxh3_128"],
-                    each["seconds"],
-                    each["labels"],
-                    tuple(each["windows"]),
-                )
-                for each in record["recordings"]
-            ]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreDamagedError(
-                f"{path} cannot be read ({error}). Run the same harvest again with verify=True."
-            ) from error
+        entries = [
+            RecordingEntry(
+                each["index"],
+                each["id"],
+                each["xxh3_128"],
+                each["seconds"],
+                each["labels"],
+                tuple(each["windows"]),
+            )
+            for each in load_record(folder, number)["recordings"]
+        ]
         return cls({entry.index: entry for entry in entries}, kinds)
 
     def lookup(

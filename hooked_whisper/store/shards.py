@@ -5,6 +5,7 @@ The file holds one tensor a hook, `[row ...]`, and, where the decoder ran,
 JSON: its checksum, its recordings and which rows are whose.
 """
 
+import errno
 import itertools
 import json
 import mmap
@@ -12,16 +13,19 @@ import os
 import struct
 import tempfile
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
 
 import torch
 import xxhash
 from jaxtyping import Int64
+from msgspec import Meta
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from hooked_whisper.errors import StoreDamagedError, StoreError
-from hooked_whisper.io import PART, bytes_of, write_whole
+from hooked_whisper.io import PART, bytes_of, parse_json, write_whole
 
 TOKENS = "tokens"
 """The name of the tokens among the tensors of a shard."""
@@ -156,6 +160,20 @@ class ShardRows:
         return {"bytes": len(head) + start, "xxh3_128": state.hexdigest()}
 
 
+class _Entry(TypedDict):
+    """A tensor in the header of a shard."""
+
+    dtype: Literal["F32", "F16", "BF16", "I32"]
+    shape: list[Annotated[int, Meta(ge=0)]]
+    data_offsets: tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)]]
+
+
+_REMEDY = (
+    "hooked-whisper store verify finds what is damaged; the same harvest, run again with "
+    "verify=True, makes it again."
+)
+
+
 class OpenShard:
     """A shard mapped into memory.
 
@@ -171,19 +189,27 @@ class OpenShard:
         try:
             with path.open("rb") as file:
                 (n_header,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(n_header))
+                if n_header > os.fstat(file.fileno()).st_size - 8:
+                    raise ValueError(f"a header of {n_header} bytes")
+                header = parse_json(
+                    file.read(n_header), dict[str, _Entry], StoreDamagedError, str(path), _REMEDY
+                )
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self.tensors = {name: self._view(header[name], 8 + n_header) for name in names}
-        except (OSError, ValueError, KeyError, struct.error) as error:
+        except OSError as error:
+            few = error.errno in (errno.EMFILE, errno.ENFILE)
+            why = "too many files are open (see ulimit -n)" if few else "it is missing"
+            raise StoreDamagedError(f"{path} cannot be read ({error}): {why}. {_REMEDY}") from error
+        except (ValueError, KeyError, struct.error) as error:
             raise StoreDamagedError(
-                f"{path} cannot be read ({error}): it is missing, cut short, or no shard. "
-                "hooked-whisper store verify finds what is damaged; the same harvest, run again "
-                "with verify=True, makes it again."
+                f"{path} cannot be read ({error}): it is cut short, or no shard. {_REMEDY}"
             ) from error
 
-    def _view(self, entry: dict[str, Any], base: int) -> Tensor:
+    def _view(self, entry: "_Entry", base: int) -> Tensor:
         dtype, shape = _OF_CODE[entry["dtype"]], entry["shape"]
         start, stop = entry["data_offsets"]
+        if stop - start != prod(shape) * dtype.itemsize or base + stop > len(self._map):
+            raise ValueError(f"{shape} values of {dtype} between bytes {start} and {stop}")
         if start == stop:
             return torch.empty(shape, dtype=dtype)
         count = (stop - start) // dtype.itemsize
