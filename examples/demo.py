@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hooked_whisper import HookedWhisper, WhisperCache
-from hooked_whisper.digits import Recording, recordings
+from hooked_whisper.digits import SpokenDigits, recordings
 from hooked_whisper.figures import plot_cross_attention, plot_patching
 from hooked_whisper.interventions import Clamp, Interventions, Site
 from hooked_whisper.sae import load_suite
@@ -85,7 +85,7 @@ def line(what: str, found: object) -> None:
     print(f"  {what:<42}{found}")
 
 
-def window(recording: Recording, digit: int) -> tuple[float, float]:
+def window(recording: SpokenDigits, digit: int) -> tuple[float, float]:
     """The seconds around a digit, halfway to its neighbours."""
     words = recording.words
     start_s, end_s = words[digit].start_s, words[digit].end_s
@@ -96,7 +96,7 @@ def window(recording: Recording, digit: int) -> tuple[float, float]:
     return start_s, end_s
 
 
-def time_patch(source: WhisperCache, recording: Recording, digit: int) -> Any:
+def time_patch(source: WhisperCache, recording: SpokenDigits, digit: int) -> Any:
     """A hook that takes the time of one digit from another recording's cache."""
     start, end = (round(each * POSITIONS_PER_SECOND) for each in window(recording, digit))
 
@@ -109,7 +109,7 @@ def time_patch(source: WhisperCache, recording: Recording, digit: int) -> Any:
 
 
 @torch.no_grad()
-def transcribe_with_latents(model: HookedWhisper, heard: Recording, other: Recording) -> str:
+def transcribe_with_latents(model: HookedWhisper, heard: SpokenDigits, other: SpokenDigits) -> str:
     """The transcript with the latents in which one digit differs most from another's set to it."""
     sae, latents = load_suite("digits")[SAE_HOOK], f"{SAE_HOOK}.hook_sae_acts_post"
     word = heard.words[PATCHED_DIGIT]
@@ -132,7 +132,7 @@ def transcribe_with_latents(model: HookedWhisper, heard: Recording, other: Recor
 
 
 def draw_attention(
-    model: HookedWhisper, cache: WhisperCache, heard: Recording, tokens: Tensor, path: Path
+    model: HookedWhisper, cache: WhisperCache, heard: SpokenDigits, tokens: Tensor, path: Path
 ) -> None:
     """Where the decoder looks while it writes each digit, under the sound."""
     layers, heads = model.alignment_heads.indices().tolist()
@@ -157,8 +157,8 @@ def draw_attention(
 def draw_patching(
     model: HookedWhisper,
     source: WhisperCache,
-    heard: Recording,
-    other: Recording,
+    heard: SpokenDigits,
+    other: SpokenDigits,
     mel: Any,
     tokens: Tensor,
     path: Path,

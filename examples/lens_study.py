@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.digits import Recording, recordings
+from hooked_whisper.digits import SpokenDigits, recordings
 from hooked_whisper.lenses import (
     direct_attribution,
     encoder_lens,
@@ -44,7 +44,7 @@ def main() -> None:
     print(f"pictures: {out}")
 
 
-def study_encoder(model: Any, spoken: list[Recording], out: Path) -> None:
+def study_encoder(model: Any, spoken: list[SpokenDigits], out: Path) -> None:
     """After how many encoder layers the transcripts are right, in both conventions."""
     texts = [each.text for each in spoken]
     mel = model.to_mel([each.path for each in spoken])
@@ -62,7 +62,7 @@ def study_encoder(model: Any, spoken: list[Recording], out: Path) -> None:
             lens.plot(title=texts[0]).savefig(out / "encoder_lens.png")
 
 
-def study_decoder(model: Any, spoken: list[Recording], decodings: list[Any]) -> None:
+def study_decoder(model: Any, spoken: list[SpokenDigits], decodings: list[Any]) -> None:
     """From which site on each digit is the likeliest token."""
     found: Counter[str] = Counter()
     for decoding, recording in zip(decodings, spoken, strict=True):
@@ -75,7 +75,7 @@ def study_decoder(model: Any, spoken: list[Recording], decodings: list[Any]) -> 
         print(f"  {label:15s} {n} of {found.total()} digits")
 
 
-def study_parts(model: Any, spoken: list[Recording], decodings: list[Any]) -> None:
+def study_parts(model: Any, spoken: list[SpokenDigits], decodings: list[Any]) -> None:
     """What adds to a digit's logit, less that of each other digit; and from where it was read."""
     ids = model.to_tokens([" " + digit for digit in DIGITS], prepend_sot=False)[:, 0].tolist()
     added: Counter[str] = Counter()
@@ -105,13 +105,13 @@ def study_parts(model: Any, spoken: list[Recording], decodings: list[Any]) -> No
     print(f"  from its own time: {own / n_digits:.2f} of {read / n_digits:.2f}\n")
 
 
-def steps(decoding: Any, recording: Recording) -> slice:
+def steps(decoding: Any, recording: SpokenDigits) -> slice:
     """The decoder positions that predict the digits."""
     first = decoding.n_prompt - 1
     return slice(first, first + len(recording.words))
 
 
-def draw(model: Any, recording: Recording, decoding: Any, out: Path) -> None:
+def draw(model: Any, recording: SpokenDigits, decoding: Any, out: Path) -> None:
     """One recording's pictures."""
     spans = [(word.start_s, word.end_s, word.word) for word in recording.words]
     pictures = {

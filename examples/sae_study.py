@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hooked_whisper import HookedWhisper, Mel
-from hooked_whisper.digits import Recording, recordings
+from hooked_whisper.digits import SpokenDigits, recordings
 from hooked_whisper.figures import plot_latents
 from hooked_whisper.interventions import Clamp, Edit, Interventions, Site, ZeroAblation
 from hooked_whisper.sae import SAE, latents_by_speech, load_suite
@@ -45,7 +45,7 @@ class Study:
         self.model, self.site = HookedWhisper.from_pretrained("digits"), site
         self.sae: SAE = load_suite("digits")[site]
         self.latents = f"{site}.hook_sae_acts_post"
-        self.recordings: list[Recording] = recordings()
+        self.recordings: list[SpokenDigits] = recordings()
         self.mels = [self.model.to_mel(each.path) for each in self.recordings]
         _, cache = self.model.run_with_cache_with_saes(
             Mel.cat(self.mels), saes={site: self.sae}, names_filter=self.latents

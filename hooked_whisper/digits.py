@@ -1,6 +1,7 @@
 """The recordings that come with the digits model: people saying a few digits."""
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class SpokenWord:
 
 
 @dataclass(frozen=True)
-class Recording:
+class SpokenDigits:
     """A person saying a sequence of digits.
 
     Args:
@@ -51,7 +52,7 @@ class Recording:
         return box(self.path.name, about, sound, times)
 
 
-def recordings() -> list[Recording]:
+def recordings() -> list[SpokenDigits]:
     """The shipped recordings; in the first two, each digit begins at the same times.
 
     Source: Free Spoken Digit Dataset, CC BY-SA 4.0; see the model card beside them.
@@ -61,7 +62,7 @@ def recordings() -> list[Recording]:
     """
     index = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
     return [
-        Recording(
+        SpokenDigits(
             path=FOLDER / each["file"],
             text=each["text"],
             speaker=each["speaker"],
@@ -72,3 +73,15 @@ def recordings() -> list[Recording]:
         )
         for each in index["recordings"]
     ]
+
+
+def __getattr__(name: str) -> object:
+    if name != "Recording":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "digits.Recording is SpokenDigits now; hooked_whisper.data has a Recording of any sound. "
+        "The old name works for one more release.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return SpokenDigits

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from hooked_whisper.digits import recordings
 
 
@@ -17,3 +19,12 @@ def test_a_recording_is_played_beside_its_words(shown: Callable[[Any], Any]) -> 
     assert base64.b64decode(body) == recording.path.read_bytes()
     assert "jackson-3-1-4.flac 'three one four', <i>jackson, 3.20 s" in found.text
     assert [row[0] for row in found.rows] == ["word", "three", "one", "four"]
+
+
+def test_the_former_name_of_a_recordings_class_works_and_warns() -> None:
+    from hooked_whisper import digits
+
+    with pytest.warns(DeprecationWarning, match="digits.Recording is SpokenDigits now"):
+        assert digits.Recording is digits.SpokenDigits
+    with pytest.raises(AttributeError, match="no attribute 'Recordings'"):
+        digits.Recordings  # noqa: B018

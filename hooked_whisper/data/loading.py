@@ -47,7 +47,7 @@ class ReadingRules:
 
 
 @dataclass(frozen=True)
-class Job:
+class ReadJob:
     """A recording and its place in a harvest.
 
     Args:
@@ -77,7 +77,7 @@ class Loaded:
         reason: Why it cannot be used; None where it can.
     """
 
-    job: Job
+    job: ReadJob
     checksum: str | None = None
     mels: Any = None
     n_frames: tuple[int, ...] = ()
@@ -92,7 +92,7 @@ class RecordingReader(Dataset[Loaded]):
     def __init__(self, rules: ReadingRules) -> None:
         self.rules = rules
 
-    def __getitem__(self, job: Job) -> Loaded:
+    def __getitem__(self, job: ReadJob) -> Loaded:
         """The recording as windows of mels; a bad one as the reason."""
         try:
             checksum = checksum_of_audio(job.recording.audio)
@@ -102,7 +102,7 @@ class RecordingReader(Dataset[Loaded]):
         except (InputError, OSError) as error:
             return Loaded(job, reason=str(error))
 
-    def _load(self, job: Job, checksum: str) -> Loaded:
+    def _load(self, job: ReadJob, checksum: str) -> Loaded:
         rules, cfg, recording = self.rules, self.rules.cfg, job.recording
         if isinstance(recording.audio, Mel):
             samples, n_samples = None, int(recording.audio.n_frames[0]) * HOP_LENGTH
@@ -132,7 +132,7 @@ class RecordingReader(Dataset[Loaded]):
         )
 
 
-def load_all(jobs: Iterable[Job], rules: ReadingRules, n_workers: int) -> Iterator[Loaded]:
+def load_all(jobs: Iterable[ReadJob], rules: ReadingRules, n_workers: int) -> Iterator[Loaded]:
     """Every job's recording, loaded, in the jobs' order.
 
     Args:

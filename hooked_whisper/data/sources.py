@@ -110,7 +110,7 @@ def _item(number: int, item: Any, columns: _Columns) -> Recording:
     """One recording, whatever stands for it; not a folder or manifest, which may hold many."""
     if isinstance(item, Recording):
         return item
-    if isinstance(item, digits.Recording):
+    if isinstance(item, digits.SpokenDigits):
         words = [[word.start_s, word.end_s, word.word] for word in item.words]
         labels = {"speaker": item.speaker, "text": item.text, "digit": words}
         return Recording(item.path.name, str(item.path), labels, item.text)

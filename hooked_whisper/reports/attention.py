@@ -240,7 +240,7 @@ def _one_recording(recording: Any, words: Any) -> tuple[Recording, list[Word]]:
     known: list[Word] = []
     if words is not None:
         known = check_words(words)
-    elif isinstance(recording, digits.Recording):
+    elif isinstance(recording, digits.SpokenDigits):
         known = [(each.start_s, each.end_s, each.word) for each in recording.words]
     is_source = isinstance(recording, str | Path | list)
     found = list(as_recordings(recording if is_source else [recording]))

@@ -32,7 +32,7 @@ class WriterConfig:
 
 
 @dataclass
-class Window:
+class ShardWindow:
     """A window of a recording on its way through the model.
 
     Args:
@@ -65,9 +65,9 @@ class ShardWriter:
         self.number = number
         self.config = config
         self.rows = ShardRows(folder)
-        self._used: list[tuple[Loaded, list[Window]]] = []
+        self._used: list[tuple[Loaded, list[ShardWindow]]] = []
         self._skipped: list[dict[str, Any]] = []
-        self._waiting: list[Window] = []
+        self._waiting: list[ShardWindow] = []
         self._on_the_way: Callable[[], dict[str, Tensor]] | None = None
 
     def add(self, loaded: Loaded) -> None:
@@ -118,16 +118,16 @@ class ShardWriter:
             "skipped": self._skipped,
         }
 
-    def _windows(self, loaded: Loaded) -> list[Window]:
+    def _windows(self, loaded: Loaded) -> list[ShardWindow]:
         cfg = self.config.rules.cfg
         windows = []
         for number, n_frames in enumerate(loaded.n_frames):
             mel = Mel(torch.from_numpy(loaded.mels[number])[None], torch.tensor([n_frames]))
             start_s = number * cfg.n_samples / SAMPLE_RATE_HZ
-            windows.append(Window(mel, n_frames, start_s, loaded.tokens or ()))
+            windows.append(ShardWindow(mel, n_frames, start_s, loaded.tokens or ()))
         return windows
 
-    def _run(self, windows: list[Window]) -> None:
+    def _run(self, windows: list[ShardWindow]) -> None:
         config, all_frames = self.config, self.config.options.frames == "all"
         mel = Mel.cat([window.mel for window in windows if window.mel is not None])
         mel = mel.to(config.model.device, config.model.dtype)
@@ -152,7 +152,9 @@ class ShardWriter:
         self._collect()  # of the batch before: on a GPU it has arrived by now
         self._on_the_way = take
 
-    def _transcribe(self, windows: list[Window], encoder_output: Tensor) -> list[tuple[int, ...]]:
+    def _transcribe(
+        self, windows: list[ShardWindow], encoder_output: Tensor
+    ) -> list[tuple[int, ...]]:
         """Have the model write down the windows; its tokens, without the end, become theirs."""
         model, rules = self.config.model, self.config.rules
         generation = model.generate(
@@ -193,7 +195,7 @@ def _bring_to_host(rows: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
 
 
 def _recording_entry(
-    loaded: Loaded, windows: list[Window], kinds: tuple[RowKind, ...]
+    loaded: Loaded, windows: list[ShardWindow], kinds: tuple[RowKind, ...]
 ) -> dict[str, Any]:
     recording = loaded.job.recording
     entry: dict[str, Any] = {

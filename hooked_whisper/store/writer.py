@@ -12,9 +12,9 @@ import torch
 
 from hooked_whisper.data.hook_rows import choose_hooks
 from hooked_whisper.data.loading import (
-    Job,
     Loaded,
     ReadingRules,
+    ReadJob,
     TextRule,
     default_workers,
     load_all,
@@ -134,13 +134,13 @@ class Plan:
     identity: dict[str, Any]
     n_workers: int
 
-    def jobs(self, ranks: ProcessGroup, done: set[int], counted: list[int]) -> Iterator[Job]:
+    def jobs(self, ranks: ProcessGroup, done: set[int], counted: list[int]) -> Iterator[ReadJob]:
         """This rank's recordings; how many there are in all is appended at the end."""
         size, n = self.identity["recordings_per_shard"], 0
         for recording in self.recordings:
             shard = n // size
             if shard % ranks.n == ranks.rank:
-                yield Job(n, shard, recording, check_only=shard in done)
+                yield ReadJob(n, shard, recording, check_only=shard in done)
             n += 1
         counted.append(n)
 

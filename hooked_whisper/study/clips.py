@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
-from hooked_whisper.data.loading import Job, Loaded, ReadingRules, load_all
+from hooked_whisper.data.loading import Loaded, ReadingRules, ReadJob, load_all
 from hooked_whisper.data.recordings import Recording, Recordings
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import RecordingsError
@@ -131,7 +131,7 @@ def hear(
     """
     hearing, n_windows = Hearing(), 0
     rules = ReadingRules(model.cfg, "split", None, language, "transcribe")
-    jobs = (Job(i, 0, each) for i, each in enumerate(recordings))
+    jobs = (ReadJob(i, 0, each) for i, each in enumerate(recordings))
     bar = progress_bar(
         load_all(jobs, rules, n_workers=0),
         total=recordings.n,

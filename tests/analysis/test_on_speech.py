@@ -16,19 +16,19 @@ from hooked_whisper.analysis.attention import (
 from hooked_whisper.analysis.attention_timing import frame_energy, monotonicity, time_alignment
 from hooked_whisper.analysis.residual import cosine_by_layer, kurtosis, norm_by_layer, residual_norm
 from hooked_whisper.analysis.tables import head_table
-from hooked_whisper.digits import Recording, recordings
+from hooked_whisper.digits import SpokenDigits, recordings
 
 N_START = 3
 """Start tokens before the last one, whose query writes the first word."""
 
 
 @pytest.fixture(scope="module")
-def heard() -> Recording:
+def heard() -> SpokenDigits:
     return recordings()[0]
 
 
 @pytest.fixture(scope="module")
-def run(heard: Recording) -> tuple[Any, Any]:
+def run(heard: SpokenDigits) -> tuple[Any, Any]:
     """The mel, and the patterns and streams of one pass over the recording's own transcript."""
     model = HookedWhisper.from_pretrained("digits", device="cpu")
     mel = model.to_mel(heard.path)
@@ -88,7 +88,7 @@ def test_neighbouring_layers_are_more_alike_than_distant_ones(run: tuple[Any, An
 
 
 def test_a_layer_trained_to_look_at_the_next_digit_does(
-    run: tuple[Any, Any], heard: Recording
+    run: tuple[Any, Any], heard: SpokenDigits
 ) -> None:
     """Decoder layer 2 was; see the model card."""
     mel, cache = run
@@ -103,7 +103,7 @@ def test_a_layer_trained_to_look_at_the_next_digit_does(
     assert share_on_padding(pattern, mel.n_positions, n_tokens=n).max() < 0.01
 
 
-def test_the_table_of_all_heads_on_speech(run: tuple[Any, Any], heard: Recording) -> None:
+def test_the_table_of_all_heads_on_speech(run: tuple[Any, Any], heard: SpokenDigits) -> None:
     mel, cache = run
     table = head_table(
         cache,

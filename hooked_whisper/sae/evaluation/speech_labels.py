@@ -1,5 +1,6 @@
 """What is said when, and by whom: labels of frames, words and recordings, and latents to match."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -53,6 +54,16 @@ class LatentsBySpeech:
     frames: ActiveLatents
     words: ActiveLatents | None
     whole: ActiveLatents
+
+    @property
+    def recordings(self) -> Sequence[AudioWindow]:
+        """The former name of `windows`."""
+        warnings.warn(
+            "LatentsBySpeech.recordings is windows now. The old name works for one more release.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.windows
 
     def selectivity(self, level: Level = "frame", unit: Unit = "bits") -> Selectivity:
         """How well each latent tells what is said, who speaks, which word of the text it is.

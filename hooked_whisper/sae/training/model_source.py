@@ -21,7 +21,7 @@ from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import check_tokens
 
 
-class _Window(NamedTuple):
+class _LoadedWindow(NamedTuple):
     """A window, ready to run, and how many vectors it gives of each kind."""
 
     mel: Mel
@@ -157,9 +157,9 @@ class ModelActivations:
                     }
                 skip = 0
 
-    def _buffers(self, hooks: RowHooks, seed: int, epoch: int) -> Iterator[list[_Window]]:
+    def _buffers(self, hooks: RowHooks, seed: int, epoch: int) -> Iterator[list[_LoadedWindow]]:
         """The windows of an epoch, as many at a time as the buffer takes."""
-        buffer: list[_Window] = []
+        buffer: list[_LoadedWindow] = []
         assert self.recordings.n is not None
         order = permutation(self.recordings.n, seed, epoch, 3).tolist()
         for place, index in enumerate(order, 1):
@@ -172,7 +172,7 @@ class ModelActivations:
 
     # Recordings
 
-    def _load(self, index: int, *, needs_tokens: bool) -> list[_Window]:
+    def _load(self, index: int, *, needs_tokens: bool) -> list[_LoadedWindow]:
         """A recording as the model takes it, and its tokens."""
         assert self.recordings.get is not None
         try:
@@ -189,7 +189,7 @@ class ModelActivations:
                     tokens = known or self._written_tokens(index, number, mel)
                 counts = row_counts(mel, [tokens], all_frames=self.all_frames)
                 n_rows: dict[RowKind, int] = {kind: n for kind, [n] in counts.items()}
-                loaded.append(_Window(mel, tokens, n_rows))
+                loaded.append(_LoadedWindow(mel, tokens, n_rows))
         except HookedWhisperError as error:
             raise TrainingError(f"recording {index} cannot be used: {error}") from error
         return loaded
@@ -213,7 +213,7 @@ class ModelActivations:
             self._transcripts[index, number] = row
         return self._transcripts[index, number]
 
-    def _read(self, buffer: list[_Window], hooks: RowHooks) -> dict[str, Tensor]:
+    def _read(self, buffer: list[_LoadedWindow], hooks: RowHooks) -> dict[str, Tensor]:
         """The vectors of all windows of a buffer, in order, by hook."""
         found: dict[str, list[Tensor]] = {name: [] for name in hooks.names}
         for start in range(0, len(buffer), self.n_together):

@@ -13,7 +13,7 @@ from torch import Tensor
 from hooked_whisper import Generation, HookedWhisper, HookPoint, Mel, WhisperCache, load_audio
 from hooked_whisper.analysis import attention_entropy, residual_histogram, top_activations
 from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.digits import Recording, recordings
+from hooked_whisper.digits import SpokenDigits, recordings
 from hooked_whisper.interventions import (
     Example,
     Interventions,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 def running(model: HookedWhisper, tokens: Tensor) -> None:
     assert_type(HookedWhisper.from_pretrained("digits"), HookedWhisper)
     assert_type(model.cfg, HookedWhisperConfig)
-    assert_type(recordings(), list[Recording])
+    assert_type(recordings(), list[SpokenDigits])
     assert_type(load_audio("speech.flac"), Tensor)
     mel = model.to_mel(recordings()[0].path)
     assert_type(mel, Mel)
