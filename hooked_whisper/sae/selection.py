@@ -78,14 +78,14 @@ class Selection:
         counts = torch.nn.functional.pad(kept.cumsum(0), (1, 0))
         return Selection(self.indices[kept], counts[self.offsets], self.n_latents), kept
 
-    def places(self) -> Int[Tensor, " entry"]:
+    def flat_indices(self) -> Int[Tensor, " entry"]:
         """Where each entry is in the flat batch of all latents."""
         return self.rows * self.n_latents + self.indices
 
     def as_matrix(self, values: Float[Tensor, " entry"]) -> Float[Tensor, "batch latent"]:
         """All latents, 0 but for the entries."""
         flat = values.new_zeros(self.n_vectors * self.n_latents)
-        return flat.scatter_(0, self.places(), values).view(self.n_vectors, self.n_latents)
+        return flat.scatter_(0, self.flat_indices(), values).view(self.n_vectors, self.n_latents)
 
     def active(self, values: Float[Tensor, " entry"]) -> Bool[Tensor, " latent"]:
         """Which latents have a value that is not 0 anywhere."""
@@ -181,16 +181,16 @@ def select_top_of_batch(
     surplus = 1.2
     while True:
         bound = ranks.minimum(_bound_for(surplus * n / len(x), x, W_enc, b_enc, scale))
-        compared, places, values = _over(bound, x, W_enc, b_enc, scale)
-        found, wanted = zip(*ranks.gather_counts(len(places), n), strict=True)
+        compared, flat, values = _over(bound, x, W_enc, b_enc, scale)
+        found, wanted = zip(*ranks.gather_counts(len(flat), n), strict=True)
         if sum(found) >= sum(wanted) or bound == 0:
             break
         surplus *= 2
     if sum(found) > sum(wanted):
         everyone = torch.cat(ranks.gather_rows(compared, found))
         kept = _largest(everyone, sum(wanted)).split(found)[ranks.rank]
-        places, values = places[kept], values[kept]
-    return values, _selection_of_places(places, len(x), len(b_enc))
+        flat, values = flat[kept], values[kept]
+    return values, _selection_of(flat, len(x), len(b_enc))
 
 
 @torch.no_grad()
@@ -200,8 +200,8 @@ def select_positive(
     b_enc: Float[Tensor, " latent"],
 ) -> Selected:
     """All positive pre-activations, and which they are."""
-    _, places, values = _over(0.0, x, W_enc, b_enc, None)
-    return values, _selection_of_places(places, len(x), len(b_enc))
+    _, flat, values = _over(0.0, x, W_enc, b_enc, None)
+    return values, _selection_of(flat, len(x), len(b_enc))
 
 
 def _over(
@@ -211,15 +211,15 @@ def _over(
     b_enc: Float[Tensor, " latent"],
     scale: Float[Tensor, " latent"] | None,
 ) -> tuple[Float[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
-    """Scaled pre-activations over a bound, their places in the flat batch, and unscaled ones."""
-    compared, places, values = [], [], []
+    """Scaled pre-activations over a bound, their flat in the flat batch, and unscaled ones."""
+    compared, flat, values = [], [], []
     for start, pre in _pre_activations(x, W_enc, b_enc):
         scaled = (pre if scale is None else pre * scale).flatten()
         found = (scaled > bound).nonzero().squeeze(-1)
         compared.append(scaled[found].to(x.dtype))
         values.append(compared[-1] if scale is None else pre.flatten()[found].to(x.dtype))
-        places.append(found.add_(start * len(b_enc)))
-    return torch.cat(compared), torch.cat(places), torch.cat(values)
+        flat.append(found.add_(start * len(b_enc)))
+    return torch.cat(compared), torch.cat(flat), torch.cat(values)
 
 
 def _bound_for(
@@ -248,9 +248,9 @@ def _largest(values: Float[Tensor, " entry"], n: int) -> Bool[Tensor, " entry"]:
     return over | (equal & (equal.cumsum(0) <= n - over.sum()))
 
 
-def _selection_of_places(places: Int[Tensor, " entry"], n_rows: int, n_latents: int) -> Selection:
-    starts = torch.arange(0, (n_rows + 1) * n_latents, n_latents, device=places.device)
-    return Selection(places % n_latents, torch.searchsorted(places, starts), n_latents)
+def _selection_of(flat: Int[Tensor, " entry"], n_rows: int, n_latents: int) -> Selection:
+    starts = torch.arange(0, (n_rows + 1) * n_latents, n_latents, device=flat.device)
+    return Selection(flat % n_latents, torch.searchsorted(flat, starts), n_latents)
 
 
 def _pre_activations(

@@ -73,7 +73,7 @@ class _Decode(torch.autograd.Function):
                 gradient, W_dec, selection.indices, selection.offsets[:-1], selection.rows, 0
             )
         else:
-            along = _product(gradient, W_dec.T, ctx.dtype).flatten()[selection.places()]
+            along = _product(gradient, W_dec.T, ctx.dtype).flatten()[selection.flat_indices()]
         return along, _sums_by_latent(selection, values, gradient, ctx.dtype)[1], None, None
 
 

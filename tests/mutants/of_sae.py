@@ -363,8 +363,8 @@ MUTANTS = [
         "prompt-counts",
         "the first token of the text does not count",
         "sae/evaluation/inputs.py",
-        "(places >= self.start - 1)",
-        "(places >= self.start)",
+        "(pos >= self.start - 1)",
+        "(pos >= self.start)",
         ("sae/evaluation/test_evaluate.py::test_numbers_are_those_of_plain_loops",),
     ),
     Mutant(

@@ -3,7 +3,7 @@
 With Matryoshka, the first of the latents alone have to do, at several widths.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import inf
 from typing import ClassVar
@@ -16,7 +16,7 @@ from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import SAEConfigError
 from hooked_whisper.sae.architectures.jumprelu import JumpReLUConfig, JumpReLUSAE
 from hooked_whisper.sae.architectures.topk import TopKConfig, TopKSAE
-from hooked_whisper.sae.base import SAE
+from hooked_whisper.sae.base import SAE, SAEConfig
 from hooked_whisper.sae.losses import Errors, squared_error
 from hooked_whisper.sae.selection import Selected, Selection, select_top_of_batch
 from hooked_whisper.sae.sparse import decode_selected
@@ -95,17 +95,10 @@ class BatchTopKSAE(TopKSAE):
     def inference(self) -> SAE:
         """A JumpReLU autoencoder with the same latents."""
         cfg = self.cfg
-        result = JumpReLUSAE(
-            JumpReLUConfig(
-                d_in=cfg.d_in,
-                d_sae=cfg.d_sae,
-                hook_name=cfg.hook_name,
-                apply_b_dec_to_input=cfg.apply_b_dec_to_input,
-                normalize_activations=cfg.normalize_activations,
-                unit_norm_decoder=cfg.unit_norm_decoder or cfg.rescale_acts_by_decoder_norm,
-                metadata={**cfg.metadata, "training_architecture": cfg.architecture, "k": cfg.k},
-            )
-        ).to(self.device, self.dtype)
+        kept = {each.name: getattr(cfg, each.name) for each in fields(SAEConfig)}
+        kept["unit_norm_decoder"] |= cfg.rescale_acts_by_decoder_norm
+        kept["metadata"] = {**cfg.metadata, "training_architecture": cfg.architecture, "k": cfg.k}
+        result = JumpReLUSAE(JumpReLUConfig(**kept)).to(self.device, self.dtype)
         scale = self._scale_of_latents
         scale = torch.ones_like(self.b_enc) if scale is None else scale
         with torch.no_grad():

@@ -17,7 +17,7 @@ KINDS = ("spliced", "zero", "mean")
 
 
 @dataclass(frozen=True)
-class Recovered:
+class LossRecovered:
     """How well the model predicts a text with the autoencoder spliced in, in nats a token.
 
     Args:
@@ -84,25 +84,25 @@ class RecoveredMeter:
         clean: Float[Tensor, "batch pos vocab"],
         others: dict[str, Tensor],
         targets: Int[Tensor, "batch pos"],
-        counts: Bool[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"],
     ) -> None:
         """Take the logits of one batch, clean and by kind, and which targets count."""
-        wanted = targets[counts][:, None]
-        expected = clean[counts].double().log_softmax(dim=-1)
+        wanted = targets[mask][:, None]
+        expected = clean[mask].double().log_softmax(dim=-1)
         probs = expected.exp()
         self._n += len(wanted)
         self._ce["clean"] -= float(expected.gather(1, wanted).sum())
         for kind in KINDS:
-            found = others[kind][counts].double().log_softmax(dim=-1)
+            found = others[kind][mask].double().log_softmax(dim=-1)
             self._ce[kind] -= float(found.gather(1, wanted).sum())
             # A token that the clean model rules out adds nothing, though its logarithm is infinite.
             self._kl[kind] += float((probs * torch.where(probs > 0, expected - found, 0.0)).sum())
 
-    def result(self) -> Recovered:
+    def result(self) -> LossRecovered:
         """The means over all predictions so far."""
         if not self._n:
             raise InputError("no predictions were given; there is nothing to judge.")
-        return Recovered(
+        return LossRecovered(
             self._n,
             **{f"ce_{kind}": total / self._n for kind, total in self._ce.items()},
             **{f"kl_{kind}": total / self._n for kind, total in self._kl.items()},
@@ -114,7 +114,7 @@ class TranscriptScores:
     """Free greedy transcripts with the autoencoder spliced in, against those without.
 
     Words are compared without case and punctuation. What needs to know what
-    is said is None where that is unknown.
+    is true is None where that is unknown.
 
     Args:
         n_recordings: How many were transcribed.
@@ -165,13 +165,13 @@ def transcript_scores(
         )
     words = normalizer(normalize)
     ours, own = ([words(text) for text in each] for each in (spliced, model))
-    said = None if texts is None else [words(text) for text in texts]
+    true = None if texts is None else [words(text) for text in texts]
     return TranscriptScores(
         n_recordings=len(ours),
-        sequence_accuracy_model=None if said is None else _share_equal(own, said),
-        sequence_accuracy=None if said is None else _share_equal(ours, said),
-        wer_model=None if said is None else word_error_rate(said, own, normalize=False),
-        wer=None if said is None else word_error_rate(said, ours, normalize=False),
+        sequence_accuracy_model=None if true is None else _share_equal(own, true),
+        sequence_accuracy=None if true is None else _share_equal(ours, true),
+        wer_model=None if true is None else word_error_rate(true, own, normalize=False),
+        wer=None if true is None else word_error_rate(true, ours, normalize=False),
         same_as_model=_share_equal(ours, own),
         wer_to_model=word_error_rate(own, ours, normalize=False),
     )

@@ -260,7 +260,7 @@ class _Judging:
                 if kind == "spliced" and self.transcribes:
                     limit = self.options.max_new_tokens
                     job.texts += own_rows(self.inputs, output, max_new_tokens=limit)[1]
-        job.recovered.update(clean.logits, logits, batch.targets, batch.counts)
+        job.recovered.update(clean.logits, logits, batch.targets, batch.mask)
 
     @contextmanager
     def _replaced(

@@ -62,10 +62,10 @@ class Batch:
         return torch.tensor([len(row) - 1 for row in self.rows], device=self.mel.device)
 
     @property
-    def counts(self) -> Bool[Tensor, "batch pos"]:
+    def mask(self) -> Bool[Tensor, "batch pos"]:
         """The positions whose predictions count."""
-        places = torch.arange(max(map(len, self.rows)) - 1, device=self.mel.device)
-        return (places >= self.start - 1) & (places < self.n_tokens[:, None])
+        pos = torch.arange(max(map(len, self.rows)) - 1, device=self.mel.device)
+        return (pos >= self.start - 1) & (pos < self.n_tokens[:, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class Inputs:
     """Recordings to judge on, checked.
 
     Args:
-        model: The model that hears them.
+        model: The model.
         recordings: The recordings.
         has_texts: Whether what is said is known of all.
         given: The tokens of each recording, in place of texts.

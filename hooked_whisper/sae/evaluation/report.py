@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hooked_whisper.display import box, count, picture, table
 from hooked_whisper.errors import InputError
-from hooked_whisper.sae.evaluation.downstream import Recovered, TranscriptScores
+from hooked_whisper.sae.evaluation.downstream import LossRecovered, TranscriptScores
 from hooked_whisper.sae.evaluation.reconstruction import DecoderCosines, Reconstruction
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class FrameEvaluation:
     """
 
     reconstruction: Reconstruction
-    recovered: Recovered
+    recovered: LossRecovered
     transcripts: TranscriptScores | None
     texts: tuple[str, ...]
 

@@ -157,19 +157,19 @@ def frame_labels(recordings: Any, n_positions: Sequence[int] | Tensor) -> list[L
     lengths = [int(each) for each in n_positions]
     if len(lengths) != len(known):
         raise InputError(f"{len(lengths)} n_positions and {len(known)} recordings.")
-    said: list[str | None] = []
+    spoken: list[str | None] = []
     place: list[int | None] = []
     for recording, length in zip(known, lengths, strict=True):
         words = recording.words or ()
         numbered = [(word.start_s, word.end_s, i) for i, word in enumerate(words)]
-        spoken = values_of_steps(numbered, length, POSITION_S)
-        said += [None if i is None else words[i].word for i in spoken]
-        place += [None if i is None else i + 1 for i in spoken]
+        numbers = values_of_steps(numbered, length, POSITION_S)
+        spoken += [None if i is None else words[i].word for i in numbers]
+        place += [None if i is None else i + 1 for i in numbers]
     labels = _speakers(known, lengths)
     if all(recording.words is not None for recording in known):
-        silence = ["silence" if word is None else "speech" for word in said]
-        if any(word is not None for word in said):
-            labels = [Labels.of("word", said), Labels.of("position", place), *labels]
+        silence = ["silence" if word is None else "speech" for word in spoken]
+        if any(word is not None for word in spoken):
+            labels = [Labels.of("word", spoken), Labels.of("position", place), *labels]
         labels.append(Labels.of("silence", silence, ["speech", "silence"]))
     return labels
 
@@ -180,10 +180,10 @@ def word_labels(recordings: Any) -> list[Labels]:
     words = [recording.words or () for recording in known]
     if not any(words):
         raise InputError("no recording has words with their times; there is no word to tell.")
-    said = [word.word for of_one in words for word in of_one]
+    spoken = [word.word for of_one in words for word in of_one]
     place = [i + 1 for of_one in words for i in range(len(of_one))]
     speakers = _speakers(known, [len(of_one) for of_one in words])
-    return [Labels.of("word", said), Labels.of("position", place), *speakers]
+    return [Labels.of("word", spoken), Labels.of("position", place), *speakers]
 
 
 def recording_labels(recordings: Any) -> list[Labels]:
@@ -193,9 +193,9 @@ def recording_labels(recordings: Any) -> list[Labels]:
     """
     known = _known(recordings)
     labels = _speakers(known, [1] * len(known))
-    said = [{word.word for word in recording.words or ()} for recording in known]
-    for word in sorted(set().union(*said)):
-        has = ["yes" if word in of_one else "no" for of_one in said]
+    spoken = [{word.word for word in recording.words or ()} for recording in known]
+    for word in sorted(set().union(*spoken)):
+        has = ["yes" if word in of_one else "no" for of_one in spoken]
         labels.append(Labels.of(f"has {word}", has, ["no", "yes"]))
     return labels
 

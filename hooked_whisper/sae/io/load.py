@@ -103,9 +103,9 @@ def _check_asked(found: Found, k: int | None, architecture: str | None) -> None:
             f"{found.path} is a {is_named!r} autoencoder; architecture={architecture!r} only "
             "chooses between two that have the same tensors. Leave it out."
         )
-    said = found.cfg.get("k", found.cfg["metadata"].get("k"))
-    if k not in (None, said):
-        has = f"keeps {said} latents" if said else "keeps no fixed number of latents"
+    own_k = found.cfg.get("k", found.cfg["metadata"].get("k"))
+    if k not in (None, own_k):
+        has = f"keeps {own_k} latents" if own_k else "keeps no fixed number of latents"
         raise SAEFileError(f"{found.path}, a {is_named!r} autoencoder, {has}; got k={k!r}.")
 
 

@@ -151,18 +151,18 @@ def read_gated(contents: Contents) -> Found:
 
 def which_k(contents: Contents, asked: int | None, *others: Any) -> int:
     """How many latents a TopK keeps: from the file, its config or the caller, who must agree."""
-    said = [k for k in (contents.scalar("k"), *others, asked) if k is not None]
-    if not said:
+    given = [k for k in (contents.scalar("k"), *others, asked) if k is not None]
+    if not given:
         raise SAEFileError(
             f"{contents.path} does not say how many latents it keeps: call load_sae(path, k=...). "
             f"It holds {contents.describe()}."
         )
-    if any(type(k) is not int or k != said[0] for k in said):
+    if any(type(k) is not int or k != given[0] for k in given):
         raise SAEFileError(
-            f"k of {contents.path} is {' and '.join(map(repr, said))}; file, config.json and "
+            f"k of {contents.path} is {' and '.join(map(repr, given))}; file, config.json and "
             "load_sae(k=...) must give the same whole number."
         )
-    return int(said[0])
+    return int(given[0])
 
 
 def _take(contents: Contents, names: dict[str, str]) -> dict[str, Tensor]:
@@ -185,8 +185,8 @@ def _thresholded(
             f"vector: it holds {contents.describe()}. load_sae(path, architecture='topk') keeps "
             "the k largest latents of each vector instead."
         )
-    said = [each for each in (contents.scalar("k"), cfg["metadata"].get("k"), k) if each]
-    if said:
+    given = [each for each in (contents.scalar("k"), cfg["metadata"].get("k"), k) if each]
+    if given:
         cfg["metadata"]["k"] = which_k(contents, k, cfg["metadata"].get("k"))
     # A threshold that was never set is -1 there, and lets every positive latent through, as 0 does.
     value = tensors["b_dec"].new_tensor(max(0.0, threshold))
@@ -248,8 +248,8 @@ def read_freud_topk(contents: Contents, k: int | None) -> Found:
     layout = {name: LINEAR[name] for name in ("encoder.weight", "encoder.bias")}
     cfg = _freud_cfg(contents, {**layout, "W_dec": "d_sae d_in", "b_dec": "d_in"})
     hparams = _part(contents.around, "hparams")
-    said = [_part(hparams, part).get("k") for part in ("topk_params", "autoencoder_config")]
-    cfg["k"] = which_k(contents, k, *said, hparams.get("k"))
+    given = [_part(hparams, part).get("k") for part in ("topk_params", "autoencoder_config")]
+    cfg["k"] = which_k(contents, k, *given, hparams.get("k"))
     cfg |= {"architecture": "topk", "apply_b_dec_to_input": True}
     names = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
     return Found(contents.path, cfg, _take(contents, names))

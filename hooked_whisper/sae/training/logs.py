@@ -255,7 +255,7 @@ class Logs:
             except Exception as error:
                 raise TrainingError(f"{type(log).__name__} cannot begin: {error}") from error
 
-    def tell(self, line: Line) -> None:
+    def write(self, line: Line) -> None:
         """Tell of a line, all but the functions."""
         for log in self._logs:
             try:

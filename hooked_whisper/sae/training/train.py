@@ -144,7 +144,7 @@ class _Run:
             trainer.prepare_folder(resume=resume)
         self.names = list(cfgs)
         self.logs = Logs(on_log)
-        self._n_told = {each.name: len(each.log) for each in trainers}
+        self._n_logged = {each.name: len(each.log) for each in trainers}
         self.unfinished = [each for each in trainers if not each.is_done]
         self.results: dict[str, SAE] = {
             each.name: each.result() for each in trainers if each.is_done
@@ -188,7 +188,7 @@ class _Run:
             with uninterrupted():
                 for trainer in self.unfinished:
                     trainer.save()
-                    self._tell(trainer)
+                    self._write_log(trainer)
             raise
         finally:
             if self.bar is not None:
@@ -215,7 +215,7 @@ class _Run:
         watch = self.bar is not None and now_s - self._watched_s > 1
         n_before = trainer.n_vectors
         trainer.do_step(watch=watch)
-        self._tell(trainer)
+        self._write_log(trainer)
         trainer.save_when_due()
         if self.bar is None:
             return
@@ -231,14 +231,14 @@ class _Run:
         """Tell the logs what is trained."""
         self.logs.begin([LoggedTraining(t.name, t.cfg, t.step, t.log) for t in self.unfinished])
 
-    def _tell(self, trainer: Trainer) -> None:
+    def _write_log(self, trainer: Trainer) -> None:
         """Tell the logs each line once, also where Ctrl-C came in between."""
         if not self.ranks.is_first:
             return
-        for line in trainer.log[self._n_told[trainer.name] :]:
+        for line in trainer.log[self._n_logged[trainer.name] :]:
             with uninterrupted():
-                self._n_told[trainer.name] += 1
-                self.logs.tell(line)
+                self._n_logged[trainer.name] += 1
+                self.logs.write(line)
             for function in self.logs.functions:
                 function(line)
 
