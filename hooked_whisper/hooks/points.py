@@ -43,7 +43,7 @@ class HookPoint(lens.HookPoint):
 
     def __call__(self, value: Tensor) -> Tensor:
         """The value, as the hooks leave it; with no hook, without the cost of a module's call."""
-        return self.splice(super().__call__(value)) if is_watched(self) else value
+        return self.splice(super().__call__(value)) if self.is_hooked else value
 
     def splice(self, value: Tensor) -> Tensor:
         """What flows on, from the value as the hooks left it."""
@@ -54,7 +54,7 @@ class HookPoint(lens.HookPoint):
     @property
     def is_hooked(self) -> bool:
         """Whether anything would see the activation: a hook, a bare torch one, an autoencoder."""
-        return is_watched(self)
+        return self.has_any_hook or bool(self.splices)
 
     @property
     def has_any_hook(self) -> bool:

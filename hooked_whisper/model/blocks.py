@@ -246,6 +246,6 @@ class TransformerStack(nn.Module):
             start: The first block to run.
             stop: The first block not to run; None runs to the end.
         """
-        for block in self.blocks[start:stop]:
+        for block in list(self.blocks)[start:stop]:  # a slice would build a ModuleList
             resid = block(resid, *args)
         return resid

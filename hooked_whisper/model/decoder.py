@@ -12,7 +12,7 @@ from hooked_whisper.hooks.passes import PassInfo, running
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.model.blocks import DecoderBlock, Residual, StackedWeight, TransformerStack
 from hooked_whisper.model.kv_cache import KVCache
-from hooked_whisper.model.layers import LayerNorm, Linear
+from hooked_whisper.model.layers import LayerNorm, Linear, unembed
 from hooked_whisper.speech.tokens import check_tokens
 
 EncoderOutput = Float[Tensor, "audio_batch key d_model"]
@@ -93,7 +93,7 @@ class Decoder(TransformerStack):
         """The logits in float32, from the residual stream after the last block."""
         resid = self.ln_final(resid)
         if self.unembedding is None:
-            logits = resid @ self.W_U.to(resid.dtype)
+            logits = unembed(resid, self.W_E.to(resid.dtype))
         else:
             logits = self.unembedding(resid)
         # Decoding writes over logits: what hooks saw must not change with them.

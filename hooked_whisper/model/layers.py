@@ -129,6 +129,43 @@ class MLP(nn.Module):
         return self.fc_out.bias
 
 
+def unembed(
+    x: Float[Tensor, "batch pos d_model"], weight: Float[Tensor, "vocab d_model"]
+) -> Float[Tensor, "batch pos vocab"]:
+    """`x @ weight.T`; of a single position, as decoding has it, on all cores.
+
+    BLAS multiplies one row by a matrix on one core. With a piece of the vocabulary
+    for each core it is a batch of products, of the same bits where the library works
+    through every piece alike. That is seen at the first product of a shape; where
+    they differ, BLAS has the whole.
+    """
+    n_threads = torch.get_num_threads()
+    is_plain = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
+    if not is_plain or n_threads == 1 or x.numel() != x.shape[-1] or len(weight) < _MANY_ROWS:
+        return x @ weight.T
+    shape = (n_threads, *weight.shape)
+    if shape not in _SAME_IN_PIECES:
+        whole = x @ weight.T
+        _SAME_IN_PIECES[shape] = torch.equal(_unembed_in_pieces(x, weight, n_threads), whole)
+        return whole
+    return _unembed_in_pieces(x, weight, n_threads) if _SAME_IN_PIECES[shape] else x @ weight.T
+
+
+_MANY_ROWS = 4096
+_SAME_IN_PIECES: dict[tuple[int, ...], bool] = {}
+"""By number of threads and shape: whether products in pieces have the bits of the whole."""
+
+
+def _unembed_in_pieces(x: Tensor, weight: Tensor, n_pieces: int) -> Tensor:
+    n_rows = len(weight) // n_pieces // 4 * 4  # BLAS takes rows in fours: none is cut
+    n_done = n_pieces * n_rows
+    row, out = x.view(1, -1), x.new_empty(1, len(weight))
+    pieces = weight[:n_done].view(n_pieces, n_rows, -1).mT
+    torch.bmm(row.expand(n_pieces, 1, -1), pieces, out=out[:, :n_done].view(n_pieces, 1, n_rows))
+    torch.mm(row, weight[n_done:].T, out=out[:, n_done:])
+    return out.view(*x.shape[:2], -1)
+
+
 def sinusoids(length: int, channels: int, max_timescale: float = 10_000) -> Tensor:
     """Whisper's fixed audio positions: sines, then cosines, of falling frequency.
 

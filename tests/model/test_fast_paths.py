@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hooked_whisper.model import layers
+from hooked_whisper.model.layers import unembed
+
 ATTENTIONS = [
     *(f"encoder.blocks.{layer}.attn" for layer in range(2)),
     *(f"decoder.blocks.{layer}.{part}" for layer in range(3) for part in ("attn", "cross_attn")),
@@ -142,3 +145,49 @@ def test_some_positions_of_a_block_are_those_of_all(
     some, all_of_them = block(resid, n_queries=n_queries), block(resid)
     assert some.shape == (2, n_queries, 24)
     assert torch.allclose(some, all_of_them[:, :n_queries], atol=1e-6)
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(layers, "_SAME_IN_PIECES", {})
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_rows", [51864, 51865, 5003])
+def test_a_single_position_is_unembedded_on_two_cores_with_the_same_bits(
+    n_rows: int, two_threads: None
+) -> None:
+    weight = torch.randn(n_rows, 64)
+    with torch.no_grad():
+        for _ in range(3):  # the first looks whether the bits are the same
+            x = torch.randn(1, 1, 64)
+            logits = unembed(x, weight)
+            assert torch.equal(logits, x @ weight.T) and logits.shape == (1, 1, n_rows)
+    assert layers._SAME_IN_PIECES.keys() == {(2, n_rows, 64)}
+
+
+def test_where_pieces_have_other_bits_the_whole_is_multiplied(
+    two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiply = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *args, out: multiply(*args, out=out).add_(1e-6))
+    weight = torch.randn(5000, 64)
+    with torch.no_grad():
+        for _ in range(3):
+            x = torch.randn(1, 1, 64)
+            assert torch.equal(unembed(x, weight), x @ weight.T)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64), (2, 1, 64)], ids=["positions", "rows"])
+def test_several_positions_and_gradients_take_the_plain_product(
+    shape: tuple[int, ...], two_threads: None
+) -> None:
+    weight = torch.randn(5000, 64, requires_grad=True)
+    with torch.no_grad():
+        x = torch.randn(shape)
+        assert torch.equal(unembed(x, weight), x @ weight.T)
+    assert unembed(torch.randn(1, 1, 64), weight).requires_grad
+    assert not layers._SAME_IN_PIECES

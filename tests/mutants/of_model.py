@@ -100,6 +100,22 @@ MUTANTS = [
         ("hooks/test_collector.py", "parity/test_activations.py"),
     ),
     Mutant(
+        "unembed-other-bits",
+        "pieces of the unembedding are multiplied although their bits are others",
+        "model/layers.py",
+        "if _SAME_IN_PIECES[shape] else x @ weight.T",
+        "if shape in _SAME_IN_PIECES else x @ weight.T",
+        ("model/test_fast_paths.py",),
+    ),
+    Mutant(
+        "unembed-rows-cut",
+        "the pieces of the unembedding leave out the rows that do not fill one",
+        "model/layers.py",
+        "    torch.mm(row, weight[n_done:].T, out=out[:, n_done:])\n",
+        "    out[:, n_done:] = 0\n",
+        ("model/test_fast_paths.py",),
+    ),
+    Mutant(
         "sinusoids",
         "audio positions have other frequencies than Whisper's",
         "model/layers.py",
