@@ -8,6 +8,7 @@ styles and frames away, tables, lists and marked words are still there. Texts go
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,21 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool = True, **opt
 
 
 # Words
+
+
+def json_value(value: Any) -> Any:
+    """A value of lists, dictionaries, strings and numbers, with None for what is not finite.
+
+    >>> json_value({1: (float("nan"), 2.0)})
+    {'1': [None, 2.0]}
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    return value
 
 
 def number(value: Any, digits: int | None = None) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hooked_whisper.cli.main import Command
-from hooked_whisper.display import progress_bar
+from hooked_whisper.display import json_value, progress_bar
 from hooked_whisper.errors import InputError, RecordingsError
 
 if TYPE_CHECKING:
@@ -238,7 +238,10 @@ def note(text: str) -> None:
 
 def echo_json(document: Any) -> None:
     """One JSON document; what is no finite number becomes null."""
-    click.echo(json.dumps(_as_json(document), indent=1, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(
+        json_value(document), indent=1, ensure_ascii=False, allow_nan=False, default=_other_value
+    )
+    click.echo(text)
 
 
 def echo_table(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -268,14 +271,6 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _as_json(value: Any) -> Any:
-    """Values as JSON has them."""
-    if isinstance(value, Mapping):
-        return {str(key): _as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_as_json(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):  # numpy's numbers and tensors
-        return _as_json(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _other_value(value: Any) -> Any:
+    """What JSON has not: paths, and numpy's and torch's numbers."""
+    return str(value) if isinstance(value, Path) else json_value(value.tolist())

@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hooked_whisper import digits
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, SAMPLE_RATE_HZ
-from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.sources import as_recordings
+from hooked_whisper.data.windows import AudioWindow, mel_of, read_windows
 from hooked_whisper.display import box, framed
 from hooked_whisper.errors import AudioLengthError, InputError, RecordingsError
 from hooked_whisper.hooks.root import Hook
@@ -26,8 +25,7 @@ from hooked_whisper.reports.attention_data import (
     ReducedHead,
     choose_axes,
 )
-from hooked_whisper.reports.html import write_page
-from hooked_whisper.reports.media import encode_mel
+from hooked_whisper.reports.html import encode_mel, write_page
 from hooked_whisper.speech.alignment import (
     AlignmentCollector,
     Times,
@@ -92,8 +90,8 @@ def attention_page(
         out: The file to write; one that is there is replaced.
         text: What the decoder reads; None has the model write it down. "" is no text.
         words: `(start_s, end_s, word)` of what is said, to mark in the
-            spectrogram. None takes a digits recording's own, else the text's
-            words where cross-attention hears them.
+            spectrogram. None takes the recording's own, else the text's words
+            where cross-attention hears them.
         language: Of the text, a code or name; None has the model find out.
         cut: Take the first 30 s of what is longer, instead of refusing it.
         max_mb: Megabytes that the patterns may take; wider bins are chosen until they fit.
@@ -107,9 +105,12 @@ def attention_page(
     """
     path = _check_out(out)
     max_mb = _check_budget(max_mb)
-    one, known_words = _one_recording(recording, words)
-    samples = _read(model, one, cut)
-    mel = model.to_mel(samples, rate_hz=SAMPLE_RATE_HZ)
+    known_words = [] if words is None else check_words(words)
+    window = _read(model, recording, cut)
+    if words is None:
+        known_words = check_words(window.words or ())
+    assert window.samples is not None
+    mel = mel_of(model, [window])
     n_sound = max(1, int(mel.n_positions))
     choose_axes(model.cfg, n_sound, 2, max_mb)  # refused before the model writes a text
     transcript = read_transcript(model, mel, text, language)
@@ -120,22 +121,22 @@ def attention_page(
     hooks: list[Hook] = [("*.hook_pattern", reducer), (alignment.names, alignment)]
     model.run_with_hooks(mel, transcript.tokens, return_type=None, fwd_hooks=hooks)
 
-    words, n_tokens = transcript.words, transcript.tokens.shape[1]
-    times_of_words = times_of_known_words(words, known_words, n_tokens)
+    n_tokens = transcript.tokens.shape[1]
+    times_of_words = times_of_known_words(transcript.words, known_words, n_tokens)
     times = times_of_words or alignment.token_times(transcript.n_prompt)
     data = {
         "model": model.cfg.model_name,
-        "recording": one.id,
+        "recording": window.name,
         "text": transcript.text,
         "text_from": "the model" if text is None else "given",
-        "sound_s": len(samples) / SAMPLE_RATE_HZ,
+        "sound_s": window.seconds,
         "window_s": model.cfg.window_s,
         "position_s": model.cfg.window_s / model.cfg.n_audio_ctx,
-        "audio": encode_audio(samples),
+        "audio": encode_audio(window.samples),
         "mel": encode_mel(mel.values[0, :, : max(1, int(mel.n_frames))]),
         "tokens": _tokens(model, transcript, times),
         "n_prompt": transcript.n_prompt,
-        "words": known_words or word_times(words, times),
+        "words": known_words or word_times(transcript.words, times),
         "words_from": "given" if known_words else "cross-attention",
         "times_from": "given" if times_of_words else "cross-attention",
         "padded": n_sound < model.cfg.n_audio_ctx,
@@ -143,7 +144,7 @@ def attention_page(
         "timing_heads": model.alignment_heads.to_dense().nonzero().tolist(),
         "kinds": {kind: _kind(axes[kind], reducer.heads[kind]) for kind in KINDS},
     }
-    title = f"Attention of {model.cfg.model_name}: {one.id}"
+    title = f"Attention of {model.cfg.model_name}: {window.name}"
     n_bytes = write_page(path, "attention", data, title)
     bins = {kind: (query.width, key.width) for kind, (query, key) in axes.items()}
     return AttentionPage(path, n_bytes, transcript.text, bins)
@@ -235,37 +236,21 @@ def check_words(words: Sequence[Any]) -> list[Word]:
     return checked
 
 
-def _one_recording(recording: Any, words: Any) -> tuple[Recording, list[Word]]:
-    """The recording, and the words that are known to be in it."""
-    known: list[Word] = []
-    if words is not None:
-        known = check_words(words)
-    elif isinstance(recording, digits.SpokenDigits):
-        known = [(each.start_s, each.end_s, each.word) for each in recording.words]
-    is_source = isinstance(recording, str | Path | list)
-    found = list(as_recordings(recording if is_source else [recording]))
+def _read(model: HookedWhisper, recording: Any, cut: bool) -> AudioWindow:
+    """The recording, as long as the model's window at most."""
+    found = list(as_recordings([recording] if isinstance(recording, Mapping) else recording))
     if len(found) != 1:
         raise RecordingsError(
             f"{len(found)} recordings were given, and the page shows one: {found[0].id!r}, say."
         )
-    one = found[0]
-    name = one.id
-    if isinstance(one.audio, str):
-        name = Path(one.audio).name
-    elif isinstance(recording, tuple):
-        name = "recording"  # a pair of samples and rate has no name
-    return replace(one, id=name), known
-
-
-def _read(model: HookedWhisper, recording: Recording, cut: bool) -> Tensor:
-    """The recording's samples at 16 kHz, as long as the model's window at most."""
-    samples = recording.load()
-    if len(samples) > model.cfg.n_samples and not cut:
+    samples = found[0].load()
+    window = read_windows(found[0], 0, model.cfg, "cut", samples)[0]
+    if not window.is_whole and not cut:
         raise AudioLengthError(
-            f"{recording.id} is {len(samples) / SAMPLE_RATE_HZ:.2f} s long; the page shows one "
+            f"{window.name} is {len(samples) / SAMPLE_RATE_HZ:.2f} s long; the page shows one "
             f"window of {model.cfg.window_s:g} s. Pass cut=True for its beginning."
         )
-    return samples[: model.cfg.n_samples]
+    return replace(window, name="recording") if isinstance(recording, tuple) else window
 
 
 def _tokens(model: HookedWhisper, transcript: Transcript, times: Times) -> list[dict[str, Any]]:

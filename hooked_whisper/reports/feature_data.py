@@ -11,14 +11,20 @@ import torch
 from hooked_whisper.config import POSITION_S
 from hooked_whisper.data.windows import AudioWindow, mel_of
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.reports.examples import FeatureExample, Range, feature_examples
-from hooked_whisper.reports.excerpts import BYTES_PER_S, Excerpt, ExcerptBudget
+from hooked_whisper.reports.examples import (
+    BYTES_PER_S,
+    Excerpt,
+    ExcerptBudget,
+    FeatureExample,
+    Range,
+    feature_examples,
+)
 from hooked_whisper.reports.feature_activations import (
     FeatureActivations,
     OneFeature,
     token_names,
 )
-from hooked_whisper.reports.media import encode_values
+from hooked_whisper.reports.html import encode_values
 from hooked_whisper.reports.sites import FeatureSite, PageOptions
 from hooked_whisper.speech.alignment import AlignmentCollector, Times
 from hooked_whisper.speech.labels import values_at
@@ -241,32 +247,21 @@ def token_times(
     written = [i for i, token in enumerate(tokens) if token < tokenizer.eot]
     if not written:
         return times
-    text = [tokens[i] for i in written]
-    _, words = tokenizer.split_to_word_tokens([*text, tokenizer.eot])
-    groups = [len(word) for word in words[:-1]]
-    if window.words and len(window.words) == len(groups):
+    _, groups = tokenizer.split_to_word_tokens([*(tokens[i] for i in written), tokenizer.eot])
+    rest = iter(written)
+    words = [[next(rest) for _ in group] for group in groups[:-1]]
+    if window.words and len(window.words) == len(words):
         spans: Times = [(start, end) for start, end, _ in window.words]
     else:
-        by_attention = _times_by_attention(model, window, tokens, written[0])
-        spans = _spans([by_attention[i] for i in written], groups)
-    rest = iter(written)
-    for group, span in zip(groups, spans, strict=True):
-        for _ in range(group):
-            times[next(rest)] = span
+        spoken = _times_by_attention(model, window, tokens, written[0])
+        ends = [(spoken[places[0]], spoken[places[-1]]) for places in words]
+        spans = [(first[0], last[1]) if first and last else None for first, last in ends]
+    for places, span in zip(words, spans, strict=True):
+        for place in places:
+            times[place] = span
     if written[0] > 0:
         times[written[0] - 1] = spans[0]
     return times
-
-
-def _spans(times: Times, groups: Sequence[int]) -> Times:
-    """From where its first token begins to where its last ends, for each word."""
-    spans: Times = []
-    at = 0
-    for n in groups:
-        first, last = times[at], times[at + n - 1]
-        spans.append((first[0], last[1]) if first and last else None)
-        at += n
-    return spans
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from hooked_whisper.display import box, count, fold, framed, table
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.effects import Effect, effects, transcripts
-from hooked_whisper.reports.excerpts import encode_excerpts
+from hooked_whisper.reports.examples import encode_excerpts
 from hooked_whisper.reports.feature_activations import feature_activations
 from hooked_whisper.reports.feature_data import (
     CLIP_FIELDS,
@@ -42,7 +42,7 @@ class FeaturePage:
             `density`, `peak`, `label`, `value`, `auroc`, `bits`, `words`,
             `changed_ablated`, `changed_amplified`; None where something is unknown.
         n_clips: Moments on the page.
-        n_without_sound: Those for whose sound the file had no room.
+        n_without_sound: Those for whose sound the file had no room, or that have none.
     """
 
     path: Path

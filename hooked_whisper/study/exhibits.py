@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hooked_whisper.reports.html import plain
+from hooked_whisper.display import json_value
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -124,7 +124,7 @@ class Section:
     def to_dict(self) -> dict[str, Any]:
         """Numbers, findings and claims, as JSON has them."""
         return {
-            "numbers": plain(self.numbers),
+            "numbers": json_value(self.numbers),
             "findings": {each.name: each.finding for each in self.exhibits},
             "claims": {each.name: each.claim.to_dict() for each in self.exhibits if each.claim},
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hooked_whisper.data.sources import as_recordings
+from hooked_whisper.display import json_value
 from hooked_whisper.errors import (
     HookNameError,
     InputError,
@@ -18,7 +19,6 @@ from hooked_whisper.errors import (
 )
 from hooked_whisper.io import write_json
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.reports.html import plain
 from hooked_whisper.study.attention import EncoderAttention
 from hooked_whisper.study.autoencoder import (
     LATENTS_PER_WIDTH,
@@ -197,7 +197,7 @@ def study(
         "skipped": hearing.skipped,
         "sections": {each.name: each.to_dict() for each in sections},
     }
-    write_json(folder / NUMBERS, plain(numbers))
+    write_json(folder / NUMBERS, json_value(numbers))
     if not keep_activations:
         shutil.rmtree(folder / STORE, ignore_errors=True)
     return Study(folder, sections, hearing.skipped, clock.seconds)

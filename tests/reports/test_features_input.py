@@ -82,6 +82,16 @@ def test_any_autoencoder_and_some_of_its_latents(
     assert data["features"]["auroc"] == [None, None], "one recording without times tells nothing"
 
 
+def test_a_mel_is_shown_without_sound(
+    tiny_model: Any, read_data: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    mel = tiny_model.to_mel([ROWS[1]["audio"], ROWS[2]["audio"]])
+    page = feature_page(tiny_model, None, mel, tmp_path / "p.html", hook_name=SITE, progress=False)
+    data = read_data(page.path)
+    assert data["n_recordings"] == 2 and data["parts"] == []
+    assert page.n_without_sound == page.n_clips > 0
+
+
 def test_heads_are_named_by_head_and_place(tiny_model: Any, tmp_path: Path) -> None:
     name = "encoder.blocks.1.attn.hook_z"
     page = feature_page(

@@ -15,7 +15,7 @@ from hooked_whisper.data import Recording
 from hooked_whisper.data.windows import AudioWindow
 from hooked_whisper.digits import recordings
 from hooked_whisper.reports import feature_page
-from hooked_whisper.reports.excerpts import Excerpt, ExcerptBudget
+from hooked_whisper.reports.examples import Excerpt, ExcerptBudget
 from hooked_whisper.speech.audio import load_audio
 
 

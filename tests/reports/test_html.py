@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from hooked_whisper.display import json_value
 from hooked_whisper.errors import InputError
-from hooked_whisper.reports.html import plain, render, safe_json
+from hooked_whisper.reports.html import render, safe_json
 
 NASTY = "</script><script>alert(1)</script><!-- & \u2028 'x\" \ud800"
 
@@ -40,7 +41,8 @@ def test_nothing_of_the_data_or_the_title_is_markup() -> None:
 
 
 def test_numbers_that_json_lacks_are_null() -> None:
-    assert plain({1: float("inf"), "x": (float("nan"), 1.0)}) == {"1": None, "x": [None, 1.0]}
+    found = json_value({1: float("inf"), "x": (float("nan"), 1.0)})
+    assert found == {"1": None, "x": [None, 1.0]}
     assert safe_json(float("-inf")) == "null"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.reports.media import encode_image, encode_mel, encode_values
+from hooked_whisper.reports.html import encode_image, encode_mel, encode_values
 
 
 def raw(uri: str, kind: str) -> io.BytesIO:

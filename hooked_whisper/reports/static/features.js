@@ -242,7 +242,7 @@
   function player(clip, at) {
     const { part, start, end } = clip;
     if (!part) {
-      return el("p", { class: "note" }, "The file had no room for the sound of this moment.", isText ? null : picture(clip, at));
+      return el("p", { class: "note" }, "The sound of this moment is not in this file.", isText ? null : picture(clip, at));
     }
     const span = `${(clip.window.start + start).toFixed(2)} to ${hw.seconds(clip.window.start + end)}`;
     const button = el("button", {

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from hooked_whisper.data.windows import load_windows
-from hooked_whisper.reports.excerpts import Excerpt, encode_excerpts
-from hooked_whisper.reports.media import encode_mel
+from hooked_whisper.reports.examples import Excerpt, encode_excerpts
+from hooked_whisper.reports.html import encode_mel
 from hooked_whisper.speech.audio import encode_audio
 
 
