@@ -1,6 +1,5 @@
 """Storing activations while the model runs, so that nothing changes them afterwards."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -131,11 +130,7 @@ class StepCollector:
 def take(
     value: Tensor, axes: tuple[str, ...], index: Index, name: str
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """The chosen positions of an activation, in new memory, and the axes that are left.
-
-    Raises:
-        CacheError: Positions that do not exist.
-    """
+    """The chosen positions of an activation, in new memory, and the axes that are left."""
     for axis in ("pos", "query", "frame"):
         if axis not in axes:
             continue
@@ -165,8 +160,3 @@ def _positions(index: Index, n: int, name: str) -> Tensor:
     if ((wanted < -n) | (wanted >= n)).any():
         raise CacheError(f"{index!r} is out of range: {name!r} has {n} positions.")
     return everything[wanted]
-
-
-def any_hooked(points: Iterable[HookPoint]) -> bool:
-    """Whether any of the points has a hook."""
-    return any(point.is_hooked for point in points)

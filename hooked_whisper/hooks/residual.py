@@ -112,14 +112,10 @@ class ResidualAnalysis:
         """What each component added to the stream that a layer reads; they sum to it.
 
         Args:
-            layer: The stream before this layer is taken apart; None is the stack's end.
-            mlp_input: Take apart what the layer's MLP reads instead.
             mode: Only the outputs of one kind of sublayer, or all.
-            apply_ln: Centre all, and divide by the scale at the target.
-            pos_slice: Positions to keep.
             incl_embeds: Also the embedding and the positions.
-            return_labels: Also return a label for each component.
-            stack: Which stack.
+
+        The others are `accumulated_resid`'s.
 
         Raises:
             HookNameError: The cache lacks one of the activations.
@@ -161,11 +157,10 @@ class ResidualAnalysis:
             layer: Heads below this layer; None takes all.
             return_labels: Also return labels, `"L0H1"` or for cross-attention `"L0X1"`.
             incl_remainder: Also the rest of the stream before `layer`, so that all sum to it.
-            pos_slice: Positions to keep.
-            apply_ln: Centre all, and divide by the scale at the target.
             model: The model, whose `W_O` is needed where `hook_result` was not cached.
-            stack: Which stack.
             part: Self-attention or cross-attention.
+
+        The others are `accumulated_resid`'s.
 
         Raises:
             HookNameError: The cache lacks one of the activations.
@@ -252,13 +247,8 @@ class ResidualAnalysis:
         """The direction of the decoder's final stream that `logit_attrs` projects onto.
 
         The unembedding's column, through the last LayerNorm's weight,
-        centring and scale, which is held at what the run had.
-
-        Args:
-            tokens: See `logit_attrs`, as for the rest.
-            incorrect_tokens: Tokens whose direction is subtracted.
-            pos_slice: Positions to keep.
-            model: The model.
+        centring and scale, which is held at what the run had. The arguments are
+        those of `logit_attrs`.
 
         Raises:
             HookNameError: The cache lacks the last LayerNorm's `hook_scale`.

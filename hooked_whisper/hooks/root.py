@@ -11,7 +11,7 @@ from transformer_lens import HookedRootModule
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import CacheError, HookError, HookNameError
 from hooked_whisper.hooks.cache import WhisperCache
-from hooked_whisper.hooks.collector import Collector, Index, StepCollector, any_hooked
+from hooked_whisper.hooks.collector import Collector, Index, StepCollector
 from hooked_whisper.hooks.names import (
     NamesFilter,
     count_layers,
@@ -20,7 +20,7 @@ from hooked_whisper.hooks.names import (
     site_of,
     stack_of,
 )
-from hooked_whisper.hooks.points import Direction, HookPoint
+from hooked_whisper.hooks.points import Direction, HookPoint, is_watched
 
 Hook = tuple[NamesFilter, Callable[..., Any]]
 """Where to hook, and the function of `(value, hook)`."""
@@ -139,12 +139,7 @@ class HookedEncoderDecoder(HookedRootModule):
     ) -> Iterator[Model]:
         """Have functions attached for the length of a `with` block, however it ends.
 
-        Args:
-            fwd_hooks: Pairs of a name, glob, list or function of names, and a
-                function of `(value, hook)` whose result replaces the value.
-            bwd_hooks: The same, on gradients.
-            reset_hooks_end: Take them away at the end.
-            clear_contexts: Empty the hooks' contexts at the end too.
+        The arguments are those of `run_with_hooks`.
 
         Raises:
             HookNameError: A name that matches nothing; nothing was attached.
@@ -245,7 +240,7 @@ class HookedEncoderDecoder(HookedRootModule):
             raise CacheError("incl_bwd needs gradients; leave torch.inference_mode() for it.")
         fwd_hooks, bwd_hooks = list(fwd_hooks), list(bwd_hooks)
         collector = Collector(
-            copy=bool(fwd_hooks or bwd_hooks) or any_hooked(self.hook_dict.values()),
+            copy=bool(fwd_hooks or bwd_hooks) or is_watched(*self.hook_dict.values()),
             with_gradients=incl_bwd,
             device=device,
             dtype=dtype,

@@ -23,9 +23,9 @@ from torch import Tensor
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError, MetricError
 from hooked_whisper.hooks.cache import WhisperCache
-from hooked_whisper.hooks.collector import GRADIENT_SUFFIX, Collector, any_hooked
+from hooked_whisper.hooks.collector import GRADIENT_SUFFIX, Collector
 from hooked_whisper.hooks.names import NamesFilter
-from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.hooks.points import HookPoint, is_watched
 from hooked_whisper.hooks.root import Hook, frozen
 from hooked_whisper.interventions.edits import check_fits
 from hooked_whisper.interventions.examples import Example
@@ -212,7 +212,7 @@ class _Pair:
             name = hook.name or ""
             return self.of_base[name] + share * self.change(name)
 
-        collector = Collector(with_gradients=True, copy=any_hooked(self.model.hook_dict.values()))
+        collector = Collector(with_gradients=True, copy=is_watched(*self.model.hook_dict.values()))
         hooks: list[Hook] = [(moving, move)] if moving else []
         needed = [each for each in self.model.parameters() if each.requires_grad]
         with (

@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.hooks.collector import any_hooked
 from hooked_whisper.hooks.passes import PassInfo, running
 from hooked_whisper.hooks.points import HookPoint, is_watched
 from hooked_whisper.hooks.splice import Reader, Splice
@@ -374,7 +373,7 @@ class BaseRun:
     def _finish_is_hooked(self) -> bool:
         decoder = self.model.decoder
         final = decoder.ln_final
-        return any_hooked([decoder.hook_logits, final.hook_scale, final.hook_normalized])
+        return is_watched(decoder.hook_logits, final.hook_scale, final.hook_normalized)
 
 
 def output_name(model: HookedWhisper, name: str) -> str:

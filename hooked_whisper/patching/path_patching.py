@@ -22,8 +22,7 @@ from hooked_whisper.config import Stack
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
-from hooked_whisper.hooks.collector import any_hooked
-from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.hooks.points import HookPoint, is_watched
 from hooked_whisper.interventions.examples import Example, check_pair
 from hooked_whisper.metrics.base import (
     as_metric,
@@ -188,7 +187,7 @@ class _Paths:
             (corrupted, clean) if direction == "denoising" else (clean, corrupted)
         )
         # Hooks of the user's own may count on whole runs of one row of edits at a time.
-        self.is_hooked = any_hooked(model.hook_dict.values())
+        self.is_hooked = is_watched(*model.hook_dict.values())
         positions = resolve_positions(self.metric, clean.n_pos)
         self.positions = None if self.is_hooked else positions
 
