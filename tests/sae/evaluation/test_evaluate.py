@@ -149,8 +149,9 @@ def test_an_identity_recovers_everything(tiny_model: Any, short_mel: Mel) -> Non
     assert found.recovered.ce_spliced == pytest.approx(found.recovered.ce_clean)
 
 
+@pytest.mark.parametrize("speech_only", [False, True], ids=["all frames", "speech"])
 def test_splicing_is_what_the_model_does_itself(
-    judged: dict[str, Any], tiny_model: Any, short_mel: Mel, plain_sae: Any
+    speech_only: bool, judged: dict[str, Any], tiny_model: Any, short_mel: Mel, plain_sae: Any
 ) -> None:
     saes = {ENCODER: plain_sae(24, 60)}
     ce = []
@@ -158,11 +159,16 @@ def test_splicing_is_what_the_model_does_itself(
         tokens = torch.tensor([row])
         with torch.no_grad():
             loss = tiny_model.run_with_saes(
-                short_mel[i], tokens, return_type="loss", loss_per_token=True, saes=saes
+                short_mel[i],
+                tokens,
+                return_type="loss",
+                loss_per_token=True,
+                saes=saes,
+                speech_only=speech_only,
             )
         ce += loss.flatten().tolist()
-    found = judged[ENCODER].all_frames.recovered
-    assert found.ce_spliced == pytest.approx(sum(ce) / len(ce), rel=1e-4)
+    found = judged[ENCODER].speech if speech_only else judged[ENCODER].all_frames
+    assert found.recovered.ce_spliced == pytest.approx(sum(ce) / len(ce), rel=1e-4)
 
 
 def test_a_transcoder_replaces_what_it_writes(
