@@ -151,7 +151,8 @@ class SpliceSite:
     def reconstruct(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """An activation of `hook_in` encoded, and decoded to one of `hook_out`."""
         parts = value.reshape(-1, self.d_in).split(VECTORS_AT_ONCE)
-        recons = torch.cat([self.decode(self._encode(part)) for part in parts])
+        made = [self.decode(self._encode(part)) for part in parts]
+        recons = made[0] if len(made) == 1 else torch.cat(made)
         lead = value.shape[: -2 if self.heads_in else -1]
         return recons.view(*lead, *(self.heads_out or (self.d_out,)))
 

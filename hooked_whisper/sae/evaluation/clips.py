@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,10 +15,8 @@ from hooked_whisper.data.windows import AudioWindow
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.sae.evaluation.speech_labels import encoder_latents, word_at
-
-if TYPE_CHECKING:
-    import pandas
+from hooked_whisper.sae.evaluation.speech_labels import encoder_latents
+from hooked_whisper.speech.labels import values_at
 
 
 @dataclass(frozen=True)
@@ -117,15 +115,9 @@ def top_clips(
     }
 
 
-def clips_table(clips: dict[int, list[Clip]]) -> "pandas.DataFrame":
-    """The clips of all latents, one a row."""
-    import pandas
-
-    return pandas.DataFrame([vars(clip) for each in clips.values() for clip in each])
-
-
 def _clip(latent: int, moment: Moment, window: AudioWindow, recording: Recording) -> Clip:
     number = window.recording
+    words = [(word.start_s, word.end_s, word.word) for word in window.words or ()]
     return Clip(
         latent=latent,
         recording=number,
@@ -133,6 +125,6 @@ def _clip(latent: int, moment: Moment, window: AudioWindow, recording: Recording
         start_s=window.start_s + moment.start_s,
         end_s=window.start_s + moment.end_s,
         value=moment.value,
-        word=word_at(window, (moment.start_s + moment.end_s) / 2),
+        word=values_at(words, [(moment.start_s + moment.end_s) / 2])[0],
         text=recording.text,
     )

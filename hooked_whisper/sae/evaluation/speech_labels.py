@@ -27,7 +27,7 @@ from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.splice_site import SpliceSite
 from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.speech.labels import steps_within, values_at, values_of_steps
+from hooked_whisper.speech.labels import steps_within, values_of_steps
 
 Level = Literal["frame", "word", "recording"]
 
@@ -232,13 +232,6 @@ def encoder_latents(
             _, cache = model.run_with_cache(batch.mel, names_filter=site.hook_in)
             yield batch, site.latents(cache[site.hook_in], chosen)
             bar.update(sum(window.start_s == 0 for window in batch.windows))
-
-
-def word_at(recording: Any, time_s: float | int) -> str | None:
-    """The word that is said at a time, in seconds; None between words, or where none is known."""
-    words = [(word.start_s, word.end_s, word.word) for word in recording.words or ()]
-    found: str | None = values_at(words, [time_s])[0]
-    return found
 
 
 def _speakers(known: Sequence[Any], counts: Sequence[int]) -> list[Labels]:

@@ -6,7 +6,7 @@ allocated by what a file says of itself before its bytes are known to be there.
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,22 +87,15 @@ class Contents:
         return value.item()
 
 
-def read_contents(path: Path) -> Contents:
-    """The tensors of a `.safetensors` file, or of one that `torch.save` wrote."""
+def read_contents(path: Path, config: Path | None = None) -> Contents:
+    """The tensors of a `.safetensors` file, or of one that `torch.save` wrote, and its JSON."""
     try:
+        beside = {} if config is None else read_json(config)
         if path.suffix == ".safetensors":
             cpu, stored = torch.device("cpu"), safetensors_tensors(path)
             tensors = {name: tensor.take(cpu, tensor.dtype) for name, tensor in stored.items()}
-            return Contents(path, tensors)
-        return _read_torch_file(path)
-    except CheckpointError as error:
-        raise SAEFileError(str(error)) from error
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON file with one object."""
-    try:
-        return read_json(path)
+            return Contents(path, tensors, config=beside)
+        return replace(_read_torch_file(path), config=beside)
     except CheckpointError as error:
         raise SAEFileError(str(error)) from error
 

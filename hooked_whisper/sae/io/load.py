@@ -17,7 +17,7 @@ from hooked_whisper.device import as_device
 from hooked_whisper.errors import SAEConfigError, SAEFileError
 from hooked_whisper.sae.architectures import ARCHITECTURES, config_from_dict, make_sae
 from hooked_whisper.sae.base import SAE
-from hooked_whisper.sae.io.contents import Contents, read_config, read_contents
+from hooked_whisper.sae.io.contents import Contents, read_contents
 from hooked_whisper.sae.io.saelens import is_saelens, read_saelens
 from hooked_whisper.sae.io.state_dicts import FORMATS, Format, Found, read_topk
 from hooked_whisper.sae.saving import CFG_NAME, WEIGHTS_NAME, check_tensors
@@ -82,10 +82,10 @@ def load_sae(
     if place.is_dir() and is_saelens(place):
         found, has_kinds = read_saelens(place), False
     else:
-        contents = read_contents(_weights_file(place))
-        beside = contents.path.with_name("config.json")
-        if contents.path.name == DICTIONARY_NAME and beside.is_file():
-            contents.config = read_config(beside)
+        file = _weights_file(place)
+        beside = file.with_name("config.json")
+        has_config = file.name == DICTIONARY_NAME and beside.is_file()
+        contents = read_contents(file, beside if has_config else None)
         kind_of_file = _recognised(contents)
         found = kind_of_file.read(contents, k, architecture)
         has_kinds = kind_of_file.read is read_topk

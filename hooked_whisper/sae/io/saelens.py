@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hooked_whisper.errors import SAEFileError
 from hooked_whisper.sae.architectures import ARCHITECTURES
-from hooked_whisper.sae.io.contents import Contents, read_config, read_contents
+from hooked_whisper.sae.io.contents import Contents, read_contents
 from hooked_whisper.sae.io.state_dicts import Found
 from hooked_whisper.sae.saving import CFG_NAME, IN_METADATA, OWN_KEY, WEIGHTS_NAME, WITH_TOP_K
 
@@ -49,8 +49,7 @@ def read_saelens(folder: Path) -> Found:
                 f"{folder} has no {name}: a SAELens folder needs {CFG_NAME} and {WEIGHTS_NAME}. "
                 f"It holds {held}."
             )
-    contents = read_contents(folder / WEIGHTS_NAME)
-    contents.config = read_config(folder / CFG_NAME)
+    contents = read_contents(folder / WEIGHTS_NAME, folder / CFG_NAME)
     values = {OLD_NAMES.get(key, key): value for key, value in contents.config.items()}
     own = _part(values, OWN_KEY, folder)
     if own.get("version", 1) != 1:
