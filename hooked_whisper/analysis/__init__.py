@@ -33,6 +33,7 @@ from hooked_whisper.analysis.residual import (
     share_below,
     speech_vectors,
 )
+from hooked_whisper.analysis.running import HeadMeans, ResidualStatistics
 from hooked_whisper.analysis.tables import HEAD_SCORES, head_table, residual_table
 from hooked_whisper.analysis.top_activations import Moment, top_activations
 
@@ -55,6 +56,8 @@ __all__ = [
     "GrowingHistogram",
     "Histogram",
     "RunningMoments",
+    "HeadMeans",
+    "ResidualStatistics",
     "OutlierDimensions",
     "cosine_by_layer",
     "hoyer_sparsity",

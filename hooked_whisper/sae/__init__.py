@@ -1,6 +1,8 @@
 """Sparse autoencoders: trained, loaded, saved and judged; `model.add_sae` splices them in."""
 
 from hooked_whisper.analysis.selectivity import selectivity
+from hooked_whisper.hooks.splice_site import SpliceSite
+from hooked_whisper.model.splicing import splice_site
 from hooked_whisper.sae.architectures import ARCHITECTURES, make_sae
 from hooked_whisper.sae.architectures.batch_topk import (
     BatchTopKConfig,
@@ -63,6 +65,8 @@ __all__ = [
     "Transcoder",
     "SkipTranscoderConfig",
     "SkipTranscoder",
+    "SpliceSite",
+    "splice_site",
     "load_sae",
     "load_suite",
     "save_sae",

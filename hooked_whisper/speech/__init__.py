@@ -8,6 +8,7 @@ from hooked_whisper.speech.mel import Mel, check_mel, to_mel
 from hooked_whisper.speech.tokens import (
     check_tokens,
     get_tokenizer,
+    has_tokenizer,
     to_str_tokens,
     to_string,
     to_tokens,
@@ -19,6 +20,7 @@ __all__ = [
     "check_mel",
     "check_tokens",
     "get_tokenizer",
+    "has_tokenizer",
     "load_audio",
     "to_mel",
     "to_str_tokens",

@@ -1,6 +1,7 @@
 """Activations of many recordings, stored, read and probed."""
 
 from hooked_whisper.store.dataset import ActivationDataset, Epochs
+from hooked_whisper.store.fingerprint import model_identity
 from hooked_whisper.store.manifest import verify_store
 from hooked_whisper.store.probes import ProbeResult, ProbeScore, probe
 from hooked_whisper.store.provenance import RecordingEntry, RowIndex
@@ -16,6 +17,7 @@ __all__ = [
     "RecordingEntry",
     "RowIndex",
     "harvest",
+    "model_identity",
     "probe",
     "verify_store",
 ]

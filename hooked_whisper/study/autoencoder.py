@@ -1,67 +1,54 @@
-"""The autoencoder of a study: one that is given, or one that is trained on its recordings."""
+"""The autoencoder: given, or trained on the recordings; how well it does, what its latents tell."""
 
+import math
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from torch import Tensor
 
-from hooked_whisper.data.recordings import Recording
-from hooked_whisper.errors import SpliceError, TrainingError
-from hooked_whisper.model.splicing import splice_site
-from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.sae.architectures.topk import TopKConfig
-from hooked_whisper.sae.io.load import SHIPPED, load_sae, load_suite
-from hooked_whisper.sae.training.config import TrainingConfig
-from hooked_whisper.sae.training.logs import LOG_FILE
-from hooked_whisper.sae.training.train import train_sae
-from hooked_whisper.store.dataset import Epochs
-from hooked_whisper.store.writer import harvest
+from hooked_whisper import HookedWhisper
+from hooked_whisper.analysis import speech_vectors
+from hooked_whisper.data import Recording, load_windows, window_batches
+from hooked_whisper.display import table
+from hooked_whisper.errors import SpliceError, StoreMismatchError, TrainingError
+from hooked_whisper.figures import plot_density, plot_training
+from hooked_whisper.sae import (
+    TrainingConfig,
+    evaluate_sae,
+    judge_reconstruction,
+    latents_by_speech,
+    load_sae,
+    load_suite,
+    splice_site,
+    train_sae,
+)
+from hooked_whisper.speech import has_tokenizer
+from hooked_whisper.store import Epochs, harvest
+from hooked_whisper.study.report import Exhibit, Section, exhibit, section
 
 STORE, SAE_FOLDER = "activations", "sae"
 """What a study's folder calls the store and the autoencoder that it trains."""
-LATENTS_PER_WIDTH = 8
-BATCH_SIZE, LEARNING_RATE = 1024, 1e-3
 
 
-@dataclass(frozen=True)
-class TrainingPlan:
-    """How an autoencoder is to be trained.
-
-    Args:
-        hook_name: What it reads.
-        n_latents: How many.
-        k: How many are active at once.
-        n_vectors: Activations to train on, the same ones again and again where there are fewer.
-        seed: Of weights and order.
-    """
-
-    hook_name: str
-    n_latents: int
-    k: int
-    n_vectors: int
-    seed: int
-
-    def config(self, d_in: int, folder: Path) -> TrainingConfig:
-        """The same for `train_sae`.
-
-        Raises:
-            SAEConfigError: Sizes that no autoencoder can have.
-        """
-        sae = TopKConfig(d_in=d_in, d_sae=self.n_latents, hook_name=self.hook_name, k=self.k)
-        return TrainingConfig(
-            sae,
-            n_vectors=self.n_vectors,
-            batch_size=min(BATCH_SIZE, self.n_vectors),
-            lr=LEARNING_RATE,
-            dead_after_vectors=max(BATCH_SIZE, self.n_vectors // 10),
-            seed=self.seed,
-            folder=folder,
-            checkpoint_every=500,
-            log_every=max(1, self.n_vectors // BATCH_SIZE // 100),
-        )
+MEASURES = [
+    ("fraction of variance unexplained (FVU)", "reconstruction", "fvu"),
+    ("latents active at once (L0)", "reconstruction", "l0"),
+    ("share dead: active on none of the positions", "reconstruction", "dead_share"),
+    ("share always on: active on over 90 %", "reconstruction", "always_on_share"),
+    ("cosine of activation and reconstruction", "reconstruction", "cosine"),
+    ("cross-entropy recovered, of 1 (against zeros)", "recovered", "ce_recovered"),
+    ("KL divergence recovered, of 1 (against zeros)", "recovered", "kl_recovered"),
+    ("share of transcripts with the same words", "transcripts", "same_as_model"),
+    ("word error rate with it in place", "transcripts", "wer"),
+    ("word error rate of the model", "transcripts", "wer_model"),
+]
+"""What the report's table has of an autoencoder's quality."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +56,7 @@ class Autoencoder:
     """What a study looks at speech through.
 
     Args:
+        model: The model that it reads.
         sae: Anything with `encode` and `decode`.
         hook_name: What it reads.
         source: Where it comes from, in words.
@@ -76,48 +64,73 @@ class Autoencoder:
         n_rows: Activations that it was trained on, each counted once.
     """
 
+    model: HookedWhisper
     sae: Any
     hook_name: str
     source: str
-    log: tuple[dict[str, Any], ...] = ()
-    n_rows: int | None = None
+    log: Sequence[dict[str, Any]] = ()
+    n_rows: int = 0
+
+    @torch.no_grad()
+    def judge(self, recordings: Sequence[Recording], **options: Any) -> dict[str, Any]:
+        """What it gives back, and does to speech where the model writes text."""
+        if has_tokenizer(self.model.cfg):
+            options |= {"all_frames": False, "batch_size": 4}
+            found = evaluate_sae(self.sae, self.model, recordings, self.hook_name, **options)
+            return found.speech.to_dict()
+
+        def vectors() -> Iterator[Tensor]:
+            for batch in window_batches(self.model, load_windows(self.model, recordings), 1):
+                _, cache = self.model.run_with_cache(batch.mel, names_filter=self.hook_name)
+                yield speech_vectors(cache[self.hook_name], batch.mel.n_positions)
+
+        return {"reconstruction": judge_reconstruction(self.sae, vectors()).to_dict()}
+
+    def telling_latents(
+        self, train: Sequence[Recording], kept: Sequence[Recording], *, progress: bool
+    ) -> list[dict[str, Any]] | None:
+        """For each word and speaker the latent that tells it; None where nothing is known of them.
+
+        Chosen on some recordings, and judged on the others: `auroc` is NaN where a
+        value does not occur in these.
+        """
+        known = [*train, *kept]
+        has_words = all(recording.words is not None for recording in known)
+        if not has_words and any(recording.speaker is None for recording in known):
+            return None
+        options: dict[str, Any] = {"batch_size": 4, "progress": progress}
+        chosen, judged = (
+            latents_by_speech(self.sae, self.model, some, self.hook_name, **options).selectivity()
+            for some in (train, kept)
+        )
+        keys = ["label", "value", "latent"]
+        several = [name for name, label in chosen.labels.items() if len(label.values) > 1]
+        best = chosen.best()[[*keys, "auroc"]].rename(columns={"auroc": "chosen_auroc"})
+        best = best[best["label"].isin({"word", "speaker"}.intersection(several))]
+        found = best.merge(judged.to_dataframe()[[*keys, "auroc"]], how="left", on=keys)
+        found["density"] = judged.density[found["latent"].tolist()].numpy()
+        return found.to_dict("records")
 
 
 def given(model: HookedWhisper, sae: Any, hook_name: str | None) -> Autoencoder:
-    """An autoencoder that the user has, once it is sure that it fits.
-
-    Args:
-        model: The model.
-        sae: An autoencoder; or a file or folder with one; or a suite, of which
-            that of the hook is taken: `"digits"`, or a folder.
-        hook_name: What it reads; None is what the autoencoder says, or the last
-            encoder layer that a suite has.
-
-    Raises:
-        SAEFileError: No autoencoder is there.
-        SpliceError: It does not fit the model, or does not belong to the encoder.
-        HookNameError: No such hook.
-    """
+    """An autoencoder that the user has, once it is sure that it fits the model."""
     source = f"{type(sae).__name__}, given"
     if isinstance(sae, str | os.PathLike):
         source = f"given: {os.fspath(sae)}"
         sae = _loaded(model, sae, hook_name)
     site = splice_site(model, sae, hook_name).of_positions()
-    if not site.hook_in.startswith("encoder.") or site.hook_out != site.hook_in:
+    if site.stack != "encoder" or site.hook_in != site.hook_out:
         raise SpliceError(
-            f"the autoencoder reads {site.hook_in!r} and writes {site.hook_out!r}; a study "
-            "looks at one hook of the encoder, such as "
+            f"the autoencoder reads {site.hook_in!r} and writes {site.hook_out!r}; a study looks "
+            "at one hook of the encoder, such as "
             f"'encoder.blocks.{model.cfg.n_audio_layers - 1}.hook_resid_post'."
         )
-    return Autoencoder(sae, site.hook_in, source)
+    return Autoencoder(model, sae, site.hook_in, source)
 
 
 def _loaded(model: HookedWhisper, source: str | os.PathLike[str], hook_name: str | None) -> Any:
-    path = Path(source).expanduser()
-    is_suite = os.fspath(source) in SHIPPED or (
-        path.is_dir() and any((each / "cfg.json").is_file() for each in path.iterdir())
-    )
-    if not is_suite:
+    """An autoencoder from a file or folder, or that of the hook from a suite."""
+    if source != "digits" and not any(Path(source).expanduser().glob("*/cfg.json")):
         return load_sae(source, hook_name=hook_name, device=model.device)
     suite = load_suite(source, device=model.device)
     wanted = hook_name or next((name for name in reversed(suite) if name.startswith("encoder")), "")
@@ -132,42 +145,92 @@ def _loaded(model: HookedWhisper, source: str | os.PathLike[str], hook_name: str
 def trained(
     model: HookedWhisper,
     recordings: Sequence[Recording],
-    plan: TrainingPlan,
+    cfg: TrainingConfig,
     folder: Path,
     *,
-    progress: bool = True,
+    overwrite: bool,
+    progress: bool,
 ) -> Autoencoder:
     """An autoencoder of these recordings; goes on where a run before was interrupted.
 
-    Args:
-        model: The model.
-        recordings: What to train on.
-        plan: How.
-        folder: Gets the store of activations and the autoencoder.
-        progress: Show bars on stderr.
-
-    Raises:
-        StoreMismatchError: The folder holds activations of something else.
-        TrainingError: The folder holds another training, or activations that are not finite.
+    What another run left that was interrupted is refused, or goes where that is wanted.
     """
-    store = harvest(
-        model,
-        list(recordings),
-        plan.hook_name,
-        folder / STORE,
-        n_workers=0,
-        progress=progress,
-    )
-    shape = store.row_shape(plan.hook_name)
-    if len(shape) != 1:
-        raise TrainingError(
-            f"{plan.hook_name!r} has {shape} numbers at a position; an autoencoder needs one "
-            "vector, as at hook_resid_post or hook_mlp_out."
-        )
-    (folder / SAE_FOLDER).mkdir(exist_ok=True)
-    cfg = plan.config(shape[0], folder / SAE_FOLDER)
-    sae = train_sae(cfg, Epochs(store), resume=True, progress=progress)
-    log = pd.read_csv(folder / SAE_FOLDER / LOG_FILE).to_dict("records")
-    n_rows = store.n_rows(plan.hook_name)
+    name = str(cfg.sae.hook_name)
+    try:
+        store = harvest(model, recordings, name, folder / STORE, n_workers=0, progress=progress)
+        (folder / SAE_FOLDER).mkdir(exist_ok=True)
+        sae = train_sae(cfg, Epochs(store), resume=True, progress=progress)
+    except (StoreMismatchError, TrainingError):
+        if not overwrite:
+            raise
+        for left in (STORE, SAE_FOLDER):
+            shutil.rmtree(folder / left, ignore_errors=True)
+        return trained(model, recordings, cfg, folder, overwrite=False, progress=progress)
+    log = pd.read_csv(folder / SAE_FOLDER / "log.csv").to_dict("records")
+    n_rows = store.n_rows(name)
     source = f"trained here on {len(recordings)} recordings ({n_rows:,} positions)"
-    return Autoencoder(sae.to(model.device), plan.hook_name, source, tuple(log), n_rows)
+    return Autoencoder(model, sae.to(model.device), name, source, log, n_rows)
+
+
+def features_section(
+    autoencoder: Autoencoder,
+    quality: dict[str, Any],
+    telling: list[dict[str, Any]] | None,
+    links: Sequence[tuple[str, str]],
+) -> Section:
+    """Quality, density, training and the latents that tell words."""
+    density = torch.tensor(quality["reconstruction"]["density"])
+    numbers = {
+        "hook_name": autoencoder.hook_name,
+        "source": autoencoder.source,
+        "n_latents": len(density),
+        "quality": quality,
+        "training": list(autoencoder.log[-1:]),
+        "latents_that_tell": telling,
+    }
+    exhibits = [_quality(quality), _density(density)]
+    if autoencoder.log:
+        figure = plot_training(list(autoencoder.log), title="Training of the autoencoder")
+        found = {"n_rows": autoencoder.n_rows, "judged": quality, **autoencoder.log[-1]}
+        exhibits.append(exhibit("sae_training", figure=figure, **found))
+    if telling:
+        exhibits.append(_telling(telling))
+    return section("features", numbers, exhibits, links=links)
+
+
+def _quality(quality: dict[str, Any]) -> Exhibit:
+    rows = [
+        [name, quality[group][key]]
+        for name, group, key in MEASURES
+        if quality.get(group) and quality[group][key] is not None
+    ]
+    return exhibit(
+        "sae_quality",
+        table=table(["measure", "value"], rows),
+        n_recordings=quality["n_recordings"],
+        transcripts=quality.get("transcripts"),
+        **quality["reconstruction"],
+    )
+
+
+def _density(density: Tensor) -> Exhibit:
+    return exhibit(
+        "sae_density",
+        figure=plot_density(density.float(), title="Density of the latents"),
+        n=len(density),
+        n_often=int((density > 0.1).sum()),
+        median=float(density.median()) if bool((density > 0).any()) else None,
+    )
+
+
+def _telling(telling: list[dict[str, Any]]) -> Exhibit:
+    label = telling[0]["label"]
+    of_label = [each["auroc"] for each in telling if each["label"] == label]
+    judged = [auroc for auroc in of_label if not math.isnan(auroc)]
+    header = ["label", "value", "latent", "AUROC where chosen", "AUROC where judged", "active on"]
+    rows = [
+        [label, value, str(latent), *numbers]
+        for label, value, latent, *numbers in (each.values() for each in telling)
+    ]
+    shown = table(header, rows)
+    return exhibit("sae_latents", table=shown, label=label, n=len(of_label), judged=judged)

@@ -1,241 +1,242 @@
-"""What is shown of the encoder's attention: patterns, widths, the entropy of all heads."""
+"""The encoder's attention by layer and head: where it looks, how widely, and what the post says."""
 
 from typing import Any
 
+import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from hooked_whisper.figures import plot_by_layer, plot_entropy, plot_patterns
-from hooked_whisper.study.attention import REACH, EncoderAttention
-from hooked_whisper.study.exhibits import Claim, Exhibit, Section, number, percent
-from hooked_whisper.study.heads import heads_table, highest, lowest
-from hooked_whisper.study.pictures import plot_offsets
+from hooked_whisper import HookedWhisperConfig, HookPoint
+from hooked_whisper.analysis import HeadMeans, frame_energy, head_table
+from hooked_whisper.config import POSITION_S
+from hooked_whisper.figures import plot_by_layer, plot_entropy, plot_offsets, plot_patterns
+from hooked_whisper.study.heads import Scores, every_head, highest, lowest
+from hooked_whisper.study.report import Exhibit, Section, claim, exhibit, section
+from hooked_whisper.study.windows import Hooks, WindowRun
 
-POST_HEADS = 24
-"""Encoder heads of Whisper-Tiny, of which the post speaks."""
-PEAK, TROUGH, NEAR = 15, 5, 1
-"""Where the post sees the highest and the lowest entropy, and how near counts as there."""
+REACH = 50
+"""Positions to either side of the query over which attention is averaged: one second."""
+MOST_LAYERS = 4
+"""Layers of which the example's patterns are drawn."""
+MOST_KEYS = 750
+"""Positions of the example that are drawn at most: 15 s."""
+
+OF_POST, NEAR = {"n": 24, "peak": 15, "trough": 5}, 1
+"""How many encoder heads the post speaks of, and where it sees the highest and the lowest entropy;
+how near counts as there."""
 SLIGHT = 0.3
 """A rank correlation of entropy and place over this counts as a trend."""
 
-POSITION_S = 0.02
+
+class EncoderAttention:
+    """Takes the encoder's patterns in, layer by layer of window after window.
+
+    A layer's patterns are looked at while they exist and then gone, so that
+    memory is that of one layer. Of the first window, patterns are kept to be
+    drawn, and the numbers with the padding beside those of speech.
+    """
+
+    def __init__(self, cfg: HookedWhisperConfig) -> None:
+        shape = (cfg.n_audio_layers, cfg.n_audio_heads)
+        self.cfg = cfg
+        self.heads, self.padded = HeadMeans(*shape), HeadMeans(*shape)
+        self.offsets = torch.zeros(*shape, 2 * REACH + 1, dtype=torch.float64)
+        self.n_windows = 0
+        self.example: WindowRun | None = None
+        self.patterns: dict[int, Float[Tensor, "head query key"]] = {}
+        places = torch.linspace(0, shape[0] - 1, min(shape[0], MOST_LAYERS))
+        self.drawn_layers = sorted({round(place) for place in places.tolist()})
+
+    @property
+    def profile(self) -> Float[Tensor, "layer head offset"]:
+        """Mean attention of each head at each distance from the query, from `-REACH` on."""
+        return (self.offsets / max(1, self.n_windows)).float()
+
+    def hooks(self, run: WindowRun) -> Hooks:
+        """One for all layers."""
+        self.example = self.example or run
+        self.n_windows += 1
+        energy, n = frame_energy(run.mel.values), run.window.n_positions
+
+        def take(pattern: Float[Tensor, "1 head query key"], *, hook: HookPoint) -> None:
+            name = str(hook.name)
+            layer = int(name.split(".")[2])
+            self.heads.add(head_table({name: pattern}, n, energy=energy, by_recording=True))
+            spoken = pattern[0, :, :n, :n].float()
+            spoken = spoken / spoken.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+            self.offsets[layer] += by_offset(spoken, REACH).double().cpu()
+            if run is self.example:
+                self.padded.add(head_table({name: pattern}, by_recording=True))
+                if layer in self.drawn_layers:
+                    self.patterns[layer] = spoken[:, :MOST_KEYS, :MOST_KEYS].cpu()
+
+        return [("encoder.blocks.*.attn.hook_pattern", take)]
+
+    def numbers(self) -> dict[str, Any]:
+        """Every number over all windows so far."""
+
+        def by_layer(heads: HeadMeans, name: str) -> list[float]:
+            return heads[name].nanmean(dim=1).tolist()
+
+        return {
+            "n_clips": self.n_windows,
+            "heads": self.heads.to_dict(),
+            "width_by_layer": by_layer(self.heads, "diagonal_width"),
+            "width_of_first_head": self.heads["diagonal_width"][:, 0].tolist(),
+            "half_width_90_by_layer": by_layer(self.heads, "half_width_90"),
+            "entropy_by_layer": by_layer(self.heads, "entropy_nats"),
+            "entropy": trend(self.heads["entropy_nats"]),
+            "whole_window_of_first_clip": {
+                "entropy": trend(self.padded["entropy_nats"]),
+                "half_width_90_by_layer": by_layer(self.padded, "half_width_90"),
+                "heads": self.padded.to_dict(),
+            },
+            "offset_positions": list(range(-REACH, REACH + 1)),
+            "attention_by_offset": self.profile.nanmean(dim=1).tolist(),
+        }
 
 
-def encoder_section(collector: EncoderAttention) -> Section:
+def by_offset(pattern: Float[Tensor, "head query key"], reach: int) -> Float[Tensor, "head offset"]:
+    """Mean attention at each distance key - query, from -reach to reach; 0 beyond the ends.
+
+    >>> by_offset(torch.eye(3)[None], 1)
+    tensor([[0., 1., 0.]])
+    """
+    offsets = range(-reach, reach + 1)
+    sums = [pattern.diagonal(offset, dim1=1, dim2=2).sum(dim=-1) for offset in offsets]
+    return torch.stack(sums, dim=-1) / pattern.shape[1]
+
+
+def trend(scores: Scores) -> dict[str, Any]:
+    """How a score goes over all heads in one row, layer after layer.
+
+    `slope` is that of the least-squares line, for each head further;
+    `rank_correlation` is Spearman's of score and place.
+    """
+    values = scores.flatten().tolist()
+    y = pd.Series(values).dropna()
+    if len(y) < 2:
+        return {"values": values, "n": len(y)}
+    places = pd.Series(y.index, y.index)
+    return {
+        "values": values,
+        "n": len(y),
+        "mean": y.mean(),
+        "slope": places.cov(y) / places.var(),
+        "rank_correlation": y.rank().corr(places) if y.nunique() > 1 else None,
+        "peak": int(y.idxmax()),
+        "peak_value": y.max(),
+        "trough": int(y.idxmin()),
+        "trough_value": y.min(),
+    }
+
+
+def encoder_section(found: EncoderAttention) -> Section:
     """Patterns, widths, entropy and scores of the encoder's heads, with what the post says."""
-    found = collector.numbers()
-    about = (
-        "Each position of 20 ms that holds sound looks at all positions that do; padding is cut "
-        "off and each row divided by what is left. Numbers are means over the positions of a clip, "
-        f"then over {found['n_clips']} clip{'s' if found['n_clips'] != 1 else ''}. Layers and "
-        "heads count from 0, so that the post's layer 1 is layer 0 here."
+    numbers = found.numbers()
+    exhibits = [
+        *(_patterns(found, layer) for layer in sorted(found.patterns)),
+        _offsets(found),
+        _widths(numbers),
+        *_entropy(found, numbers),
+        _scores(found.heads),
+    ]
+    return section("encoder_attention", numbers, exhibits)
+
+
+def _patterns(found: EncoderAttention, layer: int) -> Exhibit:
+    """All heads of one layer, of the first window."""
+    assert found.example is not None
+    name, patterns = found.example.window.name, found.patterns[layer]
+    distance = POSITION_S * found.heads["mean_distance"][layer : layer + 1]
+    sound_s = min(patterns.shape[1] * POSITION_S, float(found.example.mel.seconds[0]))
+    return exhibit(
+        "encoder_patterns",
+        called=f"encoder_patterns_{layer}",
+        figure=plot_patterns(patterns, sound_s=sound_s, title=f"{name}, layer {layer}"),
+        name=name,
+        layer=layer,
+        n_heads=len(patterns),
+        mean_s=float(distance.nanmean()),
+        near=lowest(distance),
+        far=highest(distance),
     )
-    return Section(
-        "encoder_attention",
-        "The encoder's attention",
-        about,
-        found,
-        [
-            *_patterns(collector, found),
-            _profile(collector, found),
-            _widths(found),
-            _entropy(collector, found),
-            _window(collector, found),
-            _scores(collector),
-        ],
-    )
 
 
-def _patterns(collector: EncoderAttention, found: dict[str, Any]) -> list[Exhibit]:
-    """All heads of some layers, of the first clip."""
-    exhibits = []
-    assert collector.example is not None
-    name = collector.example.recording.id
-    distance = collector.heads["mean_distance"]
-    for layer, patterns in sorted(collector.patterns.items()):
-        near, near_value = lowest(distance[layer : layer + 1])
-        far, far_value = highest(distance[layer : layer + 1])
-        seconds = min(patterns.shape[1] * POSITION_S, float(collector.example.mel.seconds[0]))
-        mean = POSITION_S * float(distance[layer].nanmean())
-        finding = (
-            f"In layer {layer} heads look {number(mean)} s away on average over all clips, "
-            f"head {near.split('.')[1]} the least ({number(POSITION_S * near_value)} s) and "
-            f"head {far.split('.')[1]} the most ({number(POSITION_S * far_value)} s)."
-        )
-        exhibits.append(
-            Exhibit(
-                f"encoder_patterns_{layer}",
-                f"Layer {layer}: where each head looks",
-                finding,
-                plot_patterns(patterns, sound_s=seconds, title=f"{name}, layer {layer}"),
-                f"Attention patterns of {len(patterns)} heads of encoder layer {layer} on {name}, "
-                "queries downwards, keys to the right.",
-            )
-        )
-    return exhibits
-
-
-def _profile(collector: EncoderAttention, found: dict[str, Any]) -> Exhibit:
-    profile = collector.profile.nanmean(dim=1)
-    names = [f"layer {i}" for i in range(len(profile))]
-    chosen = collector.drawn_layers()
-    own = profile[:, REACH]
+def _offsets(found: EncoderAttention) -> Exhibit:
+    profile = found.profile.nanmean(dim=1)
     near = profile[:, REACH - 5 : REACH + 6].sum(dim=1)
-    first, last = float(near[0]), float(near[-1])
-    finding = (
-        f"Within 0.1 s to either side lies {percent(first)} of the attention in layer 0 and "
-        f"{percent(last)} in layer {len(near) - 1}; on the position itself "
-        f"{percent(float(own[0]))} and {percent(float(own[-1]))}."
+    figure = plot_offsets(
+        {f"layer {layer}": profile[layer] for layer in found.drawn_layers},
+        title="Mean attention by distance from the query, all heads",
     )
-    return Exhibit(
-        "encoder_offsets",
-        "The mean pattern around the diagonal",
-        finding,
-        plot_offsets(
-            profile[chosen],
-            [names[i] for i in chosen],
-            title="Mean attention by distance from the query, all heads",
-        ),
-        "A line for each layer: mean attention against the distance from the query, from one "
-        "second before to one second after, on a logarithmic axis.",
-    )
+    own = profile[:, REACH].tolist()
+    return exhibit("encoder_offsets", figure=figure, near=near.tolist(), own=own)
 
 
-def _widths(found: dict[str, Any]) -> Exhibit:
-    width = [POSITION_S * each for each in found["width_by_layer"]]
-    half = [POSITION_S * each for each in found["half_width_90_by_layer"]]
-    first = [POSITION_S * each for each in found["width_of_first_head"]]
-    shown = ", ".join(f"{number(each)} s in layer {i}" for i, each in list(enumerate(width))[:4])
-    more = f" … {number(width[-1])} s in the last" if len(width) > 4 else ""
-    finding = (
-        "The width of the diagonal (standard deviation of key - query, mean over heads) is "
-        f"{shown}{more}, and 90 % of the attention lies within {number(half[0])} s of the query in "
-        f"layer 0 and {number(half[-1])} s in layer {len(half) - 1}."
+def _widths(numbers: dict[str, Any]) -> Exhibit:
+    width, half, first = (
+        [POSITION_S * positions for positions in numbers[name]]
+        for name in ("width_by_layer", "half_width_90_by_layer", "width_of_first_head")
     )
+    lines = {"mean over heads": torch.tensor(width), "first head": torch.tensor(first)}
     panels = {
-        "width of the diagonal (s)": {
-            "mean over heads": torch.tensor(width),
-            "first head": torch.tensor(first),
-        },
+        "width of the diagonal (s)": lines,
         "half-width holding 90 % (s)": {"mean over heads": torch.tensor(half)},
     }
-    return Exhibit(
-        "encoder_widths",
-        "Width of the diagonal by layer",
-        finding,
-        plot_by_layer(panels, title="How wide the encoder's diagonal is"),
-        "Two panels over the layers: standard deviation of key minus query, for the mean over "
-        "heads and the first head, and the half-width that holds 90 % of the attention.",
-        claim=_width_claim(width, first),
+    figure = plot_by_layer(panels, title="How wide the encoder's diagonal is")
+    says = width_claim(width, first)
+    return exhibit("encoder_widths", figure=figure, claim=says, width=width, half=half)
+
+
+def width_claim(width: list[float], first: list[float]) -> dict[str, Any]:
+    """Whether the diagonal gets wider over the first three layers."""
+    rises, first_rises = (each[:3] == sorted(set(each[:3])) for each in (width, first))
+    found = {"width": width, "first": first, "first_rises": first_rises}
+    return claim("claim_widths", rises if len(width) > 2 else None, found)
+
+
+def _entropy(found: EncoderAttention, numbers: dict[str, Any]) -> list[Exhibit]:
+    """Of speech, and with the padding of the first window."""
+    assert found.example is not None
+    speech, whole = numbers["entropy"], numbers["whole_window_of_first_clip"]["entropy"]
+    heads, padded = found.heads["entropy_nats"], found.padded["entropy_nats"]
+    of_speech = plot_entropy(
+        {"encoder": heads}, title="Entropy of the encoder's heads, speech only"
     )
-
-
-def _width_claim(width: list[float], first: list[float]) -> Claim:
-    says = "The diagonal is thin in layer 1, slightly broader in layer 2, more diffuse in layer 3."
-    if len(width) < 3:
-        return Claim(says, None, f"this model has {len(width)} encoder layers.")
-    rises = width[0] < width[1] < width[2]
-    also = "does" if first[0] < first[1] < first[2] else "does not"
-
-    def told(values: list[float]) -> str:
-        return ", ".join(f"{number(each)} s" for each in values[:3])
-
-    return Claim(
-        says,
-        rises,
-        f"the width would have to rise over the first three layers. It is {told(width)} for the "
-        f"mean over heads, and {told(first)} for the first head, the one that the post shows, "
-        f"which {also} rise.",
-    )
-
-
-def _entropy(collector: EncoderAttention, found: dict[str, Any]) -> Exhibit:
-    trend = found["entropy"]
-    heads = collector.heads["entropy_nats"]
-    assert collector.example is not None
-    figure = plot_entropy({"encoder": heads}, title="Entropy of the encoder's heads, speech only")
-    return Exhibit(
-        "encoder_entropy",
-        "Entropy of all heads",
-        _entropy_finding(trend),
-        figure,
-        f"A line over the {trend['n']} encoder heads, layer after layer: mean entropy in nats.",
-        claim=_entropy_claim(trend, "speech"),
-    )
-
-
-def _entropy_finding(trend: dict[str, Any]) -> str:
-    if trend["n"] < 2:
-        return "There is one head only, so that there is no trend."
-    way = "rises" if trend["slope"] > 0 else "falls"
-    return (
-        f"Over the {trend['n']} heads, layer after layer, entropy {way} by "
-        f"{number(abs(trend['slope']), 3)} nats a head (rank correlation "
-        f"{number(trend['rank_correlation'])}), with its peak at index {trend['peak']} "
-        f"({number(trend['peak_value'])} nats) and its trough at index {trend['trough']} "
-        f"({number(trend['trough_value'])} nats)."
-    )
-
-
-def _entropy_claim(trend: dict[str, Any], of: str) -> Claim:
-    says = (
-        "Entropy fluctuates over the heads with a slight upward trend, with peaks such as around "
-        f"index {PEAK} and troughs such as around index {TROUGH}."
-    )
-    if trend["n"] != POST_HEADS:
-        return Claim(
-            says, None, f"the post speaks of {POST_HEADS} heads, and this encoder has {trend['n']}."
-        )
-    correlation = trend["rank_correlation"] or 0.0
-    way = "upward" if correlation > SLIGHT else "downward" if correlation < -SLIGHT else "none"
-    parts = {
-        f"trend {way} (rank correlation {number(correlation)})": correlation > SLIGHT,
-        f"peak at {trend['peak']}": abs(trend["peak"] - PEAK) <= NEAR,
-        f"trough at {trend['trough']}": abs(trend["trough"] - TROUGH) <= NEAR,
-    }
-    told = "; ".join(
-        f"{what}: {'as' if same else 'not as'} in the post" for what, same in parts.items()
-    )
-    return Claim(says, all(parts.values()), f"over {of}, {told}.")
-
-
-def _window(collector: EncoderAttention, found: dict[str, Any]) -> Exhibit:
-    whole = found["whole_window_of_first_clip"]["entropy"]
-    assert collector.example is not None
-    n_speech = collector.example.n_positions
-    n_all = collector.cfg.n_audio_ctx
-    figure = plot_entropy(
-        {
-            "speech": collector.heads["entropy_nats"],
-            "whole window": collector.window["entropy_nats"],
-        },
+    of_both = plot_entropy(
+        {"speech": heads, "whole window": padded},
         title="Speech of all clips, and the whole window of the first",
     )
-    speech = number(found["entropy"].get("mean"))
-    finding = (
-        f"Counting the padding, {percent(1 - n_speech / n_all)} of the window of "
-        f"{collector.example.recording.id}, the mean entropy of the heads is "
-        f"{number(whole.get('mean'))} nats instead of the {speech} of speech, "
-        f"with peak and trough at index {whole.get('peak')} and {whole.get('trough')}."
-    )
-    return Exhibit(
-        "encoder_entropy_window",
-        "With the padding, as in a run over the whole window",
-        finding,
-        figure,
-        "Two lines over the encoder heads: mean entropy over speech, and over the whole window.",
-        claim=_entropy_claim(whole, "the whole window of one clip"),
-    )
+    claims = entropy_claim(speech, "speech"), entropy_claim(whole, "the whole window of one clip")
+    return [
+        exhibit("encoder_entropy", figure=of_speech, claim=claims[0], **speech),
+        exhibit(
+            "encoder_entropy_window",
+            figure=of_both,
+            claim=claims[1],
+            name=found.example.window.name,
+            padding=1 - found.example.window.n_positions / found.cfg.n_audio_ctx,
+            speech=speech,
+            whole=whole,
+        ),
+    ]
 
 
-def _scores(collector: EncoderAttention) -> Exhibit:
-    heads = collector.heads
-    loud, loud_value = highest(heads["energy_correlation"])
-    padded, padded_value = highest(heads["on_padding"])
-    finding = (
-        f"Head {loud} follows loudness most (correlation {number(loud_value)} of attention "
-        f"received and log-mel energy), and head {padded} spends {percent(padded_value)} of "
-        "its attention on padding, which the other numbers leave out."
-    )
+def entropy_claim(entropy: dict[str, Any], of: str) -> dict[str, Any]:
+    """Whether the entropy of all heads has the post's trend, peak and trough."""
+    found = entropy | {"of_post": OF_POST, "of": of}
+    if entropy["n"] != OF_POST["n"]:
+        return claim("claim_entropy", None, found)
+    correlation = entropy["rank_correlation"] or 0.0
+    way = "upward" if correlation > SLIGHT else "downward" if correlation < -SLIGHT else "none"
+    same = {name: abs(entropy[name] - OF_POST[name]) <= NEAR for name in ("peak", "trough")}
+    same["trend"] = way == "upward"
+    return claim("claim_entropy", all(same.values()), found | {"way": way, "same": same})
+
+
+def _scores(heads: HeadMeans) -> Exhibit:
     columns = {
         "entropy (nats)": heads["entropy_nats"],
         "share of the most": heads["entropy_share"],
@@ -246,5 +247,5 @@ def _scores(collector: EncoderAttention) -> Exhibit:
         "on padding": heads["on_padding"],
         "loudness correlation": heads["energy_correlation"],
     }
-    table = heads_table(columns, "Every encoder head, means over clips")
-    return Exhibit("encoder_heads", "Every head", finding, table=table, fold=True)
+    loud, padded = highest(heads["energy_correlation"]), highest(heads["on_padding"])
+    return exhibit("encoder_heads", table=every_head(columns), loud=loud, padded=padded)

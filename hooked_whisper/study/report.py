@@ -1,19 +1,147 @@
-"""The report: one HTML file with its pictures, tables and findings."""
+"""What a study shows: sections of pictures and tables, each with a finding, in one HTML file.
 
-import base64
+The words are in templates/words.ini; what they say is filled in from the
+numbers, so that report.html and report.json say the same.
+"""
+
+import configparser
+import functools
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
+from hooked_whisper.display import count, data_uri, number, percent
 from hooked_whisper.io import write_whole
-from hooked_whisper.reports.html import STATIC
-from hooked_whisper.study.exhibits import Exhibit, Section, number
+from hooked_whisper.reports import page_styles
+
+if TYPE_CHECKING:
+    import jinja2
+    import matplotlib.figure
 
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURES = "pictures"
 """Where the pictures are beside the report, each a file of its own too."""
 POST = "https://www.lesswrong.com/posts/aXSuc6pdCy6SkeKZk"
+
+
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """A picture or a table, and the sentence under it.
+
+    Args:
+        name: Of the picture's file, and of the exhibit in report.json.
+        title: Above it.
+        finding: One sentence, with numbers of this run.
+        about: What the picture shows, for who cannot see it; or what the table holds.
+        layout: `"wide"` for the whole width, `"fold"` for a table that is shown when asked for.
+        figure: The picture.
+        table: The table, as HTML.
+        claim: What the post says about it, whether this run agrees (None: cannot tell), and why.
+    """
+
+    name: str
+    title: str
+    finding: str
+    about: str
+    layout: str = ""
+    figure: "matplotlib.figure.Figure | None" = None
+    table: Markup | None = None
+    claim: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A part of the study.
+
+    Args:
+        name: In report.json.
+        title: In report.html.
+        about: What was measured and how, in a few sentences.
+        numbers: Everything that was found, as JSON has it.
+        exhibits: What is shown.
+        links: Other pages in the folder, by what they are called.
+    """
+
+    name: str
+    title: str
+    about: str
+    numbers: dict[str, Any]
+    exhibits: Sequence[Exhibit]
+    links: Sequence[tuple[str, str]] = ()
+
+    @property
+    def findings(self) -> list[str]:
+        """The sentences, in order."""
+        return [exhibit.finding for exhibit in self.exhibits]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, findings and claims, as JSON has them."""
+        return {
+            "numbers": self.numbers,
+            "findings": {exhibit.name: exhibit.finding for exhibit in self.exhibits},
+            "claims": {each.name: dict(each.claim) for each in self.exhibits if each.claim},
+        }
+
+
+def words(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What words.ini has under a name, filled in with what was found."""
+    texts = _words()[name].items()
+    return {
+        key: " ".join(_environment().from_string(text).render(found).split()) for key, text in texts
+    }
+
+
+def exhibit(
+    name: str,
+    /,
+    *,
+    figure: Any = None,
+    table: Markup | None = None,
+    claim: Mapping[str, Any] | None = None,
+    called: str | None = None,
+    **found: Any,
+) -> Exhibit:
+    """An exhibit with its words, filled in with what was found; called otherwise than these."""
+    return Exhibit(called or name, **words(name, found), figure=figure, table=table, claim=claim)
+
+
+def claim(name: str, agrees: bool | None, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the post says, whether this run agrees (None: cannot tell), and why."""
+    verdict = {True: "agrees", False: "disagrees", None: "cannot tell"}[agrees]
+    return {"agrees": agrees, "verdict": verdict, **words(name, found)}
+
+
+def section(
+    name: str, numbers: dict[str, Any], exhibits: Sequence[Exhibit], **more: Any
+) -> Section:
+    """A section with its words, filled in with its numbers."""
+    return Section(name, **words(name, numbers), numbers=numbers, exhibits=exhibits, **more)
+
+
+@functools.cache
+def _words() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(
+        delimiters=("=",), comment_prefixes=("##",), interpolation=None
+    )
+    parser.read_string((TEMPLATES / "words.ini").read_text(encoding="utf-8"))
+    return parser
+
+
+@functools.cache
+def _environment() -> "jinja2.Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=select_autoescape(default_for_string=False),
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"number": number, "percent": percent, "count": count}
+    return environment
 
 
 def write_report(
@@ -22,87 +150,45 @@ def write_report(
     sections: Sequence[Section],
     skipped: Sequence[Mapping[str, str]],
 ) -> None:
-    """Write the report, and its pictures beside it.
-
-    Args:
-        path: The file.
-        about: What was studied and with what, as report.json has it.
-        sections: What was found.
-        skipped: Recordings that could not be used, with `id` and `reason`.
-
-    Raises:
-        StoreWriteError: The disk is full, or forbids it.
-    """
-    shown = {
-        each.name: _picture(each, path.parent)
-        for section in sections
-        for each in section.exhibits
-        if each.figure is not None
+    """Write the report, and its pictures beside it; about is what report.json begins with."""
+    exhibits = [(section, exhibit) for section in sections for exhibit in section.exhibits]
+    pictures = {
+        exhibit.name: _picture(exhibit, path.parent)
+        for _, exhibit in exhibits
+        if exhibit.figure is not None
     }
-    text = render_report(about, sections, skipped, shown)
+    text = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=f"A study of the model “{about['model']['name']}”",
+            about=about,
+            sections=sections,
+            skipped=skipped,
+            pictures=pictures,
+            folder=PICTURES,
+            claims=[each for each in exhibits if each[1].claim is not None],
+            post=POST,
+            css=Markup(page_styles() + (TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        )
+    )
     write_whole(path, lambda file: file.write(text.encode()))
 
 
-def render_report(
-    about: Mapping[str, Any],
-    sections: Sequence[Section],
-    skipped: Sequence[Mapping[str, str]],
-    pictures: Mapping[str, str],
-) -> str:
-    """The report as text.
-
-    Args:
-        about, sections, skipped: As in `write_report`.
-        pictures: Data URIs by the exhibits' names.
-    """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    styles = [STATIC / "page.css", TEMPLATES / "report.css"]
-    claims = [
-        (section, each)
-        for section in sections
-        for each in section.exhibits
-        if each.claim is not None
-    ]
-    return environment.get_template("report.html").render(
-        title=f"A study of the model “{about['model']['name']}”",
-        about=about,
-        sections=sections,
-        skipped=skipped,
-        pictures=pictures,
-        folder=PICTURES,
-        claims=claims,
-        number=number,
-        post=POST,
-        css=Markup("\n".join(file.read_text(encoding="utf-8") for file in styles)),
-    )
-
-
 def _picture(exhibit: Exhibit, folder: Path) -> str:
-    """Write an exhibit's picture as a file, and give it as a data URI."""
-    assert exhibit.figure is not None
-    buffer = io.BytesIO()
-    exhibit.figure.savefig(buffer, format="png")
-    raw = smaller(buffer.getvalue())
-    (folder / PICTURES).mkdir(exist_ok=True)
-    write_whole(folder / PICTURES / f"{exhibit.name}.png", lambda file: file.write(raw))
-    return f"data:image/png;base64,{base64.b64encode(raw).decode()}"
+    """Write an exhibit's picture as a file, and give it as a data URI.
 
-
-def smaller(png: bytes) -> bytes:
-    """The same picture in 256 colours, which is a third of the size and looks the same."""
+    In 256 colours, where that is smaller: a third of the size, and looks the same.
+    """
     from PIL import Image
 
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as picture:
+    assert exhibit.figure is not None
+    drawn, smaller = io.BytesIO(), io.BytesIO()
+    exhibit.figure.savefig(drawn, format="png")
+    with Image.open(drawn) as picture:
         few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        few.save(buffer, "PNG", optimize=True)
-    return min(png, buffer.getvalue(), key=len)
+        few.save(smaller, "PNG", optimize=True)
+    raw = min(drawn.getvalue(), smaller.getvalue(), key=len)
+    (folder / PICTURES).mkdir(exist_ok=True)
+    write_whole(folder / PICTURES / f"{exhibit.name}.png", lambda file: file.write(raw))
+    return data_uri("image/png", raw)

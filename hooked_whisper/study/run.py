@@ -1,47 +1,56 @@
 """The whole study of a Whisper, from recordings to a report."""
 
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from hooked_whisper.data.sources import as_recordings
+from hooked_whisper import HookedWhisper
+from hooked_whisper.data import Recording, as_recordings
 from hooked_whisper.display import json_value
 from hooked_whisper.errors import (
     HookNameError,
     InputError,
     ReportError,
-    StoreMismatchError,
-    TrainingError,
 )
 from hooked_whisper.io import write_json
-from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.study.attention import EncoderAttention
+from hooked_whisper.reports import attention_page, feature_page
+from hooked_whisper.sae import TopKConfig, TrainingConfig
+from hooked_whisper.speech import has_tokenizer
+from hooked_whisper.store import model_identity
 from hooked_whisper.study.autoencoder import (
-    LATENTS_PER_WIDTH,
     SAE_FOLDER,
     STORE,
     Autoencoder,
-    TrainingPlan,
+    features_section,
     given,
     trained,
 )
-from hooked_whisper.study.clips import hear
 from hooked_whisper.study.decoder import DecoderAttention, decoder_section
-from hooked_whisper.study.encoder import encoder_section
-from hooked_whisper.study.exhibits import Section
-from hooked_whisper.study.features import split
-from hooked_whisper.study.report import PICTURES, write_report
-from hooked_whisper.study.residual import ResidualCollector, residual_section
-from hooked_whisper.study.steps import Clock, Settings, describe, look_through
-from hooked_whisper.study.transcripts import transcripts_section
+from hooked_whisper.study.encoder import EncoderAttention, encoder_section
+from hooked_whisper.study.report import PICTURES, Section, write_report
+from hooked_whisper.study.residual import ResidualStreams, residual_section
+from hooked_whisper.study.windows import Transcripts, run_windows, transcripts_section
 
+FORMAT = "hooked_whisper.study/1"
 REPORT, NUMBERS = "report.html", "report.json"
-OURS = (STORE, SAE_FOLDER, PICTURES)
-"""Folders of a finished run, which go when it is replaced."""
+FEATURES, ATTENTION = "features.html", "attention.html"
+LATENTS_PER_WIDTH = 8
+BATCH_SIZE, LEARNING_RATE = 1024, 1e-3
+MOST_JUDGED, MOST_CHOSEN, MOST_SHOWN = 24, 40, 48
+"""Recordings, at most, to judge the autoencoder on, to choose latents on, and on the page."""
+N_CLIPS, N_EFFECTS = 6, 8
+"""Moments of each latent on that page, and latents whose effect on transcripts is computed."""
+FEW = 15
+"""Under so many recordings, every third is kept to judge on, in place of every fifth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,83 +148,74 @@ def study(
         StoreMismatchError: It holds activations of an interrupted run of something else.
         RecordingsError: No recordings, or none that can be used.
         HookNameError: No such hook, or none of the encoder.
-        SAEConfigError: Sizes that no autoencoder can have.
-        SAEFileError: No autoencoder is where it should be.
-        SpliceError: The autoencoder does not fit.
+        SAEError: Sizes that no autoencoder can have, none where it should be, or one that does
+            not fit.
         InputError: The model has hooks, or settings that make no sense.
     """
-    clock, folder = Clock(), Path(folder).expanduser()
-    listed = as_recordings(recordings)
-    autoencoder, settings = _check(
-        model, sae, hook_name, n_latents, k, n_vectors, pages, language, max_new_tokens, seed
-    )
+    folder, listed = Path(folder).expanduser(), as_recordings(recordings)
+    _check(model, max_new_tokens)
+    autoencoder = None if sae is None else given(model, sae, hook_name)
+    settings: dict[str, Any] = {
+        "sae": None if autoencoder is None else autoencoder.source,
+        "hook_name": autoencoder.hook_name if autoencoder else _encoder_hook(model, hook_name),
+        "n_latents": LATENTS_PER_WIDTH * model.cfg.d_model if n_latents is None else n_latents,
+        "k": k,
+        "n_vectors": n_vectors,
+        "language": language,
+        "max_new_tokens": max_new_tokens,
+        "pages": pages,
+        "seed": seed,
+    }
+    if autoencoder is None:
+        cfg = _training_config(model, settings, folder)
+    residual, encoder = ResidualStreams(model.cfg.n_audio_layers), EncoderAttention(model.cfg)
+    decoder = DecoderAttention(model)
     _prepare(folder, overwrite=overwrite)
 
-    residual = ResidualCollector(model.cfg.n_audio_layers)
-    encoder, decoder = EncoderAttention(model.cfg), DecoderAttention(model)
-    with clock("listening"):
-        hearing = hear(
-            model,
-            listed,
-            [residual, encoder, decoder],
-            language=language,
-            max_new_tokens=max_new_tokens,
-            progress=progress,
-        )
-    uses = split(list(zip(hearing.used, hearing.recordings, strict=True)))
-    with clock("training"):
+    seconds: dict[str, float] = {}
+    options: dict[str, Any] = {"language": language, "max_new_tokens": max_new_tokens}
+    options["progress"] = progress
+    with _clock(seconds, "listening"):
+        found = run_windows(model, listed, [residual, encoder], [decoder], **options)
+    train, kept = split(found.recordings)
+    held_out = kept is not train
+    with _clock(seconds, "training"):
         if autoencoder is None:
-            plan = TrainingPlan(
-                settings.hook_name, settings.n_latents, settings.k, settings.n_vectors, seed
-            )
-            mine = [recording for recording, _ in uses.train]
-            try:
-                autoencoder = trained(model, mine, plan, folder, progress=progress)
-            except (StoreMismatchError, TrainingError):
-                if not overwrite:
-                    raise
-                # Left by another run that was interrupted.
-                for name in (STORE, SAE_FOLDER):
-                    shutil.rmtree(folder / name, ignore_errors=True)
-                autoencoder = trained(model, mine, plan, folder, progress=progress)
-    latents = look_through(
-        model, autoencoder, uses, folder, clock=clock, settings=settings, progress=progress
-    )
-    with clock("pictures"):
+            autoencoder = trained(model, train, cfg, folder, overwrite=overwrite, progress=progress)
+    with _clock(seconds, "judging"):
+        chosen, judged = train[:MOST_CHOSEN], kept[:MOST_JUDGED]
+        quality = {"n_recordings": len(judged), "held_out": held_out}
+        quality |= autoencoder.judge(judged, **options)
+        telling = autoencoder.telling_latents(chosen, judged, progress=progress)
+    links = []
+    with _clock(seconds, "pages"):
+        if pages:
+            shown = ([*kept, *train] if held_out else train)[:MOST_SHOWN]
+            links = _pages(autoencoder, shown, train[0], folder, progress)
+    with _clock(seconds, "pictures"):
         sections = [
-            transcripts_section(hearing),
+            transcripts_section(found),
             residual_section(residual),
             encoder_section(encoder),
             decoder_section(decoder),
-            latents,
+            features_section(autoencoder, quality, telling, links),
         ]
-        about = describe(model, settings, hearing, listed)
-        write_report(folder / REPORT, about, sections, hearing.skipped)
-    numbers = about | {
-        "seconds": clock.seconds,
-        "recordings": [asdict(each) for each in hearing.recordings],
-        "skipped": hearing.skipped,
-        "sections": {each.name: each.to_dict() for each in sections},
-    }
-    write_json(folder / NUMBERS, json_value(numbers))
+        about = _describe(model, settings, found, listed.digest)
+        write_report(folder / REPORT, about, sections, found.skipped)
+        numbers = about | {
+            "seconds": seconds,
+            "recordings": found.rows,
+            "skipped": found.skipped,
+            "sections": {section.name: section.to_dict() for section in sections},
+        }
+        write_json(folder / NUMBERS, json_value(numbers))
     if not keep_activations:
-        shutil.rmtree(folder / STORE, ignore_errors=True)
-    return Study(folder, sections, hearing.skipped, clock.seconds)
+        _remove(folder, STORE)
+    return Study(folder, sections, found.skipped, seconds)
 
 
-def _check(
-    model: HookedWhisper,
-    sae: Any,
-    hook_name: str | None,
-    n_latents: int | None,
-    k: int,
-    n_vectors: int,
-    pages: bool,
-    language: str,
-    max_new_tokens: int | None,
-    seed: int,
-) -> tuple[Autoencoder | None, Settings]:
-    """Everything that can be refused before anything runs."""
+def _check(model: HookedWhisper, max_new_tokens: int | None) -> None:
+    """Refuse a model that is not as it is, and transcripts that cannot be."""
     hooked = [name for name, point in model.hook_dict.items() if point.is_hooked]
     if hooked:
         raise InputError(
@@ -226,36 +226,15 @@ def _check(
         raise InputError(
             f"max_new_tokens is {max_new_tokens}; it can be 1 to {model.cfg.n_text_ctx}."
         )
-    autoencoder = None if sae is None else given(model, sae, hook_name)
-    hook = _hook(model, hook_name) if autoencoder is None else autoencoder.hook_name
-    wanted = LATENTS_PER_WIDTH * model.cfg.d_model if n_latents is None else n_latents
-    if autoencoder is None:
-        TrainingPlan(hook, wanted, k, n_vectors, seed).config(model.cfg.d_model, Path())
-    return autoencoder, Settings(
-        sae=None if autoencoder is None else autoencoder.source,
-        hook_name=hook,
-        n_latents=wanted,
-        k=k,
-        n_vectors=n_vectors,
-        language=language,
-        max_new_tokens=max_new_tokens,
-        pages=pages,
-        seed=seed,
-    )
 
 
-def _hook(model: HookedWhisper, name: str | None) -> str:
-    """The hook to train on.
-
-    Raises:
-        HookNameError: There is none of this name, or it has no vector for each encoder position.
-    """
+def _encoder_hook(model: HookedWhisper, name: str | None) -> str:
+    """The one hook that a name means, with a vector for each encoder position."""
     last = f"encoder.blocks.{model.cfg.n_audio_layers - 1}.hook_resid_post"
-    if name is None:
-        return last
-    found = model.hook_names([name])
+    found = model.hook_names([last if name is None else name])
     axes = model.hook_dict[found[0]].axes
-    if len(found) > 1 or not found[0].startswith("encoder.") or axes[:2] != ("batch", "pos"):
+    is_vector = axes[:2] == ("batch", "pos") and len(axes) == 3
+    if len(found) > 1 or not found[0].startswith("encoder.") or not is_vector:
         raise HookNameError(
             f"{name!r} is {' '.join(found[:2])}{' ...' if len(found) > 2 else ''} with the axes "
             f"[{' '.join(axes)}]; a study looks at one hook of the encoder with a vector for each "
@@ -265,11 +244,7 @@ def _hook(model: HookedWhisper, name: str | None) -> str:
 
 
 def _prepare(folder: Path, *, overwrite: bool) -> None:
-    """Make the folder, empty of a report; what a finished run left goes where that is wanted.
-
-    Raises:
-        ReportError: It holds a report, is no folder, or cannot be made.
-    """
+    """Make the folder, empty of a report; what a finished run left goes where that is wanted."""
     if folder.exists() and not folder.is_dir():
         raise ReportError(f"{folder} is a file; name a folder for the report.")
     found = [name for name in (REPORT, NUMBERS) if (folder / name).exists()]
@@ -280,10 +255,86 @@ def _prepare(folder: Path, *, overwrite: bool) -> None:
         )
     try:
         if found:
-            for name in OURS:
-                shutil.rmtree(folder / name, ignore_errors=True)
-            for name in found:
-                (folder / name).unlink()
+            _remove(folder, STORE, SAE_FOLDER, PICTURES)
+        for name in found:
+            (folder / name).unlink()
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReportError(f"{folder} cannot be written: {error}.") from error
+
+
+def _remove(folder: Path, *names: str) -> None:
+    for name in names:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Count what happens inside towards a step."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[step] = round(time.monotonic() - start, 2)
+
+
+def split(recordings: list[Recording]) -> tuple[list[Recording], list[Recording]]:
+    """Every fifth is kept to judge on, every third of few; under three are for both."""
+    every = 5 if len(recordings) >= FEW else 3
+    train = [recording for i, recording in enumerate(recordings) if i % every != every - 1]
+    return train, recordings[every - 1 :: every] or train
+
+
+def _training_config(
+    model: HookedWhisper, settings: dict[str, Any], folder: Path
+) -> TrainingConfig:
+    """How an autoencoder is trained."""
+    name, n_vectors = settings["hook_name"], settings["n_vectors"]
+    sizes = {"d_in": model.axis_sizes(name)[-1], "d_sae": settings["n_latents"]}
+    return TrainingConfig(
+        TopKConfig(**sizes, hook_name=name, k=settings["k"]),
+        n_vectors=n_vectors,
+        batch_size=min(BATCH_SIZE, n_vectors),
+        lr=LEARNING_RATE,
+        dead_after_vectors=max(BATCH_SIZE, n_vectors // 10),
+        seed=settings["seed"],
+        folder=folder / SAE_FOLDER,
+        checkpoint_every=500,
+        log_every=max(1, n_vectors // BATCH_SIZE // 100),
+    )
+
+
+def _pages(
+    autoencoder: Autoencoder, shown: list[Recording], first: Recording, folder: Path, progress: bool
+) -> list[tuple[str, str]]:
+    """The page of features, and of the attention to one recording: what each is, and its file."""
+    model, sae, name = autoencoder.model, autoencoder.sae, autoencoder.hook_name
+    options: dict[str, Any] = {"n_clips": N_CLIPS, "n_effects": N_EFFECTS, "progress": progress}
+    feature_page(model, sae, shown, folder / FEATURES, hook_name=name, **options)
+    links = [("Listen to what each latent responds to", FEATURES)]
+    if has_tokenizer(model.cfg):
+        attention_page(model, first, folder / ATTENTION, cut=True)
+        links.append((f"See where every head looks while {first.id} plays", ATTENTION))
+    return links
+
+
+def _describe(
+    model: HookedWhisper, settings: dict[str, Any], found: Transcripts, digest: str | None
+) -> dict[str, Any]:
+    """What was studied, and with what: the head of the report."""
+    installed = {each.name: each.version for each in importlib.metadata.distributions()}
+    packages = ("hooked-whisper", "torch", "openai-whisper", "transformer-lens")
+    return {
+        "format": FORMAT,
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model": model_identity(model) | {"device": model.device.type},
+        "settings": settings,
+        "recordings_digest": digest,
+        "n_recordings": len(found.rows),
+        "n_skipped": len(found.skipped),
+        "seconds_of_sound": sum(row["seconds"] for row in found.rows),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: installed.get(name, "unknown") for name in packages},
+        },
+    }

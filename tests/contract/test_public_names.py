@@ -69,8 +69,8 @@ ERRORS = {
 
 ROOMS = {
     "analysis": """
-        GrowingHistogram HEAD_SCORES Histogram Moment OutlierDimensions RunningMoments
-        TimeAlignment attention_entropy attention_received
+        GrowingHistogram HEAD_SCORES HeadMeans Histogram Moment OutlierDimensions
+        ResidualStatistics RunningMoments TimeAlignment attention_entropy attention_received
         correlation_with_energy cosine_by_layer current_token_score diagonal_half_width
         diagonal_width expected_seconds frame_energy head_table hoyer_sparsity kurtosis
         mean_distance monotonicity norm_by_layer outlier_dimensions participation_ratio
@@ -109,18 +109,18 @@ ROOMS = {
     "reports": "AttentionPage FeaturePage attention_page feature_page page_styles",
     "store": """
         ActivationDataset ActivationStore Epochs ProbeResult ProbeScore RecordingEntry RowIndex
-        harvest probe verify_store
+        harvest model_identity probe verify_store
     """,
     "study": "Study study",
     "sae": """
         ARCHITECTURES ActivationSource BatchTopKConfig BatchTopKSAE Clip GatedConfig GatedSAE
         JumpReLUConfig JumpReLUSAE MatryoshkaConfig MatryoshkaSAE MemoryActivations
         ModelActivations ReLUConfig ReLUSAE Reconstruction SAE SAEConfig SAEEvaluation
-        SkipTranscoder SkipTranscoderConfig TensorBoardLog TopKConfig TopKSAE TrainingConfig
-        TrainingLog Transcoder TranscoderConfig WandbLog
+        SkipTranscoder SkipTranscoderConfig SpliceSite TensorBoardLog TopKConfig TopKSAE
+        TrainingConfig TrainingLog Transcoder TranscoderConfig WandbLog
         decoder_cosines decoder_stability evaluate_sae evaluate_saes frame_labels
         judge_reconstruction latents_by_speech load_sae load_suite make_sae recording_labels
-        save_sae selectivity top_clips train_sae train_saes word_labels
+        save_sae selectivity splice_site top_clips train_sae train_saes word_labels
     """,
 }
 """The public names of the rooms that users import from."""

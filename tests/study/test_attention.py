@@ -7,24 +7,31 @@ import torch
 
 from hooked_whisper.analysis import attention_entropy, diagonal_width
 from hooked_whisper.data import as_recordings
-from hooked_whisper.study.attention import REACH, EncoderAttention, by_offset, trend
-from hooked_whisper.study.clips import hear
 from hooked_whisper.study.decoder import DecoderAttention
-from hooked_whisper.study.encoder import _entropy_claim, _width_claim
+from hooked_whisper.study.encoder import (
+    REACH,
+    EncoderAttention,
+    by_offset,
+    entropy_claim,
+    trend,
+    width_claim,
+)
 from hooked_whisper.study.residual import (
     KURTOSIS,
-    ResidualCollector,
+    ResidualStreams,
     hoyer_references,
     is_sparse,
     is_uniform,
 )
+from hooked_whisper.study.windows import run_windows
 
 
 @pytest.fixture
 def heard(small_model: Any, noise: Any) -> Any:
-    encoder, residual = EncoderAttention(small_model.cfg), ResidualCollector(2)
+    encoder, residual = EncoderAttention(small_model.cfg), ResidualStreams(2)
     decoder = DecoderAttention(small_model)
-    hear(small_model, as_recordings(noise), [encoder, residual, decoder], progress=False)
+    recordings = as_recordings(noise)
+    run_windows(small_model, recordings, [encoder, residual], [decoder], progress=False)
     return encoder, residual, decoder
 
 
@@ -94,7 +101,7 @@ def test_residual_numbers_are_those_of_all_vectors(
         "normalized": "encoder.ln_final.hook_normalized",
     }[hook]
     x = torch.cat([cache[name][0, :n] for cache, n in caches(small_model, noise)])
-    numbers = heard[1].streams[stream].numbers()
+    numbers = heard[1].streams[stream].to_dict()
     assert numbers["n_vectors"] == len(x)
     assert numbers["kurtosis"] == pytest.approx(float(kurtosis(x)), abs=1e-3)
     assert numbers["hoyer"] == pytest.approx(float(hoyer_sparsity(x).mean()), rel=1e-4)
@@ -134,22 +141,22 @@ def post_entropies() -> torch.Tensor:
 
 
 def test_the_posts_entropies_agree_with_the_post() -> None:
-    claim = _entropy_claim(trend(post_entropies()), "speech")
-    assert claim.agrees is True
-    assert "peak at 15: as in the post" in claim.because
+    claim = entropy_claim(trend(post_entropies()), "speech")
+    assert claim["agrees"] is True
+    assert "peak at 15: as in the post" in claim["because"]
 
 
 def test_falling_entropies_disagree_and_other_numbers_of_heads_cannot_tell() -> None:
-    falling = _entropy_claim(trend(post_entropies().flatten().flip(0).view(4, 6)), "speech")
-    assert falling.agrees is False
-    assert "trend downward" in falling.because
-    assert _entropy_claim(trend(torch.rand(2, 2)), "speech").agrees is None
+    falling = entropy_claim(trend(post_entropies().flatten().flip(0).view(4, 6)), "speech")
+    assert falling["agrees"] is False
+    assert "trend downward" in falling["because"]
+    assert entropy_claim(trend(torch.rand(2, 2)), "speech")["agrees"] is None
 
 
 def test_widths_agree_where_they_rise() -> None:
-    assert _width_claim([0.1, 0.2, 0.3, 0.1], [0.3, 0.2, 0.1]).agrees is True
-    assert _width_claim([0.1, 0.3, 0.2], [0.1, 0.2, 0.3]).agrees is False
-    assert _width_claim([0.1, 0.2], [0.1, 0.2]).agrees is None
+    assert width_claim([0.1, 0.2, 0.3, 0.1], [0.3, 0.2, 0.1])["agrees"] is True
+    assert width_claim([0.1, 0.3, 0.2], [0.1, 0.2, 0.3])["agrees"] is False
+    assert width_claim([0.1, 0.2], [0.1, 0.2])["agrees"] is None
 
 
 @pytest.mark.parametrize("name", ["uniform", "normal", "laplace"])
@@ -162,8 +169,8 @@ def test_references_are_those_of_drawn_numbers(name: str) -> None:
         "normal": torch.randn(2000, 384),
         "laplace": torch.distributions.Laplace(0.0, 1.0).sample((2000, 384)),
     }[name]
-    assert float(kurtosis(drawn)) == pytest.approx(getattr(KURTOSIS, name), abs=0.06)
-    expected = getattr(hoyer_references(384), name)
+    assert float(kurtosis(drawn)) == pytest.approx(KURTOSIS[name], abs=0.06)
+    expected = hoyer_references(384)[name]
     assert float(hoyer_sparsity(drawn).mean()) == pytest.approx(expected, abs=0.005)
 
 

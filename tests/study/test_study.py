@@ -161,7 +161,7 @@ def test_what_an_interrupted_run_left_is_used_or_refused_or_replaced(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("hooked_whisper.study.run.look_through", broken_off)
+        patch.setattr("hooked_whisper.study.autoencoder.Autoencoder.judge", broken_off)
         with pytest.raises(KeyboardInterrupt):
             study(small_model, noise[1:], tmp_path, n_vectors=64, **options)
     (shard,) = tmp_path.glob("activations/*.safetensors")
@@ -202,7 +202,12 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no vectors": ({"n_vectors": 0}, SAEConfigError, "n_vectors is 0"),
     "an autoencoder that is not there": ({"sae": "no/such"}, SAEFileError, "there is no"),
     "an autoencoder of another model": ({"sae": "digits"}, HookNameError, "no hook"),
-    "no autoencoder": ({"sae": object()}, SpliceError, "has no encode"),
+    "no autoencoder": (
+        {"sae": object(), "hook_name": "encoder.blocks.1.hook_resid_post"},
+        SpliceError,
+        "is no autoencoder: it needs encode",
+    ),
+    "one that does not say its hook": ({"sae": object()}, SpliceError, "does not say where"),
     "too many tokens": ({"max_new_tokens": 0}, InputError, "max_new_tokens is 0"),
 }
 

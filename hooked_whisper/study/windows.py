@@ -1,0 +1,154 @@
+"""One pass over the recordings: each window runs once, and statistics take in what they need."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from hooked_whisper import HookedWhisper, Mel
+from hooked_whisper.data import AudioWindow, Recording, load_windows, window_batches
+from hooked_whisper.display import progress_bar, table
+from hooked_whisper.errors import RecordingsError
+from hooked_whisper.io import checksum_of_audio
+from hooked_whisper.speech import has_tokenizer, word_error_rate
+from hooked_whisper.study.report import Section, exhibit, section
+
+Hooks = list[tuple[str, Callable[..., None]]]
+
+MOST_ROWS = 200
+"""Recordings in the report's table; report.json has all."""
+
+
+@dataclass(eq=False)
+class WindowRun:
+    """One window on its way through the model.
+
+    Args:
+        window: Its sound, and what is known of it.
+        mel: Its log-mel, alone in its batch.
+        tokens: What the decoder reads, start sequence first, once that is known.
+        n_start: Queries before those that write the text.
+        text: The transcript; None where the model writes none.
+    """
+
+    window: AudioWindow
+    mel: Mel
+    tokens: Int64[Tensor, "1 pos"] | None = None
+    n_start: int = 0
+    text: str | None = None
+
+    @property
+    def text_queries(self) -> slice:
+        """The queries that write the text."""
+        return slice(self.n_start, 0 if self.tokens is None else self.tokens.shape[1] - 1)
+
+
+@dataclass
+class Transcripts:
+    """What came of a pass, besides the statistics.
+
+    Args:
+        recordings: Those that could be used.
+        rows: Of each its name, audio's checksum, length, text, transcript and number of windows.
+        skipped: Names of the others, and why.
+    """
+
+    recordings: list[Recording] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+
+@torch.no_grad()
+def run_windows(
+    model: HookedWhisper,
+    recordings: Iterable[Recording],
+    encoder: Sequence[Any],
+    decoder: Sequence[Any],
+    *,
+    progress: bool,
+    **options: Any,
+) -> Transcripts:
+    """Run the model over all recordings, window by window; options are those of `generate`.
+
+    Statistics, of the encoder and of the decoder while it reads what it wrote,
+    say with `hooks(run)` what they hook.
+    """
+    found = Transcripts()
+    for recording in progress_bar(recordings, desc="listening", unit="recording", show=progress):
+        try:
+            windows = load_windows(model, [recording])
+        except RecordingsError as error:
+            found.skipped.append({"id": recording.id, "reason": str(error.__cause__ or error)})
+            continue
+        runs = [
+            WindowRun(window, batch.mel)
+            for batch in window_batches(model, windows, 1)
+            for window in batch.windows
+        ]
+        for run in runs:
+            with model.hooks([hook for each in encoder for hook in each.hooks(run)]):
+                encoder_output = model.encoder(run.mel.values)
+            if has_tokenizer(model.cfg):
+                done = model.generate(None, encoder_output=encoder_output, **options)
+                run.tokens, run.n_start = done.tokens[:, :-1], done.n_prompt - 1
+                run.text = done.texts[0]
+            elif run.window.tokens is not None:  # the recording's own
+                run.tokens = torch.tensor([run.window.tokens], device=model.device)
+            if run.tokens is not None:
+                with model.hooks([hook for each in decoder for hook in each.hooks(run)]):
+                    model(None, run.tokens, encoder_output=encoder_output, return_type=None)
+        texts = [run.text for run in runs if run.text is not None]
+        found.recordings.append(recording)
+        found.rows.append(
+            {
+                "id": recording.id,
+                "checksum": checksum_of_audio(recording.audio),
+                "seconds": sum(window.seconds for window in windows),
+                "reference": recording.text,
+                "transcript": " ".join(texts) if texts else None,
+                "n_windows": len(windows),
+            }
+        )
+    if not found.rows:
+        first = f"; the first is {found.skipped[0]}" if found.skipped else ""
+        raise RecordingsError(f"none of the recordings can be used{first}.")
+    return found
+
+
+def transcripts_section(found: Transcripts) -> Section:
+    """Transcripts beside what is said, with the word error rate."""
+    rows = [row | {"wer": _wer([row])} for row in found.rows]
+    said = [row for row in rows if None not in (row["reference"], row["transcript"])]
+    shown = sorted(rows, key=lambda row: -(row["wer"] or 0))[:MOST_ROWS]
+    numbers: dict[str, Any] = {
+        "n_recordings": len(rows),
+        "n_with_reference": len(said),
+        "seconds": sum(row["seconds"] for row in rows),
+        "n_skipped": len(found.skipped),
+        "wer": _wer(said),
+        "exact_share": sum(row["wer"] == 0 for row in said) / len(said) if said else None,
+    }
+    header = ["recording", "length (s)", "what is said", "what the model writes", "WER"]
+    names = ("id", "seconds", "reference", "transcript", "wer")
+    transcripts = exhibit(
+        "transcripts_table",
+        called="transcripts",
+        table=table(header, [[row[name] for name in names] for row in shown]),
+        n_shown=len(shown),
+        **numbers,
+    )
+    return section("transcripts", numbers, [transcripts])
+
+
+def _wer(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Of recordings together; None where a text or a transcript is missing, or no word is said."""
+    references = [row["reference"] for row in rows]
+    transcripts = [row["transcript"] for row in rows]
+    if not rows or None in references or None in transcripts:
+        return None
+    rate = word_error_rate(references, transcripts)
+    return None if math.isnan(rate) else rate
