@@ -99,7 +99,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, the same bytes for the same value, as `write_whole` does."""
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    # Half of a surrogate pair, as in names of files that are no UTF-8, becomes JSON's own escape.
+    write_whole(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from hooked_whisper.config import (
 from hooked_whisper.data.batches import recording_row
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.windows import LongRule, read_windows, window_mel
-from hooked_whisper.errors import AudioLengthError, InputError
+from hooked_whisper.errors import AudioLengthError, HookedWhisperError, InputError
 from hooked_whisper.io import checksum_of_audio
 from hooked_whisper.speech.mel import Mel
 
@@ -95,12 +95,13 @@ class RecordingReader(Dataset[Loaded]):
     def __getitem__(self, job: ReadJob) -> Loaded:
         """The recording as windows of mels; a bad one as the reason."""
         try:
+            job.recording.check()
             checksum = checksum_of_audio(job.recording.audio)
             return Loaded(job, checksum) if job.check_only else self._load(job, checksum)
         except FileNotFoundError:
             return Loaded(job, reason=f"there is no file {str(job.recording.audio)!r}.")
-        except (InputError, OSError) as error:
-            return Loaded(job, reason=str(error))
+        except Exception as error:  # whatever is wrong with one, the others are harvested
+            return Loaded(job, reason=reason_of(error))
 
     def _load(self, job: ReadJob, checksum: str) -> Loaded:
         rules, cfg, recording = self.rules, self.rules.cfg, job.recording
@@ -130,6 +131,13 @@ class RecordingReader(Dataset[Loaded]):
             n_samples,
             None if tokens is None else tuple(tokens),
         )
+
+
+def reason_of(error: Exception) -> str:
+    """Why a recording cannot be used, in a line or two."""
+    is_ours = isinstance(error, HookedWhisperError)
+    text = str(error) if is_ours else f"{type(error).__name__}: {error}"
+    return text if len(text) <= 600 else text[:597] + "..."
 
 
 def load_all(jobs: Iterable[ReadJob], rules: ReadingRules, n_workers: int) -> Iterator[Loaded]:

@@ -1,6 +1,7 @@
 """Recordings: sound, and what is known about it."""
 
 import io
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
 from hooked_whisper.display import box, facts, note, player
-from hooked_whisper.errors import AudioError, AudioFileError
+from hooked_whisper.errors import AudioError, AudioFileError, InputError
 from hooked_whisper.speech.audio import encode_audio, load_audio
 from hooked_whisper.speech.labels import TimedLabel, timed_labels
 from hooked_whisper.speech.mel import Mel
@@ -43,6 +44,21 @@ class Recording:
     labels: Mapping[str, Any] = field(default_factory=dict)
     text: str | None = None
     tokens: tuple[int, ...] | None = None
+
+    def check(self) -> None:
+        """Raise InputError for what no function could use: types that are not those above."""
+        if not isinstance(self.id, str):
+            raise InputError(f"the id is {self.id!r}; it must be a string.")
+        if self.text is not None and not isinstance(self.text, str):
+            raise InputError(f"the text is a {type(self.text).__name__}; it must be a string.")
+        if self.tokens is not None and not all(type(token) is int for token in self.tokens):
+            raise InputError(f"the tokens are {str(self.tokens)[:100]}; they must be integers.")
+        try:
+            whole = json.loads(json.dumps(self.labels)).keys() == self.labels.keys()
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise InputError(f"the labels are not what JSON can hold: {error}.") from error
+        if not whole:
+            raise InputError("the labels are not what JSON can hold: their names must be strings.")
 
     def load(self) -> Float[Tensor, " sample"]:
         """Its sound at 16 kHz, one channel.

@@ -46,7 +46,7 @@ def as_recordings(
     if isinstance(source, Recordings):
         return source
     if isinstance(source, str | Path):
-        if not os.path.exists(Path(source).expanduser()):
+        if not os.path.exists(_expanded(Path(source))):
             raise RecordingsError(
                 f"there is no file or folder {str(source)!r} (from '{Path.cwd()}')."
             )
@@ -161,7 +161,7 @@ def _from_attributes(number: int, item: Any) -> Recording:
 
 
 def _from_path(path: Path, columns: _Columns) -> Iterator[Recording]:
-    path = path.expanduser()
+    path = _expanded(path)
     if os.path.isdir(path):
         files = (each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
         for each in sorted(files, key=lambda each: each.relative_to(path).as_posix()):
@@ -170,6 +170,14 @@ def _from_path(path: Path, columns: _Columns) -> Iterator[Recording]:
         yield from _from_manifest(path, columns)
     else:  # a file that is missing is one bad recording among others
         yield Recording(path.as_posix(), str(path))
+
+
+def _expanded(path: Path) -> Path:
+    """A path with `~` replaced; one of a user whom nobody knows leads nowhere as it is."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def _from_manifest(path: Path, columns: _Columns) -> Iterator[Recording]:
@@ -189,10 +197,12 @@ def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[int, Mapping[s
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordingsError(f"{path}, line {number} is no JSON: {error}.") from error
         if not isinstance(row, dict):
-            raise RecordingsError(f"{path}, line {number} is {row!r}; each line is an object.")
+            raise RecordingsError(
+                f"{path}, line {number} is {_short(row)}; each line is an object."
+            )
         yield number, row
 
 
@@ -213,17 +223,18 @@ def _from_row(row: Mapping[str, Any], columns: _Columns, root: Path, where: str)
     column = next((name for name in allowed if row.get(name) is not None), None)
     if column is None:
         raise RecordingsError(
-            f"{where} has {sorted(map(str, row))}, none of which holds the audio. Name the column "
+            f"{where} has {_short(sorted(map(str, row)))}, none of which holds the audio. Name the column "
             f"one of {', '.join(AUDIO_COLUMNS)}, or pass audio_column."
         )
     audio, name = _audio_of(row[column], root, where)
     text, tokens = row.get(text_column), row.get("tokens")
     if text is not None and not isinstance(text, str):
-        raise RecordingsError(f"{where}: the text is {text!r}; it must be a string.")
+        raise RecordingsError(f"{where}: the text is {_short(text)}; it must be a string.")
     if isinstance(tokens, str):  # a table's field
-        tokens = [int(each) if each.isdigit() else each for each in tokens.split()]
-    if tokens is not None and not all(type(each) is int for each in tokens):
-        raise RecordingsError(f"{where}: the tokens are {tokens!r}; they must be integers.")
+        tokens = [int(each) if each.isdecimal() else each for each in tokens.split()]
+    is_listed = isinstance(tokens, Iterable) and not isinstance(tokens, Mapping)
+    if tokens is not None and not (is_listed and all(type(each) is int for each in tokens)):
+        raise RecordingsError(f"{where}: the tokens are {_short(tokens)}; they must be integers.")
     labels = {
         str(key): plain
         for key, value in row.items()
@@ -236,21 +247,32 @@ def _from_row(row: Mapping[str, Any], columns: _Columns, root: Path, where: str)
 def _audio_of(value: Any, root: Path, where: str) -> tuple[Any, str | None]:
     """The audio of a row's field, and its name where it has one."""
     if isinstance(value, str | Path):
-        return str(root / Path(value).expanduser()), Path(value).as_posix()
+        return str(root / _expanded(Path(value))), Path(value).as_posix()
     if isinstance(value, tuple) and len(value) == 2:
         return value, None
     if isinstance(value, Mapping):
-        name = Path(value["path"]).name if value.get("path") else None
-        if value.get("bytes") is not None:
-            return bytes(value["bytes"]), name
-        if value.get("array") is not None:
-            return (value["array"], value["sampling_rate"]), name
-        if value.get("path"):
-            return str(root / Path(value["path"]).expanduser()), name
+        path, data, array = (value.get(key) for key in ("path", "bytes", "array"))
+        if path is not None and not isinstance(path, str | Path):
+            raise RecordingsError(f"{where}: the audio's path is {_short(path)}.")
+        name = Path(path).name if path else None
+        if isinstance(data, bytes | bytearray | memoryview | list):
+            try:
+                return bytes(data), name
+            except (TypeError, ValueError) as error:
+                raise RecordingsError(f"{where}: the audio's bytes are none: {error}.") from error
+        if array is not None and "sampling_rate" in value:
+            return (array, value["sampling_rate"]), name
+        if path:
+            return str(root / _expanded(Path(path))), name
     raise RecordingsError(
         f"{where}: the audio is a {type(value).__name__}. A path, a pair of samples and rate, or "
         "the audio of a datasets.Dataset can be read."
     )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _as_json(value: Any) -> Any:
@@ -259,7 +281,7 @@ def _as_json(value: Any) -> Any:
         value = value.item()
     try:
         return json.loads(json.dumps(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return None
 
 
