@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -197,7 +198,13 @@ def parse_json(
 
 
 def checksum_of_file(path: str | Path) -> str:
-    """Of a file's bytes."""
+    """Of a file's bytes.
+
+    Raises:
+        OSError: It cannot be read, or is a pipe or a device, which might have no end.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{str(path)!r} is no regular file")
     state = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while piece := file.read(_PIECE_BYTES):

@@ -14,9 +14,9 @@ from hooked_whisper.config import (
     HookedWhisperConfig,
 )
 from hooked_whisper.data.batches import recording_row
-from hooked_whisper.data.recordings import Recording
+from hooked_whisper.data.recordings import Recording, reason_of
 from hooked_whisper.data.windows import LongRule, read_windows, window_mel
-from hooked_whisper.errors import AudioLengthError, HookedWhisperError, InputError
+from hooked_whisper.errors import AudioLengthError, InputError
 from hooked_whisper.io import checksum_of_audio
 from hooked_whisper.speech.mel import Mel
 
@@ -131,13 +131,6 @@ class RecordingReader(Dataset[Loaded]):
             n_samples,
             None if tokens is None else tuple(tokens),
         )
-
-
-def reason_of(error: Exception) -> str:
-    """Why a recording cannot be used, in a line or two."""
-    is_ours = isinstance(error, HookedWhisperError)
-    text = str(error) if is_ours else f"{type(error).__name__}: {error}"
-    return text if len(text) <= 600 else text[:597] + "..."
 
 
 def load_all(jobs: Iterable[ReadJob], rules: ReadingRules, n_workers: int) -> Iterator[Loaded]:

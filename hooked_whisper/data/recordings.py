@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
 from hooked_whisper.display import box, facts, note, player
-from hooked_whisper.errors import AudioError, AudioFileError, InputError
+from hooked_whisper.errors import AudioError, AudioFileError, HookedWhisperError, InputError
 from hooked_whisper.speech.audio import encode_audio, load_audio
 from hooked_whisper.speech.labels import TimedLabel, timed_labels
 from hooked_whisper.speech.mel import Mel
@@ -141,6 +141,13 @@ def _decode(data: bytes) -> tuple[Any, int]:
     if not samples.size:
         raise AudioError("it is empty: it has no samples.")
     return samples.T, rate_hz
+
+
+def reason_of(error: Exception) -> str:
+    """Why a recording cannot be used, in a line or two."""
+    is_ours = isinstance(error, HookedWhisperError)
+    text = str(error) if is_ours else f"{type(error).__name__}: {error}"
+    return text if len(text) <= 600 else text[:597] + "..."
 
 
 @dataclass(frozen=True)

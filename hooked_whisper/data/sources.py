@@ -83,9 +83,16 @@ def _listed(found: list[Recording], where: str) -> Recordings:
             f"{', '.join(sorted(SUFFIXES))}."
         )
     digest = checksum_of_json(
-        [[each.id, dict(each.labels), each.text, each.tokens] for each in found]
+        [[each.id, _named(each.labels), each.text, each.tokens] for each in found]
     )
     return Recordings(found.__iter__, len(found), digest, is_in_memory=True, get=found.__getitem__)
+
+
+def _named(labels: Any) -> Any:
+    """Labels with strings as names, which can be sorted; what is none is judged when it is read."""
+    if not isinstance(labels, Mapping):
+        return repr(labels)
+    return {str(name): label for name, label in labels.items()}
 
 
 def _by_number(get: Callable[[int], Recording], n: int) -> Recordings:
@@ -223,8 +230,8 @@ def _from_row(row: Mapping[str, Any], columns: _Columns, root: Path, where: str)
     column = next((name for name in allowed if row.get(name) is not None), None)
     if column is None:
         raise RecordingsError(
-            f"{where} has {_short(sorted(map(str, row)))}, none of which holds the audio. Name the column "
-            f"one of {', '.join(AUDIO_COLUMNS)}, or pass audio_column."
+            f"{where} has {_short(sorted(map(str, row)))}, none of which holds the audio. Name the "
+            f"column one of {', '.join(AUDIO_COLUMNS)}, or pass audio_column."
         )
     audio, name = _audio_of(row[column], root, where)
     text, tokens = row.get(text_column), row.get("tokens")

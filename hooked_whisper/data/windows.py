@@ -1,9 +1,10 @@
 """Windows of recordings: the sound that a model takes at once, with what is said in it."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,7 +16,7 @@ from hooked_whisper.config import (
     SAMPLE_RATE_HZ,
     HookedWhisperConfig,
 )
-from hooked_whisper.data.recordings import Recording
+from hooked_whisper.data.recordings import Recording, reason_of
 from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.errors import AudioLengthError, InputError, RecordingsError
 from hooked_whisper.model.whisper import HookedWhisper
@@ -88,32 +89,70 @@ def load_windows(
 ) -> list[AudioWindow]:
     """Recordings, read and cut into windows of the model's length.
 
+    One that cannot be used is left out, with a warning that says which and why.
+
     Args:
         model: The model.
         recordings: What `as_recordings` takes.
         texts: What is said in each, in place of what the recordings say themselves.
 
     Raises:
-        RecordingsError: There are none, or one that cannot be read.
+        RecordingsError: There are none, or none that can be used.
         InputError: As many texts as there are no recordings.
     """
-    return [window for own in each_windows(model.cfg, recordings, texts) for window in own]
-
-
-def each_windows(
-    cfg: HookedWhisperConfig, recordings: Any, texts: Any = None
-) -> Iterator[list[AudioWindow]]:
-    """The windows of each recording, read when they are due; as `load_windows`."""
     found = list(as_recordings(recordings))
     if not found:
         raise RecordingsError("there are no recordings; pass at least one.")
     if texts is not None:
         found = with_texts(found, texts)
-    for number, recording in enumerate(found):
+    skipped: list[SkippedRecording] = []
+    windows = list(each_window(model.cfg, found, skipped))
+    warn_of_skipped(skipped, len(found))
+    return windows
+
+
+class SkippedRecording(NamedTuple):
+    """A recording that cannot be used: its number, its name, and why."""
+
+    recording: int
+    id: str
+    reason: str
+
+
+def each_window(
+    cfg: HookedWhisperConfig, recordings: Sequence[Recording], skipped: list[SkippedRecording]
+) -> Iterator[AudioWindow]:
+    """The windows of recordings, read when they are due.
+
+    Args:
+        cfg: Of the model that is to hear them.
+        recordings: The recordings.
+        skipped: Those that cannot be used are appended to it.
+    """
+    for number, recording in enumerate(recordings):
         try:
-            yield read_windows(recording, number, cfg)
-        except (InputError, OSError) as error:
-            raise RecordingsError(f"recording {number} ({recording.id}): {error}") from error
+            recording.check()
+            windows = read_windows(recording, number, cfg)
+        except Exception as error:  # whatever is wrong with one, the others are used
+            skipped.append(SkippedRecording(number, str(recording.id), reason_of(error)))
+            continue
+        yield from windows
+
+
+def warn_of_skipped(skipped: Sequence[SkippedRecording], n_recordings: int) -> None:
+    """Warn of recordings that were left out, each with its reason.
+
+    Raises:
+        RecordingsError: All of them were.
+    """
+    if not skipped:
+        return
+    listed = "; ".join(f"{number} ({name}): {reason}" for number, name, reason in skipped[:5])
+    more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    told = f"{len(skipped)} of {n_recordings} recordings cannot be used: {listed}{more}"
+    if len(skipped) == n_recordings:
+        raise RecordingsError(told)
+    warnings.warn(told, stacklevel=3)
 
 
 def with_texts(found: Sequence[Recording], texts: Any) -> list[Recording]:

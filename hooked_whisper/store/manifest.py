@@ -268,7 +268,7 @@ def check_recordings(record: Json, group: list[Loaded], folder: Path) -> None:
     for loaded in group:
         index, recording = loaded.job.index, loaded.job.recording
         entry = known.pop(index, None)
-        if entry is None or entry["id"] != recording.id:
+        if entry is None or entry["id"] != str(recording.id):
             what = "not in it" if entry is None else f"{entry['id']!r} there"
         elif "reason" in entry or loaded.checksum is None:
             continue

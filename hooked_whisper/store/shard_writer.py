@@ -83,7 +83,7 @@ class ShardWriter:
                     f"recording {loaded.job.index}, {recording.id!r}: {loaded.reason}"
                 )
             self._skipped.append(
-                {"index": loaded.job.index, "id": recording.id, "reason": loaded.reason}
+                {"index": loaded.job.index, "id": str(recording.id), "reason": loaded.reason}
             )
             return
         windows = self._windows(loaded)
@@ -200,7 +200,7 @@ def _recording_entry(
     recording = loaded.job.recording
     entry: dict[str, Any] = {
         "index": loaded.job.index,
-        "id": recording.id,
+        "id": str(recording.id),
         "xxh3_128": loaded.checksum,
         "seconds": loaded.n_samples / SAMPLE_RATE_HZ,
         "labels": dict(recording.labels),

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hooked_whisper.data.windows import SkippedRecording, warn_of_skipped
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.passes import PassInfo, first_positions, running
@@ -197,12 +198,14 @@ class _Judging:
             for batch in self.inputs.batches():
                 rows += self._read(batch)
                 bar.update(batch.n_recordings)
+            skipped = tuple(self.inputs.skipped)
+            warn_of_skipped(skipped, len(self.inputs))
             for batch in self.inputs.batches(rows):
                 clean = self._clean_run(batch)
                 for job in every_job:
                     self._splice(job, batch, clean)
                     bar.update(batch.n_recordings)
-        return [self._evaluation(site, jobs) for site, jobs in self.jobs.items()]
+        return [self._evaluation(site, jobs, skipped) for site, jobs in self.jobs.items()]
 
     def _read(self, batch: Batch) -> list[list[int]]:
         """Run the model as it is and take in the activations; gives the tokens."""
@@ -282,7 +285,9 @@ class _Judging:
             in_decoder = site.stack == "decoder"
             yield clean.encoder_output if in_decoder else self.model.encoder(batch.mel)
 
-    def _evaluation(self, site: SpliceSite, jobs: Sequence[_Job]) -> SAEEvaluation:
+    def _evaluation(
+        self, site: SpliceSite, jobs: Sequence[_Job], skipped: tuple[SkippedRecording, ...]
+    ) -> SAEEvaluation:
         known = self.known_texts if self.inputs.has_texts else None
         extents = {}
         for job in jobs:
@@ -302,10 +307,11 @@ class _Judging:
             architecture=name if isinstance(name, str) else type(site.sae).__name__,
             d_in=site.d_in,
             d_sae=site.d_sae,
-            n_recordings=len(self.inputs),
+            n_recordings=len(self.inputs) - len(skipped),
             decoder=decoder_cosines(site.sae),
             extents=extents,
             transcripts_model=tuple(self.own_texts),
+            skipped=skipped,
         )
 
 

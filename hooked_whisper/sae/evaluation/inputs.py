@@ -1,7 +1,7 @@
 """What autoencoders are judged on: windows of recordings and what is said in them, in batches."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from hooked_whisper.data.batches import (
     window_batches,
     written_rows,
 )
-from hooked_whisper.data.recordings import Recording
+from hooked_whisper.data.recordings import Recording, reason_of
 from hooked_whisper.data.sources import as_recordings
-from hooked_whisper.data.windows import AudioWindow, each_windows, with_texts
+from hooked_whisper.data.windows import AudioWindow, SkippedRecording, each_window, with_texts
 from hooked_whisper.errors import AudioLengthError, InputError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
@@ -79,6 +79,7 @@ class Inputs:
         given: The tokens of each recording, in place of texts.
         batch_size: Windows side by side.
         language: Of the texts.
+        skipped: Those that could not be used, once the windows have been read.
     """
 
     model: HookedWhisper
@@ -87,6 +88,7 @@ class Inputs:
     given: tuple[list[int], ...] | None
     batch_size: int
     language: str
+    skipped: list[SkippedRecording] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Recordings."""
@@ -106,25 +108,39 @@ class Inputs:
             rows: The tokens of all windows; None takes what is known of them, and
                 leaves the batches without rows where nothing is.
         """
-        windows = (
-            window for own in each_windows(self.model.cfg, self.recordings) for window in own
-        )
-        for batch in window_batches(self.model, windows, self.batch_size):
-            if rows is None:
-                known = [row for window in batch.windows if (row := self._row(window))]
-            else:
-                known = list(rows[batch.first : batch.first + len(batch)])
-            yield Batch(batch.windows, batch.mel, known, self.start)
+        known: list[list[int] | None] = []
+        for batch in window_batches(self.model, self._windows(known), self.batch_size):
+            own = known[batch.first : batch.first + len(batch)]
+            given = own if rows is None else rows[batch.first : batch.first + len(batch)]
+            found = [row for row in given if row is not None]
+            yield Batch(batch.windows, batch.mel, found, self.start)
+
+    def _windows(self, known: list[list[int] | None]) -> Iterator[AudioWindow]:
+        """The windows that can be used; their tokens, or None, are appended to `known`."""
+        self.skipped.clear()
+        for window in each_window(self.model.cfg, self.recordings, self.skipped):
+            try:
+                known.append(self._row(window))
+            except InputError as error:
+                if window.start_s == 0:
+                    skipped = SkippedRecording(window.recording, window.name, reason_of(error))
+                    self.skipped.append(skipped)
+                continue
+            yield window
 
     def _row(self, window: AudioWindow) -> list[int] | None:
+        """The tokens that are known of a window.
+
+        Raises:
+            InputError: Nobody knows which part of the text it has, or the text is too long.
+        """
         recording = self.recordings[window.recording]
         is_unknown = self.given is not None or (self.has_texts and recording.words is None)
         if is_unknown and not window.is_whole:
             window_s = self.model.cfg.n_frames / FRAMES_PER_SECOND
             raise AudioLengthError(
-                f"recording {window.recording}, {window.name!r}, is longer than the window of "
-                f"{window_s:g} s, and no one says which part of its text is in which window. Give "
-                "its words with their times, or leave its text out."
+                f"it is longer than the window of {window_s:g} s, and no one says which part of "
+                "its text is in which window. Give its words with times, or leave its text out."
             )
         if self.given is not None:
             return self.given[window.recording]
@@ -174,10 +190,6 @@ def prepare(
             f"this model's vocabulary of {model.cfg.d_vocab} is not Whisper's, so that it neither "
             "reads texts nor writes any. Pass tokens=."
         )
-    for recording in found if has_texts else ():
-        if recording.text is not None:
-            row = text_row(recording.text, model.cfg, language=language, append_eot=True)
-            _check_rows(model, [row])
     return Inputs(model, found, has_texts, None, batch_size, language)
 
 

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hooked_whisper.data.windows import SkippedRecording
 from hooked_whisper.display import box, count, picture, table
 from hooked_whisper.errors import InputError
 from hooked_whisper.sae.evaluation.downstream import LossRecovered, TranscriptScores
@@ -57,6 +58,7 @@ class SAEEvaluation:
         extents: What was found by extent: `"speech"` and `"all"` frames in
             the encoder, the tokens of the `"text"` in the decoder.
         transcripts_model: What the model writes without it, if that was tried.
+        skipped: Recordings that could not be used: number, name and reason of each.
     """
 
     hook_name: str
@@ -68,6 +70,7 @@ class SAEEvaluation:
     decoder: DecoderCosines
     extents: dict[str, FrameEvaluation]
     transcripts_model: tuple[str, ...]
+    skipped: tuple[SkippedRecording, ...] = ()
 
     def __repr__(self) -> str:
         parts = []

@@ -21,7 +21,7 @@ from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 from hooked_whisper.data.batches import WindowBatch, check_batch_size, window_batches
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.sources import as_recordings
-from hooked_whisper.data.windows import AudioWindow, each_windows
+from hooked_whisper.data.windows import AudioWindow, SkippedRecording, each_window, warn_of_skipped
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.splice_site import SpliceSite
@@ -225,13 +225,15 @@ def encoder_latents(
             f"{site.hook_in!r} is in the decoder, whose positions have no time. Labels of its "
             "tokens go to selectivity(latents, labels)."
         )
-    windows = (window for own in each_windows(model.cfg, recordings) for window in own)
+    skipped: list[SkippedRecording] = []
+    windows = each_window(model.cfg, recordings, skipped)
     total = len(recordings)
     with progress_bar(total=total, desc="latents", unit="recording", show=progress) as bar:
         for batch in window_batches(model, windows, batch_size):
             _, cache = model.run_with_cache(batch.mel, names_filter=site.hook_in)
             yield batch, site.latents(cache[site.hook_in], chosen)
             bar.update(sum(window.start_s == 0 for window in batch.windows))
+    warn_of_skipped(skipped, len(recordings))
 
 
 def _speakers(known: Sequence[Any], counts: Sequence[int]) -> list[Labels]:
