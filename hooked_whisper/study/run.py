@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hooked_whisper import HookedWhisper
 from hooked_whisper.data import Recording, as_recordings
@@ -51,6 +51,8 @@ N_CLIPS, N_EFFECTS = 6, 8
 """Moments of each latent on that page, and latents whose effect on transcripts is computed."""
 FEW = 15
 """Under so many recordings, every third is kept to judge on, in place of every fifth."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +280,7 @@ def _clock(seconds: dict[str, float], step: str) -> Iterator[None]:
         seconds[step] = round(time.monotonic() - start, 2)
 
 
-def split(recordings: list[Recording]) -> tuple[list[Recording], list[Recording]]:
+def split(recordings: list[T]) -> tuple[list[T], list[T]]:
     """Every fifth is kept to judge on, every third of few; under three are for both."""
     every = 5 if len(recordings) >= FEW else 3
     train = [recording for i, recording in enumerate(recordings) if i % every != every - 1]

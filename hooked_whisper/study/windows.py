@@ -1,7 +1,7 @@
 """One pass over the recordings: each window runs once, and statistics take in what they need."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,43 +65,41 @@ class Transcripts:
 @torch.no_grad()
 def run_windows(
     model: HookedWhisper,
-    recordings: Iterable[Recording],
+    recordings: Any,
     encoder: Sequence[Any],
     decoder: Sequence[Any],
     *,
     progress: bool,
     **options: Any,
 ) -> Transcripts:
-    """Run the model over all recordings, window by window; options are those of `generate`.
+    """Run the model over what `as_recordings` gives, window by window; `generate` has the options.
 
     Statistics, of the encoder and of the decoder while it reads what it wrote,
     say with `hooks(run)` what they hook.
     """
     found = Transcripts()
-    for recording in progress_bar(recordings, desc="listening", unit="recording", show=progress):
+    bar = {"total": recordings.n, "desc": "listening", "unit": "recording", "show": progress}
+    for recording in progress_bar(recordings, **bar):
         try:
             windows = load_windows(model, [recording])
         except RecordingsError as error:
             found.skipped.append({"id": recording.id, "reason": str(error.__cause__ or error)})
             continue
-        runs = [
-            WindowRun(window, batch.mel)
-            for batch in window_batches(model, windows, 1)
-            for window in batch.windows
-        ]
-        for run in runs:
+        texts = []
+        for batch in window_batches(model, windows, 1):
+            run = WindowRun(batch.windows[0], batch.mel)
             with model.hooks([hook for each in encoder for hook in each.hooks(run)]):
                 encoder_output = model.encoder(run.mel.values)
             if has_tokenizer(model.cfg):
                 done = model.generate(None, encoder_output=encoder_output, **options)
                 run.tokens, run.n_start = done.tokens[:, :-1], done.n_prompt - 1
                 run.text = done.texts[0]
+                texts.append(run.text)
             elif run.window.tokens is not None:  # the recording's own
                 run.tokens = torch.tensor([run.window.tokens], device=model.device)
             if run.tokens is not None:
                 with model.hooks([hook for each in decoder for hook in each.hooks(run)]):
                     model(None, run.tokens, encoder_output=encoder_output, return_type=None)
-        texts = [run.text for run in runs if run.text is not None]
         found.recordings.append(recording)
         found.rows.append(
             {
@@ -132,12 +130,16 @@ def transcripts_section(found: Transcripts) -> Section:
         "wer": _wer(said),
         "exact_share": sum(row["wer"] == 0 for row in said) / len(said) if said else None,
     }
-    header = ["recording", "length (s)", "what is said", "what the model writes", "WER"]
-    names = ("id", "seconds", "reference", "transcript", "wer")
+    header = ["recording", "length (s)", "what is said", "what the model writes", "WER (%)"]
+    cells = [
+        [row[name] for name in ("id", "seconds", "reference", "transcript")]
+        + [None if row["wer"] is None else 100 * row["wer"]]
+        for row in shown
+    ]
     transcripts = exhibit(
         "transcripts_table",
         called="transcripts",
-        table=table(header, [[row[name] for name in names] for row in shown]),
+        table=table(header, cells),
         n_shown=len(shown),
         **numbers,
     )

@@ -100,6 +100,22 @@ MUTANTS = [
         ("analysis/test_moments.py",),
     ),
     Mutant(
+        "study-heads-nan",
+        "a head without a score in a recording counts as one with 0",
+        "analysis/running.py",
+        "self._counts[name][heads] += (~values.isnan()).double()",
+        "self._counts[name][heads] += 1",
+        ("analysis/test_running.py",),
+    ),
+    Mutant(
+        "study-kept",
+        "recordings that were trained on judge the autoencoder",
+        "study/run.py",
+        "recordings[every - 1 :: every] or train",
+        "recordings[every - 2 :: every] or train",
+        ("study/test_study.py",),
+    ),
+    Mutant(
         "study-bins",
         "bins that widen move what they held",
         "analysis/moments.py",

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hooked_whisper.errors import (
     StoreMismatchError,
 )
 from hooked_whisper.study import Study, study
+from hooked_whisper.study.run import split
 
 SECTIONS = ("transcripts", "residual", "encoder_attention", "decoder_attention", "features")
 
@@ -135,7 +137,9 @@ def test_a_small_random_model_is_studied_too(small_model: Any, noise: Any, tmp_p
     numbers = json.loads(found.numbers.read_text(encoding="utf-8"))["sections"]
     assert numbers["decoder_attention"]["numbers"]["n_clips"] == 3
     assert numbers["encoder_attention"]["claims"]["encoder_entropy"]["verdict"] == "cannot tell"
-    assert "recovered" not in numbers["features"]["numbers"]["quality"]
+    quality = numbers["features"]["numbers"]["quality"]
+    assert "recovered" not in quality
+    assert (quality["n_recordings"], quality["held_out"]) == (1, True)
     assert all(not point.is_hooked for point in small_model.hook_dict.values())
     # Again, in place of the first: the same numbers.
     again = study(
@@ -184,6 +188,27 @@ def test_recordings_without_tokens_leave_the_decoder_out(
         small_model, silent, tmp_path, n_latents=16, k=4, n_vectors=64, pages=False, progress=False
     )
     assert "The decoder did not run" in text_of(found.report)
+
+
+def test_names_and_texts_are_shown_as_they_are(
+    small_model: Any, noise: Any, tmp_path: Path
+) -> None:
+    hostile = "<script>alert('a')</script> {{ 7 * 7 }} {% if %} 100 %"
+    named = [replace(noise[0], id=hostile, text=hostile)]
+    found = study(
+        small_model, named, tmp_path, n_latents=16, k=4, n_vectors=64, pages=False, progress=False
+    )
+    assert hostile in text_of(found.report)
+    assert "<script" not in found.report.read_text(encoding="utf-8")
+    assert found.to_dict()["recordings"][0]["reference"] == hostile
+
+
+def test_one_recording_of_five_is_kept_and_one_of_three_where_they_are_few() -> None:
+    some = list(range(20))
+    assert split(some) == ([i for i in some if i % 5 != 4], [4, 9, 14, 19])
+    assert split(some[:8]) == ([0, 1, 3, 4, 6, 7], [2, 5])
+    train, kept = split(some[:2])
+    assert kept is train and train == [0, 1]
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
