@@ -226,7 +226,8 @@ class Splicing(HookedEncoderDecoder):
         for name, point in points:
             self.hook_dict[name] = point
             self.hook_dict |= inner.get(name, {})
-        self.mod_dict |= {name: point for each in inner.values() for name, point in each.items()}
+        for splice in self._attached:
+            self.mod_dict |= splice.names
 
 
 def splice_site(

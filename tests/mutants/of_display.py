@@ -151,7 +151,7 @@ MUTANTS = [
         "show-report-extent",
         "every column of a report has the first extent's numbers",
         "sae/evaluation/report.py",
-        "*(each.get(name) for each in numbers.values())",
+        "*(column.get(name) for column in numbers.values())",
         "*(next(iter(numbers.values())).get(name) for _ in numbers)",
         ("sae/evaluation/test_report.py",),
     ),

@@ -164,7 +164,7 @@ def transcript_scores(
             "each recording."
         )
     words = normalizer(normalize)
-    ours, own = ([words(text) for text in each] for each in (spliced, model))
+    ours, own = ([words(text) for text in texts_of] for texts_of in (spliced, model))
     true = None if texts is None else [words(text) for text in texts]
     return TranscriptScores(
         n_recordings=len(ours),

@@ -96,8 +96,8 @@ class SAEEvaluation:
             }
             for extent, each in self.extents.items()
         }
-        names = dict.fromkeys(name for each in numbers.values() for name in each)
-        rows = [[name, *(each.get(name) for each in numbers.values())] for name in names]
+        names = dict.fromkeys(name for column in numbers.values() for name in column)
+        rows = [[name, *(column.get(name) for column in numbers.values())] for name in names]
         densities = {name: each.reconstruction.density for name, each in self.extents.items()}
         about = f"{self.architecture}, {self.d_sae:,} latents at {self.hook_name}, "
         about += f"judged on {count(self.n_recordings, 'recording')}"
@@ -153,17 +153,17 @@ def evaluation_table(
 
     listed = list(evaluations.values() if isinstance(evaluations, Mapping) else evaluations)
     rows = []
-    for each in listed:
-        for extent, found in each.extents.items():
+    for evaluation in listed:
+        for extent, found in evaluation.extents.items():
             row: dict[str, Any] = {
-                "hook_name": each.hook_name,
+                "hook_name": evaluation.hook_name,
                 "frames": extent,
-                "architecture": each.architecture,
-                "d_sae": each.d_sae,
+                "architecture": evaluation.architecture,
+                "d_sae": evaluation.d_sae,
             }
             for group in found.to_dict().values():
                 row |= {k: v for k, v in (group or {}).items() if not isinstance(v, dict | list)}
-            row["mean_nearest_cosine"] = each.decoder.mean_nearest
+            row["mean_nearest_cosine"] = evaluation.decoder.mean_nearest
             rows.append(row)
     return pandas.DataFrame(rows)
 

@@ -126,8 +126,8 @@ class _Header(NamedTuple):
 
 def _exchange(items: Iterator[Any], ranks: ProcessGroup) -> list[Any]:
     """The next batch of each rank; None for one that has come to its end."""
-    item, header = _next(items)
-    headers: list[_Header] = ranks.gather_objects(header)
+    item, own_header = _next(items)
+    headers: list[_Header] = ranks.gather_objects(own_header)
     for rank, each in enumerate(headers):
         if each.kind == "error":
             if rank == ranks.rank:
@@ -135,8 +135,8 @@ def _exchange(items: Iterator[Any], ranks: ProcessGroup) -> list[Any]:
             raise TrainingError(f"rank {rank} could not give its activations: {each.parts}")
     own = {} if item is None else _tensors(item) or {}
     found: list[dict[Any, Tensor]] = [{} for _ in headers]
-    for name in dict.fromkeys(part[0] for each in headers for part in each.parts):
-        forms = [next((p for p in each.parts if p[0] == name), None) for each in headers]
+    for name in dict.fromkeys(part[0] for header in headers for part in header.parts):
+        forms = [next((p for p in header.parts if p[0] == name), None) for header in headers]
         row_shape, dtype = next(form[2:] for form in forms if form is not None)
         if any(form is not None and form[2:] != (row_shape, dtype) for form in forms):
             raise TrainingError(
@@ -176,7 +176,7 @@ def _join(given: list[Any], number: int) -> Any:
             f"the ranks' parts of batch {number} are of {[list(each) for each in tensors]}; all "
             "must be of the same hooks."
         )
-    joined = {name: torch.cat([each[name] for each in tensors]) for name in tensors[0]}
+    joined = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
     return _rebuild(_kind(given[0]), joined)
 
 
@@ -184,8 +184,8 @@ def _check_different(given: list[Any], number: int) -> None:
     """Find out where ranks were given all the data rather than their parts."""
     first, *others = [_tensors(each) or {} for each in given]
     if all(
-        list(each) == list(first) and all(torch.equal(each[name], first[name]) for name in first)
-        for each in others
+        list(other) == list(first) and all(torch.equal(other[name], first[name]) for name in first)
+        for other in others
     ):
         raise TrainingError(
             f"all {len(given)} ranks give the same activations in batch {number}. Under torchrun, "
