@@ -106,7 +106,7 @@ def patch(args: opt.Options) -> None:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PatchRuns:
     """Two runs on the same tokens.
 
     Args:
@@ -126,7 +126,7 @@ class Pair:
     measures: str
 
 
-def make_pair(model: Any, args: opt.Options) -> Pair:
+def make_pair(model: Any, args: opt.Options) -> PatchRuns:
     """The two runs and the metric; of the shipped recordings where none is named.
 
     Raises:
@@ -152,7 +152,7 @@ def make_pair(model: Any, args: opt.Options) -> Pair:
     if corrupted is None and window:
         name += " from {:g} to {:g} s".format(*window)
     metric, measures = _metric(model, right, wrong, args)
-    return Pair(right, wrong, clean.name, name, metric, measures)
+    return PatchRuns(right, wrong, clean.name, name, metric, measures)
 
 
 def _metric(model: Any, right: Any, wrong: Any, args: opt.Options) -> tuple[Any, str]:
@@ -228,7 +228,7 @@ def _has_effects(result: Any) -> bool:
     return not bool((result.clean == result.corrupted).any())
 
 
-def _report(result: Any, pair: Pair, folder: Path, args: opt.Options) -> None:
+def _report(result: Any, pair: PatchRuns, folder: Path, args: opt.Options) -> None:
     """Print the best places, or all of them as JSON."""
     clean, corrupted = float(result.clean[0]), float(result.corrupted[0])
     if not _has_effects(result):

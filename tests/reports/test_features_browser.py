@@ -223,6 +223,34 @@ def test_tokens_of_the_decoder(
     assert fits(page) == []
 
 
+def test_tokens_at_which_a_neuron_is_below_zero_are_not_shaded(
+    open_page: Callable[..., Any], digits_model: Any, tmp_path: Path
+) -> None:
+    name, recording = "decoder.blocks.2.mlp.hook_post", recordings()[1]
+    tokens = digits_model.to_tokens(f" {recording.text}")
+    mel = digits_model.to_mel(recording.path)
+    _, cache = digits_model.run_with_cache(mel, tokens, names_filter=name)
+    peaks = cache[name][0, 3:].amax(dim=0)
+    chosen = [int(peaks.argmin()), int(peaks.argmax())]
+    assert peaks[chosen[0]] < 0 < peaks[chosen[1]]
+    written = feature_page(
+        digits_model, None, [recording], tmp_path / "p.html", hook_name=name,
+        latents=chosen, n_effects=0, progress=False,
+    )  # fmt: skip
+    page = open_page(written.path)
+    for neuron, some_are_shaded in zip(chosen, (False, True), strict=True):
+        page.locator("#rows button", has_text=str(neuron)).first.click()
+        items = page.locator(".clip").first.locator(".tokens li")
+        styles = items.evaluate_all("all => all.map((each) => each.style.backgroundColor)")
+        shaded = [style for style in styles if not style.endswith(", 0)")]
+        assert styles and bool(shaded) is some_are_shaded
+        assert all(float(style.rstrip(")").split(",")[3]) <= 0.6 for style in styles)
+    headings = page.locator("#detail h3").all_inner_texts()
+    assert headings == ["Where it is most active", "Across its range"]
+    page.locator("#rows button", has_text=str(chosen[0])).first.click()
+    assert page.locator("#detail h3").all_inner_texts() == ["Across its range"]
+
+
 def test_it_works_inside_of_a_notebook(
     open_page: Callable[..., Any], feature_page_of_digits: Any, tmp_path: Path
 ) -> None:

@@ -132,7 +132,9 @@
       detail.append(el("p", { class: "note" }, `This ${KIND} is never active in these recordings.`));
     } else {
       detail.append(histogram(i, clips));
-      detail.append(el("h3", {}, "Where it is most active"), el("div", { class: "clips" }, top.map(card)));
+      if (top.length) {
+        detail.append(el("h3", {}, "Where it is most active"), el("div", { class: "clips" }, top.map(card)));
+      }
       if (rest.length) {
         detail.append(el("h3", {}, "Across its range"), el("div", { class: "clips" }, rest.map(card)));
       }
@@ -371,10 +373,10 @@
   }
 
   function tokens(clip) {
-    const [low, high] = clip.range;
+    const [low, high] = clip.range; // low is 0 at most
     const items = clip.window.tokens.map((token, i) => {
       const value = clip.curve[i];
-      const share = Math.max(0, (value - Math.max(0, low)) / (high - Math.max(0, low) || 1));
+      const share = high > 0 ? Math.max(0, value) / high : 0;
       // At most 0.6, on which dark letters are read well.
       const style = `background: rgba(0, 69, 124, ${(0.6 * share).toFixed(3)})`;
       const mine = i + clip.first === clip.position;
