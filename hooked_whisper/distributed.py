@@ -16,9 +16,6 @@ from hooked_whisper.errors import HookedWhisperError, InputError
 PATIENCE = datetime.timedelta(days=7)
 """How long a rank waits for the others where one may have all the long recordings."""
 
-_SMALL = 1 << 16
-"""From how many elements on a tensor is sent by itself."""
-
 
 class ProcessGroup:
     """This process among those that share some work.
@@ -116,31 +113,11 @@ class ProcessGroup:
 
     # Tensors
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each of some tensors, which all ranks have alike, by its sum over the ranks.
-
-        Small ones travel together, in float64.
-        """
-        if self.n == 1 or not tensors:
-            return
-        small = [each for each in tensors if each.numel() < _SMALL]
-        large = [each for each in tensors if each.numel() >= _SMALL]
-        sent = [each.contiguous() for each in large]
-        if small:
-            sent.append(torch.cat([each.flatten().double() for each in small]))
-        with self.reporting_lost_ranks():
-            running = [
-                dist.all_reduce(each, group=self.group_of(each), async_op=True) for each in sent
-            ]
-            for each in running:
-                each.wait()
-        for given, summed in zip(large, sent, strict=False):
-            if given is not summed:
-                given.copy_(summed)
-        if small:
-            parts = sent[-1].split([each.numel() for each in small])
-            for given, summed in zip(small, parts, strict=True):
-                given.copy_(summed.view_as(given))
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor, which all ranks have in one shape, by its sum over them."""
+        if self.n > 1:
+            with self.reporting_lost_ranks():
+                dist.all_reduce(tensor, group=self.group_of(tensor))
 
     def minimum(self, number: float) -> float:
         """The least of the ranks' numbers."""

@@ -294,7 +294,7 @@ class SharedBatch:
         numbers = [losses.total.detach(), losses.l0, *losses.parts.values()]
         scalars = torch.stack([each.double() for each in numbers]).mul_(self._weight)
         counted = torch.cat([scalars, losses.active.double()])
-        self.ranks.sum_([counted])
+        self.ranks.sum_(counted)
         total, l0, *parts = counted[: len(numbers)].to(losses.total.dtype)
         return losses._replace(
             total=total,
