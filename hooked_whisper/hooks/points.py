@@ -1,6 +1,7 @@
 """The hook point: an identity module with a name, declared axes, and checked hooks."""
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -68,6 +69,11 @@ class HookPoint(lens.HookPoint):
         another activation, what the model is about to return.
         """
         return value.clone() if self.is_hooked else value
+
+    def own(self, value: Tensor) -> Tensor:
+        """The former name of `clone_if_hooked`."""
+        warnings.warn("own is now called clone_if_hooked.", DeprecationWarning, stacklevel=2)
+        return self.clone_if_hooked(value)
 
     def add_hook(  # type: ignore[override]
         self,

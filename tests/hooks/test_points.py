@@ -147,3 +147,9 @@ class TestHookPoint:
         (3 * made(value)).sum().backward()
         assert seen[0].eq(3).all()
         assert not value.requires_grad and value.grad is None
+
+
+def test_a_former_name_works_and_says_the_new_one() -> None:
+    point, value = HookPoint("batch"), torch.ones(2)
+    with pytest.warns(DeprecationWarning, match="clone_if_hooked"):
+        assert point.own(value) is value
