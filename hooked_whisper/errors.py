@@ -28,7 +28,7 @@
     ├── StoreError               (ValueError)  an activation store that cannot be made or read so
     │   ├── StoreMismatchError                 the folder holds another harvest
     │   ├── StoreDamagedError                  shards that are missing, cut short or changed
-    │   ├── StoreBusyError       (OSError)     another process harvests into the folder
+    │   ├── StoreBusyError       (OSError)     another process writes into the folder
     │   ├── StoreWriteError      (OSError)     a full disk, or no permission to write
     │   ├── RecordingsError                    no recordings, or one that cannot be used
     │   └── ProbeError                         labels that no probe can learn
@@ -172,7 +172,7 @@ class StoreDamagedError(StoreError):
 
 
 class StoreBusyError(StoreError, OSError):
-    """A folder that another process harvests into."""
+    """A folder that another process harvests, trains or writes a report into."""
 
 
 class StoreWriteError(StoreError, OSError):

@@ -28,7 +28,7 @@ PART = ".part"
 LOCK_FILE = ".lock"
 
 _held: set[Path] = set()
-"""Folders that this process harvests into: its own locks would not stop it."""
+"""Folders that this process writes into: its own locks would not stop it."""
 _PIECE_BYTES = 2**22
 
 
@@ -105,18 +105,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, work: str = "harvest") -> Iterator[None]:
     """Have a folder to oneself; the operating system ends it with the process, however that ends.
+
+    Args:
+        folder: It is there already.
+        work: What writes into it, for the message: `"harvest"`, `"training"`.
 
     Source: POSIX record locks, which forked workers do not inherit and NFS knows.
 
     Raises:
-        StoreBusyError: Another process, or another harvest in this one, has it.
+        StoreBusyError: Another process, or other work of this one, has it.
         StoreWriteError: No file can be made there.
     """
     path = folder.resolve()
     busy = (
-        f"another harvest writes into {folder} at this moment. Wait until it is done, or name "
+        f"another {work} writes into {folder} at this moment. Wait until it is done, or name "
         "another folder."
     )
     if path in _held:

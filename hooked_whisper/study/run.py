@@ -21,7 +21,7 @@ from hooked_whisper.errors import (
     InputError,
     ReportError,
 )
-from hooked_whisper.io import write_json
+from hooked_whisper.io import lock_folder, make_folder, write_json
 from hooked_whisper.reports import attention_page, feature_page
 from hooked_whisper.sae import TopKConfig, TrainingConfig
 from hooked_whisper.speech import has_tokenizer
@@ -172,48 +172,49 @@ def study(
         cfg = _training_config(model, settings, folder)
     residual, encoder = ResidualStreams(model.cfg.n_audio_layers), EncoderAttention(model.cfg)
     decoder = DecoderAttention(model)
-    _prepare(folder, overwrite=overwrite)
-
-    seconds: dict[str, float] = {}
-    options: dict[str, Any] = {"language": language, "max_new_tokens": max_new_tokens}
-    options["progress"] = progress
-    with _clock(seconds, "listening"):
-        found = run_windows(model, listed, [residual, encoder], [decoder], **options)
-    train, kept = split(found.recordings)
-    held_out = kept is not train
-    with _clock(seconds, "training"):
-        if autoencoder is None:
-            autoencoder = trained(model, train, cfg, folder, overwrite=overwrite, progress=progress)
-    with _clock(seconds, "judging"):
-        chosen, judged = train[:MOST_CHOSEN], kept[:MOST_JUDGED]
-        quality = {"n_recordings": len(judged), "held_out": held_out}
-        quality |= autoencoder.judge(judged, **options)
-        telling = autoencoder.telling_latents(chosen, judged, progress=progress)
-    links = []
-    with _clock(seconds, "pages"):
-        if pages:
-            shown = ([*kept, *train] if held_out else train)[:MOST_SHOWN]
-            links = _pages(autoencoder, shown, train[0], folder, progress)
-    with _clock(seconds, "pictures"):
-        sections = [
-            transcripts_section(found),
-            residual_section(residual),
-            encoder_section(encoder),
-            decoder_section(decoder),
-            features_section(autoencoder, quality, telling, links),
-        ]
-        about = _describe(model, settings, found, listed.digest)
-        write_report(folder / REPORT, about, sections, found.skipped)
-        numbers = about | {
-            "seconds": seconds,
-            "recordings": found.rows,
-            "skipped": found.skipped,
-            "sections": {section.name: section.to_dict() for section in sections},
-        }
-        write_json(folder / NUMBERS, json_value(numbers))
-    if not keep_activations:
-        _remove(folder, STORE)
-    return Study(folder, sections, found.skipped, seconds)
+    with _folder_of_its_own(folder, overwrite=overwrite):
+        seconds: dict[str, float] = {}
+        options: dict[str, Any] = {"language": language, "max_new_tokens": max_new_tokens}
+        options["progress"] = progress
+        with _clock(seconds, "listening"):
+            found = run_windows(model, listed, [residual, encoder], [decoder], **options)
+        train, kept = split(found.recordings)
+        held_out = kept is not train
+        with _clock(seconds, "training"):
+            if autoencoder is None:
+                autoencoder = trained(
+                    model, train, cfg, folder, overwrite=overwrite, progress=progress
+                )
+        with _clock(seconds, "judging"):
+            chosen, judged = train[:MOST_CHOSEN], kept[:MOST_JUDGED]
+            quality = {"n_recordings": len(judged), "held_out": held_out}
+            quality |= autoencoder.judge(judged, **options)
+            telling = autoencoder.telling_latents(chosen, judged, progress=progress)
+        links = []
+        with _clock(seconds, "pages"):
+            if pages:
+                shown = ([*kept, *train] if held_out else train)[:MOST_SHOWN]
+                links = _pages(autoencoder, shown, train[0], folder, progress)
+        with _clock(seconds, "pictures"):
+            sections = [
+                transcripts_section(found),
+                residual_section(residual),
+                encoder_section(encoder),
+                decoder_section(decoder),
+                features_section(autoencoder, quality, telling, links),
+            ]
+            about = _describe(model, settings, found, listed.digest)
+            write_report(folder / REPORT, about, sections, found.skipped)
+            numbers = about | {
+                "seconds": seconds,
+                "recordings": found.rows,
+                "skipped": found.skipped,
+                "sections": {section.name: section.to_dict() for section in sections},
+            }
+            write_json(folder / NUMBERS, json_value(numbers))
+        if not keep_activations:
+            _remove(folder, STORE)
+        return Study(folder, sections, found.skipped, seconds)
 
 
 def _check(model: HookedWhisper, max_new_tokens: int | None) -> None:
@@ -245,8 +246,9 @@ def _encoder_hook(model: HookedWhisper, name: str | None) -> str:
     return found[0]
 
 
-def _prepare(folder: Path, *, overwrite: bool) -> None:
-    """Make the folder, empty of a report; what a finished run left goes where that is wanted."""
+@contextmanager
+def _folder_of_its_own(folder: Path, *, overwrite: bool) -> Iterator[None]:
+    """Make the folder and have it to oneself, empty of what a finished run left in it."""
     if folder.exists() and not folder.is_dir():
         raise ReportError(f"{folder} is a file; name a folder for the report.")
     found = [name for name in (REPORT, NUMBERS) if (folder / name).exists()]
@@ -255,14 +257,16 @@ def _prepare(folder: Path, *, overwrite: bool) -> None:
             f"{folder} holds {found[0]} of another run. Name another folder, or pass "
             "overwrite=True (--overwrite) to replace it."
         )
-    try:
-        if found:
-            _remove(folder, STORE, SAE_FOLDER, PICTURES)
-        for name in found:
-            (folder / name).unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReportError(f"{folder} cannot be written: {error}.") from error
+    make_folder(folder)
+    with lock_folder(folder, "study"):
+        try:
+            if found:
+                _remove(folder, STORE, SAE_FOLDER, PICTURES)
+            for name in found:
+                (folder / name).unlink()
+        except OSError as error:
+            raise ReportError(f"{folder} cannot be written: {error}.") from error
+        yield
 
 
 def _remove(folder: Path, *names: str) -> None:

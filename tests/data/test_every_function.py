@@ -19,6 +19,7 @@ from hooked_whisper import HookedWhisper
 from hooked_whisper.data import Recording, as_recordings, load_windows
 from hooked_whisper.digits import recordings
 from hooked_whisper.interventions import mean_activations
+from hooked_whisper.interventions import mean_activations
 from hooked_whisper.sae import (
     ModelActivations,
     evaluate_sae,
@@ -125,6 +126,10 @@ def _read(model: HookedWhisper, given: Any, folder: Path) -> Tensor:
     return rows[rows[:, 0].argsort()]
 
 
+def _mean(model: HookedWhisper, given: Any, folder: Path) -> Tensor:
+    return mean_activations(model, given, SITE, progress=False)[SITE]
+
+
 def _heard(model: HookedWhisper, given: Any, folder: Path) -> list[float]:
     """What pages and the study go through."""
     windows = load_windows(model, given)
@@ -140,6 +145,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "evaluate_sae": _judged,
     "top_clips": _clips,
     "ModelActivations": _read,
+    "mean_activations": _mean,
     "load_windows": _heard,
     "mean_activations": _mean,
 }

@@ -18,8 +18,10 @@ from hooked_whisper.errors import (
     SAEConfigError,
     SAEFileError,
     SpliceError,
+    StoreBusyError,
     StoreMismatchError,
 )
+from hooked_whisper.io import lock_folder
 from hooked_whisper.study import Study, study
 from hooked_whisper.study.run import split
 
@@ -271,3 +273,15 @@ def test_recordings_none_of_which_can_be_used(small_model: Any, tmp_path: Path) 
     (tmp_path / "a.wav").write_bytes(b"nothing")
     with pytest.raises(RecordingsError, match=r"none of the recordings can be used.*a\.wav"):
         study(small_model, [tmp_path / "a.wav"], tmp_path / "out", progress=False)
+
+
+def test_two_studies_do_not_write_into_one_folder(digits_model: Any, tmp_path: Path) -> None:
+    """The lock of a process that is killed is gone with it; see tests/store for that."""
+    folder = tmp_path / "report"
+    folder.mkdir()
+    with (
+        lock_folder(folder, "study"),
+        pytest.raises(StoreBusyError, match="another study writes into"),
+    ):
+        study(digits_model, recordings()[:1], folder, n_vectors=100, progress=False)
+    assert [path.name for path in folder.iterdir()] == [".lock"]
