@@ -151,6 +151,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+FEW = ("folder", "rows", "digits", "pairs", "Mel", "a sequence")
+
+
 @pytest.fixture(scope="module")
 def expected(
     digits_model: HookedWhisper, tmp_path_factory: pytest.TempPathFactory
@@ -176,7 +179,9 @@ def test_every_form_gives_the_same(
     tmp_path: Path,
     without_shape_checks: None,
 ) -> None:
-    for name, given in forms.items():
+    # Each form becomes Recordings in one place, which windows are read through, too.
+    chosen = forms if function == "load_windows" else {name: forms[name] for name in FEW}
+    for name, given in chosen.items():
         (tmp_path / name).mkdir()
         found = FUNCTIONS[function](digits_model, given, tmp_path / name)
         torch.testing.assert_close(
