@@ -26,7 +26,7 @@ Residual = Float[Tensor, "batch pos d_model"]
 Step = Callable[[Tensor], Tensor]
 """From the residual stream at one place of a block to it at the next."""
 
-_ALL = slice(None)
+ALL = slice(None)
 _PER_HEAD = "batch pos head d_model"
 
 
@@ -58,7 +58,7 @@ class Block(nn.Module):
         self,
         resid: Float[Tensor, "batch key d_model"],
         kv_cache: KVCache | None = None,
-        queries: slice = _ALL,
+        queries: slice = ALL,
     ) -> Residual:
         """Self-attention: from the stream before the block to `hook_resid_mid`.
 
@@ -115,7 +115,7 @@ class EncoderBlock(Block):
             resid = step(resid)
         return resid
 
-    def steps(self, queries: slice = _ALL) -> list[Step]:
+    def steps(self, queries: slice = ALL) -> list[Step]:
         """What the block does to the residual stream, one after the other."""
         return [self.hook_resid_pre, partial(self.attend, queries=queries), self.feed_forward]
 
@@ -154,7 +154,7 @@ class DecoderBlock(Block):
         return resid
 
     def steps(
-        self, encoder_output: Tensor, kv_cache: KVCache | None = None, queries: slice = _ALL
+        self, encoder_output: Tensor, kv_cache: KVCache | None = None, queries: slice = ALL
     ) -> list[Step]:
         """What the block does to the residual stream, one after the other; see `attend`."""
         return [

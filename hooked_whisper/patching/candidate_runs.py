@@ -15,7 +15,7 @@ from hooked_whisper.metrics.base import check_values
 from hooked_whisper.metrics.transcripts import check_value
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.grid import metric_for_each, one_by_one
-from hooked_whisper.patching.partial_forward import BaseRun, PatchedRow
+from hooked_whisper.patching.partial_forward import BaseRun
 from hooked_whisper.patching.resume_point import find_resume_point
 
 _ROW_BY_ROW = (ZeroAblation, MeanAblation, SkipLayer)
@@ -121,10 +121,10 @@ class CandidateRuns:
         self, number: int, tried: Sequence[Any], encoder_output: Tensor | None
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Numbers of edits of one stack and the metric with each, as many as fit in the memory."""
-        rows = [PatchedRow(self.names[id(edit)][0], edit) for edit in tried]
-        names = list(dict.fromkeys(row.name for row in rows))
+        names = [self.names[id(edit)][0] for edit in tried]
         example, metric = self.examples[number], self.metrics[number]
-        run = BaseRun(self.model, example, names, metric, encoder_output)
+        run = BaseRun(self.model, example, list(dict.fromkeys(names)), metric, encoder_output)
+        rows = [run.row(name, edit) for name, edit in zip(names, tried, strict=True)]
         for some in run.groups(rows, self.max_bytes):
             yield some, run.measure([run.resume([rows[i] for i in some])])
 

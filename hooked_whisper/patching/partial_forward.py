@@ -13,59 +13,45 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.hooks.passes import PassInfo, running
-from hooked_whisper.hooks.points import HookPoint, is_watched
-from hooked_whisper.hooks.splice import Reader, Splice
-from hooked_whisper.interventions.edits import HookPair, SiteEdit
+from hooked_whisper.hooks.points import is_watched
+from hooked_whisper.hooks.splice import Reader
+from hooked_whisper.interventions.edits import SiteEdit
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import places_on
 from hooked_whisper.metrics.base import Metric, PositionMetric, check_values, resolve_positions
-from hooked_whisper.model.blocks import Step
+from hooked_whisper.model.blocks import ALL, Step
 from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.patching.patched_rows import (
+    PatchedRow,
+    ResumedRows,
+    edit_rows,
+    hook_of_rows,
+)
 from hooked_whisper.patching.resume_point import (
     ResumePoint,
     StreamPosition,
     find_resume_point,
     join_rows,
+    output_name,
     run_blocks_with_joins,
 )
 
 DEFAULT_MAX_BYTES = 256 * 2**20
 """About how much memory runs side by side take, unless told otherwise."""
 
-_STARTS_TOGETHER = 4
+STARTS_TOGETHER = 4
 """Neighbouring first positions that run side by side: a few positions more, fewer passes."""
 ENCODER_OUTPUT = "encoder.ln_final.hook_normalized"
 _FIRST_READER = "decoder.blocks.0.hook_resid_mid"
 """The last stream of the decoder that does not depend on the recording."""
-
-
-class PatchedRow(NamedTuple):
-    """One row of a resumed run: an edit of one hook's activation, which treats rows alike."""
-
-    name: str
-    edit: SiteEdit
-
-
-class ResumedRows(NamedTuple):
-    """Resumed runs, at the wanted positions that can differ from the base run.
-
-    Args:
-        first: How many wanted positions come before the patches.
-        resid: The last residual stream at the others.
-        logits: The logits there, where hooks had to see them made.
-    """
-
-    first: int
-    resid: Tensor
-    logits: Tensor | None = None
 
 
 class BaseRun:
@@ -113,9 +99,8 @@ class BaseRun:
                 names_filter=self._needed(encoder_output is None),
                 encoder_output=encoder_output,
             )
-        if encoder_output is None:
-            encoder_output = self._output(ENCODER_OUTPUT)
-        self.encoder_output = encoder_output
+        given = encoder_output
+        self.encoder_output = self._output(ENCODER_OUTPUT) if given is None else given
         self.base_logits: Float[Tensor, "1 n_wanted vocab"] = logits[:, self.positions]
 
     def _needed(self, runs_encoder: bool) -> list[str]:
@@ -129,6 +114,8 @@ class BaseRun:
                 outputs.add(point.base)
             if not point.needs_hook:
                 needed |= {point.site, point.name}
+            if point.stack == "decoder" and point.position.step > 1:
+                outputs.add(_behind_block(point.layer))
         if self._patches_decoder:
             outputs |= set(self.model.hook_names("decoder.blocks.*attn.hook_[kv]"))
         return sorted(needed | {output_name(self.model, name) for name in outputs})
@@ -139,37 +126,32 @@ class BaseRun:
 
     # Which rows run side by side
 
+    def row(self, name: str, edit: SiteEdit) -> PatchedRow:
+        """A row that is patched at one of the hooks."""
+        point, pos, n_pos = self.points[name], edit.site.pos, self.example.n_pos
+        has_positions = {"pos", "query"} & set(self.model.hook_dict[name].axes)
+        is_whole = point.stack == "encoder" or point.kind == "start" or self._needs_whole_text
+        if is_whole or pos is None or not has_positions:
+            return PatchedRow(point, edit)
+        places = places_on(pos, n_pos, "position", name, may_be_absent=True)
+        start = min((place for place in places if 0 <= place < n_pos), default=0)
+        is_alone = len(places) == 1 and point.position.step > 1 and not point.needs_hook
+        return PatchedRow(point, edit, start, start if is_alone else None)
+
     def groups(self, rows: Sequence[PatchedRow], max_bytes: int) -> Iterator[list[int]]:
         """Numbers of rows to `resume` together, as many as fit in the memory, in its order."""
-        starts = [self._first_pos(row) for row in rows]
         keyed: dict[Any, list[int]] = defaultdict(list)
-        for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            point = self.points[row.name]
-            alone = "" if point.shares_audio and point.kind != "start" else row.name
-            n_before = int((self.positions < start).sum())
-            keyed[point.stack, n_before, start // _STARTS_TOGETHER, alone].append(number)
+        for number, row in enumerate(rows):
+            alone = "" if row.point.shares_audio and row.point.kind != "start" else row.point.name
+            n_before = int((self.positions < row.start).sum())
+            keyed[row.point.stack, n_before, row.start // STARTS_TOGETHER, alone].append(number)
         for key in sorted(keyed):
-            numbers = sorted(
-                keyed[key], key=lambda i: (self.points[rows[i].name].position, rows[i].name)
-            )
-            start = min(starts[i] for i in numbers)
-            names = {rows[i].name for i in numbers}
-            n = max(
-                1, max_bytes // max(self._row_bytes(self.points[name], start) for name in names)
-            )
+            numbers = sorted(keyed[key], key=lambda i: rows[i].order)
+            start = min(rows[i].start for i in numbers)
+            points = {rows[i].point for i in numbers}
+            n = max(1, max_bytes // max(self._row_bytes(point, start) for point in points))
             for first in range(0, len(numbers), n):
                 yield numbers[first : first + n]
-
-    def _first_pos(self, row: PatchedRow) -> int:
-        """The first decoder position that a resumed run has to compute."""
-        point, site = self.points[row.name], row.edit.site
-        if point.stack == "encoder" or point.kind == "start" or self._needs_whole_text:
-            return 0
-        if site.pos is None or not {"pos", "query"} & set(self.model.hook_dict[row.name].axes):
-            return 0
-        n_pos = self.example.n_pos
-        places = places_on(site.pos, n_pos, "position", row.name, may_be_absent=True)
-        return min((place for place in places if 0 <= place < n_pos), default=0)
 
     def _row_bytes(self, point: ResumePoint, start: int) -> int:
         """About how much memory one row takes while it runs."""
@@ -185,12 +167,16 @@ class BaseRun:
         return self.cache.nbytes + self.base_logits.nbytes + cross
 
     def changes_nothing(self, row: PatchedRow) -> bool:
-        """Whether the base run holds just what is put in, so that its numbers are the answer."""
-        base = self.cache.get(row.name)
-        if base is None or self.points[row.name].needs_hook:
+        """Whether the base run's numbers are the answer: it holds the same, or nothing reads it."""
+        name, site = row.point.name, row.edit.site
+        is_last = row.position.layer == len(self._decoder_blocks)
+        if row.only_pos is not None and is_last and row.only_pos not in self.positions:
+            return True
+        base = self.cache.get(name)
+        if base is None or row.point.needs_hook:
             return False
-        hook_point = self.model.hook_dict[row.name]
-        part = row.edit.site.part(hook_point, base.shape)
+        hook_point = self.model.hook_dict[name]
+        part = site.part(hook_point, base.shape)
         if part is None:
             return True
         old = part.read(base, hook_point)
@@ -201,10 +187,10 @@ class BaseRun:
     @torch.no_grad()
     def resume(self, rows: Sequence[PatchedRow]) -> ResumedRows:
         """The last residual stream with each of the patches: a group of `groups`, in its order."""
-        start = min(self._first_pos(row) for row in rows)
+        start = min(row.start for row in rows)
         first = int((self.positions < start).sum())
         with self._running(rows, start):
-            if self.points[rows[0].name].stack == "encoder":
+            if rows[0].point.stack == "encoder":
                 resid = self._run_decoder_anew(self._run_encoder(rows))
             else:
                 resid = self._resume_decoder(rows, start)
@@ -224,11 +210,12 @@ class BaseRun:
     @contextmanager
     def _running(self, rows: Sequence[PatchedRow], start: int) -> Iterator[None]:
         """Patch what nothing but a hook can; hooks know which position of what comes first."""
-        hooks = []
-        for name in dict.fromkeys(row.name for row in rows):
-            if self.points[name].needs_hook:
-                edits = {i: row.edit for i, row in enumerate(rows) if row.name == name}
-                hooks.append(_hook(name, edits, start))
+        hooks, first_row = [], 0
+        for point, of_point in groupby(rows, key=lambda row: row.point):
+            some = list(of_point)
+            if point.needs_hook:
+                hooks.append(hook_of_rows(some, start, first_row))
+            first_row += len(some)
         info = PassInfo(first_pos=start, n_positions=self.example.mel.n_positions)
         with self.model.hooks(fwd_hooks=hooks), running(info):
             yield
@@ -260,36 +247,45 @@ class BaseRun:
                 for letter, module in (("k", block.attn.key), ("v", block.attn.value)):
                     kept = self._output(f"decoder.blocks.{layer}.attn.hook_{letter}")
                     cache[module] = kept[:, :start]
-        point = self.points[rows[0].name]
+        point = rows[0].point
         if not point.shares_audio:
             attention = self._decoder_blocks[point.layer].cross_attn
             del cache[attention.key], cache[attention.value]
             encoder_output = encoder_output.expand(len(rows), -1, -1)
-        return self._run_decoder(self._joins(rows, start, self._embed), encoder_output, cache)
+        joins = self._joins(rows, start, self._embed, cache)
+        return self._run_decoder(joins, encoder_output, cache)
 
     def _run_decoder(
         self, joins: dict[StreamPosition, Tensor], encoder_output: Tensor, cache: KVCache | None
     ) -> Tensor:
         """The last stream; of the last position alone, if nothing reads or hooks the others."""
-        blocks = self._decoder_blocks
-        is_watched_block = [is_watched(*block.modules()) for block in blocks]
-        steps = [block.steps(encoder_output, cache) for block in blocks]
-        if self._reads_last_only and not is_watched_block[-1] and not self._finish_is_hooked():
+        n_layers = len(self._decoder_blocks)
+        steps = [self._steps(layer, encoder_output, cache) for layer in range(n_layers)]
+        is_seen = is_watched(*self._decoder_blocks[-1].modules()) or self._finish_is_hooked()
+        if self._reads_last_only and not is_seen:
             last = slice(-1, None)
-            steps[-1] = blocks[-1].steps(encoder_output, cache, last)
-            behind_keys = StreamPosition(len(blocks) - 1, 2)
+            steps[-1] = self._steps(n_layers - 1, encoder_output, cache, last)
+            behind_keys = StreamPosition(n_layers - 1, 2)
             joins = {
                 position: resid[:, last] if position >= behind_keys else resid
                 for position, resid in joins.items()
             }
-        for of_block, watched in zip(steps, is_watched_block, strict=True):
-            if len(encoder_output) == 1 and not watched:
-                of_block[2] = _in_one_row(of_block[2])
         return run_blocks_with_joins(steps, joins)
 
+    def _steps(
+        self, layer: int, encoder_output: Tensor, cache: KVCache | None, queries: slice = ALL
+    ) -> list[Step]:
+        """A decoder block's steps; rows of one recording attend to it as one row's queries."""
+        block = self._decoder_blocks[layer]
+        steps: list[Step] = block.steps(encoder_output, cache, queries)
+        if len(encoder_output) == 1 and not is_watched(*block.modules()):
+            cross = steps[2]
+            steps[2] = lambda resid: cross(resid.flatten(0, 1)[None]).view(resid.shape)
+        return steps
+
     def _embed(self, n_rows: int) -> Tensor:
-        tokens = self.example.tokens.expand(n_rows, -1)
-        return self.model.decoder.embed(tokens, self.encoder_output.dtype)
+        decoder, tokens = self.model.decoder, self.example.tokens.expand(n_rows, -1)
+        return decoder.embed(tokens, self.encoder_output.dtype)
 
     @cached_property
     def _cross(self) -> dict[Any, Tensor]:
@@ -306,35 +302,60 @@ class BaseRun:
     # The streams that rows begin with
 
     def _joins(
-        self, rows: Sequence[PatchedRow], start: int, embed: Callable[[int], Tensor]
+        self,
+        rows: Sequence[PatchedRow],
+        start: int,
+        embed: Callable[[int], Tensor],
+        cache: KVCache | None = None,
     ) -> dict[StreamPosition, Tensor]:
         """The streams with which rows join, by position."""
         joins = defaultdict(list)
-        for name, of_name in groupby(rows, key=lambda row: row.name):
-            point, edits = self.points[name], [row.edit for row in of_name]
+        for (point, _), of_point in groupby(rows, key=lambda row: (row.point, row.position)):
+            some = list(of_point)
             if point.kind == "start":
-                resid = embed(len(edits))
+                resid = embed(len(some))
             elif point.kind == "hook":
-                resid = self._output(str(point.base))[:, start:].expand(len(edits), -1, -1)
+                resid = self._output(str(point.base))[:, start:].expand(len(some), -1, -1)
             else:
-                resid = self._patched(point, edits, start)
-                if point.kind != "resid":
+                resid = self._patched(point, some, start)
+                if point.base is not None:
+                    before = self._output(point.base)[:, start:]
                     stack = self.model.encoder if point.stack == "encoder" else self.model.decoder
-                    before = self._output(str(point.base))[:, start:]
                     resid = point.stream_behind(stack.blocks[point.layer], before, resid)
-            joins[point.position].append(resid)
+            if some[0].only_pos is not None:
+                resid = self._behind_block(point, some, start, resid, cache)
+            joins[some[0].position].append(resid)
         return {position: join_rows(streams) for position, streams in joins.items()}
 
-    def _patched(self, point: ResumePoint, edits: list[SiteEdit], start: int) -> Tensor:
-        """What comes out of a hook that is edited in each row, or inside its autoencoders."""
-        value = self.cache[point.site][:, start:].repeat_interleave(len(edits), dim=0)
+    def _patched(self, point: ResumePoint, rows: Sequence[PatchedRow], start: int) -> Tensor:
+        """What comes out of a hook that is patched in each row, or inside its autoencoders."""
+        value = self.cache[point.site][:, start:].repeat_interleave(len(rows), dim=0)
         hook_point = self.model.hook_dict[point.site]
-        by_row = dict(enumerate(edits))
         if point.name == point.site:
-            _edit_rows(by_row, start, value, hook_point)
+            edit_rows(rows, start, value, hook_point)
             return hook_point.splice(value)
-        with self.model.hooks(fwd_hooks=[_hook(point.name, by_row, start)]):
+        with self.model.hooks(fwd_hooks=[hook_of_rows(rows, start)]):
             return hook_point.splice(value)
+
+    def _behind_block(
+        self,
+        point: ResumePoint,
+        rows: Sequence[PatchedRow],
+        start: int,
+        resid: Tensor,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """The stream behind the block of rows that differ from the base run at one position."""
+        places = torch.tensor([int(row.only_pos or 0) - start for row in rows])
+        numbers = torch.arange(len(rows))
+        changed = resid[numbers, places][:, None]
+        steps = self._steps(point.layer, self.encoder_output, cache)
+        for step in steps[point.position.step :]:
+            changed = step(changed)
+        behind = self._output(_behind_block(point.layer))[:, start:]
+        behind = behind.repeat_interleave(len(rows), dim=0)
+        behind[numbers, places] = changed[:, 0]
+        return behind
 
     # What comes of them
 
@@ -376,29 +397,5 @@ class BaseRun:
         return is_watched(decoder.hook_logits, final.hook_scale, final.hook_normalized)
 
 
-def output_name(model: HookedWhisper, name: str) -> str:
-    """The hook that sees what comes out of another: behind its autoencoders, if it has any."""
-    splices = [each for each in model.hook_dict[name].splices if isinstance(each, Splice)]
-    return str(splices[-1].points["output"].name) if splices else name
-
-
-def _in_one_row(step: Step) -> Step:
-    """Cross-attention of rows of one recording, which are only more queries side by side."""
-    return lambda resid: step(resid.flatten(0, 1)[None]).view(resid.shape)
-
-
-def _hook(name: str, edits: dict[int, SiteEdit], start: int) -> HookPair:
-    """A hook that edits some rows, each by itself."""
-
-    def function(value: Tensor, hook: HookPoint) -> Tensor:
-        value = value.clone()
-        _edit_rows(edits, start, value, hook)
-        return value
-
-    return name, function
-
-
-def _edit_rows(edits: dict[int, SiteEdit], start: int, value: Tensor, hook: HookPoint) -> None:
-    first_pos = start if str(hook.name).startswith("decoder") else 0
-    for number, edit in edits.items():
-        edit.write_to(value[number : number + 1], hook, first_pos)
+def _behind_block(layer: int) -> str:
+    return f"decoder.blocks.{layer}.hook_resid_post"

@@ -23,7 +23,9 @@ from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig, Stack
 from hooked_whisper.hooks.names import is_inside_sae, site_of, stack_of
+from hooked_whisper.hooks.splice import Splice
 from hooked_whisper.model.blocks import Step
+from hooked_whisper.model.whisper import HookedWhisper
 
 Kind = Literal["resid", "output", "z", "post", "hook", "start"]
 Sublayer = Literal["attn", "cross_attn", "mlp"]
@@ -208,3 +210,9 @@ def run_blocks_with_joins(
 def join_rows(streams: list[Tensor]) -> Tensor:
     """Some streams' rows in one; a single one is not copied."""
     return streams[0] if len(streams) == 1 else torch.cat(streams)
+
+
+def output_name(model: HookedWhisper, name: str) -> str:
+    """The hook that sees what comes out of another: behind its autoencoders, if it has any."""
+    splices = [each for each in model.hook_dict[name].splices if isinstance(each, Splice)]
+    return str(splices[-1].points["output"].name) if splices else name

@@ -32,12 +32,11 @@ from hooked_whisper.patching.partial_forward import (
     DEFAULT_MAX_BYTES,
     ENCODER_OUTPUT,
     BaseRun,
-    PatchedRow,
-    ResumedRows,
-    output_name,
 )
 from hooked_whisper.patching.partial_result import fingerprints, partial_result_on_interrupt
+from hooked_whisper.patching.patched_rows import ResumedRows
 from hooked_whisper.patching.results import SweepResult
+from hooked_whisper.patching.resume_point import output_name
 
 
 def patch_sweep(
@@ -149,7 +148,7 @@ class _PairSweep:
         self.source_value = math.nan
         values = self._source_values(source, names)
         self.places = [place for place, _, _ in cells]
-        self.rows = [PatchedRow(name, Patch(site, values[name])) for _, name, site in cells]
+        self.rows = [self.base.row(name, Patch(site, values[name])) for _, name, site in cells]
         held = self.base.nbytes + sum(value.nbytes for value in values.values())
         self.max_bytes = max(1, max_bytes - held)
 
@@ -220,7 +219,7 @@ class _PairSweep:
     def _measure_texts(self, numbers: list[int]) -> Tensor:
         """The metric of what is decoded with each patch."""
         rows = [self.rows[number] for number in numbers]
-        if self.base.points[rows[0].name].stack == "encoder":
+        if rows[0].point.stack == "encoder":
             outputs = self.base.encoder_outputs(rows)
             return torch.tensor([self._measure_text(output[None]) for output in outputs])
         values = []
