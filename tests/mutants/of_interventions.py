@@ -316,6 +316,22 @@ MUTANTS = [
         ("patching/test_sweep.py",),
     ),
     Mutant(
+        "sweep-one-position",
+        "a block that runs on for one position puts it back one place off",
+        "patching/partial_forward.py",
+        "behind[numbers, places] = changed[:, 0]",
+        "behind[numbers, places - 1] = changed[:, 0]",
+        ("patching/test_sweep.py",),
+    ),
+    Mutant(
+        "sweep-unread",
+        "a patch in the last block counts as read by nobody, though its position is",
+        "patching/partial_forward.py",
+        "row.only_pos not in self.positions",
+        "row.only_pos in self.positions",
+        ("patching/test_sweep.py",),
+    ),
+    Mutant(
         "sweep-cached-keys",
         "resumed positions read the base run's keys one place off",
         "patching/partial_forward.py",

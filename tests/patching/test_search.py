@@ -284,6 +284,42 @@ def test_any_edit_can_be_a_candidate(tiny_model: Any, example: Example) -> None:
     assert_same(found, expected)
 
 
+def test_candidates_at_positions(tiny_model: Any, example: Example) -> None:
+    """One position, several and all of them: what is not computed again is what does not change."""
+    places: list[tuple[str, Any]] = [
+        ("decoder.blocks.1.hook_resid_mid", 2),
+        ("decoder.blocks.1.hook_resid_mid_cross", slice(None)),
+        ("decoder.blocks.1.hook_mlp_out", [1, 4]),
+        ("decoder.blocks.0.cross_attn.hook_z", -1),
+        ("decoder.blocks.2.hook_attn_out", 5),
+        ("decoder.blocks.2.mlp.hook_post", 3),
+        ("decoder.blocks.0.mlp.hook_pre", 3),
+    ]
+
+    def zero(pos: Any) -> Callable[..., Any]:
+        def function(value: Tensor, hook: Any) -> Tensor:
+            value = value.clone()
+            value[:, pos] = 0
+            return value
+
+        return function
+
+    candidates = [
+        ZeroAblation(Site(name, pos=None if pos == slice(None) else pos)) for name, pos in places
+    ]
+    hooks = {
+        edit_name(edit): [(name, zero(pos))]
+        for edit, (name, pos) in zip(candidates, places, strict=True)
+    }
+    metrics: list[Any] = [SequenceLogProb(row[None]) for row in example.tokens]
+    for metric in (metrics, both(as_metric(lambda logits: logits.std(dim=(1, 2))))):
+        expected = plain_search(tiny_model, example, metric, hooks)
+        found = greedy_ablation(
+            tiny_model, example, metric, candidates, tolerance=INFINITY, progress=False
+        )
+        assert_same(found, expected)
+
+
 def test_memory_changes_no_number(tiny_model: Any, example: Example) -> None:
     options = {"tolerance": INFINITY, "max_removals": 1, "progress": False}
     metric, candidates = LogitDifference(5, 60), heads_of_layer_1(tiny_model)
