@@ -7,8 +7,6 @@ import click
 
 from hooked_whisper.cli import options as opt
 
-POSITIONS_PER_SECOND = 50
-
 
 @opt.command(
     opt.RECORDINGS,
@@ -37,6 +35,7 @@ def cache(args: opt.Options) -> None:
     runs if one of its hooks is asked for, on --text, the recording's label in
     a manifest, or what the model itself writes down.
     """
+    from hooked_whisper.config import POSITIONS_PER_SECOND
     from hooked_whisper.interventions.sites import check_window
     from hooked_whisper.store.fingerprint import as_dtype
 

@@ -85,17 +85,10 @@ def train(args: opt.Options) -> None:
     folder: Any = args.out
     store = ActivationStore(args.store)
     names = match_names(list(args.hooks), store.hook_names)
-    cfgs = {
-        name: _training_config(
-            args,
-            store,
-            name,
-            folder if len(names) == 1 else folder / name,
-            d_sae=args.d_sae,
-            k=args.k,
-        )
-        for name in names
-    }
+    cfgs = {}
+    for name in names:
+        own_folder = folder if len(names) == 1 else folder / name
+        cfgs[name] = _training_config(args, store, name, own_folder, args.d_sae, args.k)
     _train_from_store(args, store, cfgs, _logs(args, folder))
 
 
@@ -150,9 +143,7 @@ def suite(args: opt.Options) -> None:
         for width in args.widths or (None,):
             for k in args.ks or (None,):
                 place = Path(_variant(width, k, args), name)
-                cfgs[str(place)] = _training_config(
-                    args, store, name, folder / place, d_sae=width, k=k
-                )
+                cfgs[str(place)] = _training_config(args, store, name, folder / place, width, k)
     _train_from_store(args, store, cfgs, logs)
     args.note(f"hooked-whisper sae eval --sae {next(iter(cfgs.values())).folder.parent}")
 
@@ -165,46 +156,34 @@ def _variant(width: int | None, k: int | None, args: opt.Options) -> str:
 
 
 def _training_config(
-    args: opt.Options, store: Any, hook: str, folder: Path, *, d_sae: int | None, k: int | None
+    args: opt.Options, store: Any, hook: str, folder: Path, d_sae: int | None, k: int | None
 ) -> Any:
-    """How to train the autoencoder of one hook of a store."""
+    """How to train the autoencoder of one hook of a store, with the options that it has."""
+    from hooked_whisper.errors import SAEConfigError
     from hooked_whisper.sae import TrainingConfig
+    from hooked_whisper.sae.architectures import config_from_dict
 
     lengths = (args.epochs, args.n_vectors, args.n_steps)
     if sum(length is not None for length in lengths) > 1:
         raise click.UsageError("give one of --epochs, --vectors and --steps.")
-    n_vectors = args.n_vectors
-    if n_vectors is None and args.n_steps is None:
-        n_vectors = max(1, round((args.epochs or 1) * store.n_rows(hook)))
-    d_in = prod(store.row_shape(hook))
-    sae = _sae_config(args, d_in=d_in, d_sae=d_sae, hook=hook, k=k)
-    given = {option.name: getattr(args, option.name or "") for option in TRAINING}
-    own = {name: value for name, value in given.items() if name in TrainingConfig.__annotations__}
-    own["n_vectors"] = n_vectors
-    return TrainingConfig(sae, folder=folder, device=args.train_device, **own)
-
-
-def _sae_config(
-    args: opt.Options, *, d_in: int, d_sae: int | None, hook: str, k: int | None
-) -> Any:
-    """The configuration of an architecture, with the options that it has."""
-    from hooked_whisper.errors import SAEConfigError
-    from hooked_whisper.sae.architectures import config_from_dict
-
-    architecture: str = args.architecture
-    values: dict[str, Any] = {"architecture": architecture, "d_in": d_in, "hook_name": hook}
-    values["d_sae"] = d_sae or 8 * d_in
+    architecture, d_in = args.architecture, prod(store.row_shape(hook))
+    sae = {"architecture": architecture, "d_in": d_in, "hook_name": hook}
+    sae["d_sae"] = d_sae or 8 * d_in
     if args.sparsity is not None:
         if architecture not in _PENALTIES:
             raise SAEConfigError(
                 f"{architecture} has no penalty; --sparsity is for {', '.join(_PENALTIES)}."
             )
-        values[_PENALTIES[architecture]] = args.sparsity
+        sae[_PENALTIES[architecture]] = args.sparsity
     if k is not None:
         if architecture in _PENALTIES:
             raise SAEConfigError(f"{architecture} chooses no k latents; give --sparsity.")
-        values["k"] = k
-    return config_from_dict(values)
+        sae["k"] = k
+    given = {option.name: getattr(args, option.name or "") for option in TRAINING}
+    own = {name: value for name, value in given.items() if name in TrainingConfig.__annotations__}
+    if args.n_vectors is None and args.n_steps is None:
+        own["n_vectors"] = max(1, round((args.epochs or 1) * store.n_rows(hook)))
+    return TrainingConfig(config_from_dict(sae), folder=folder, device=args.train_device, **own)
 
 
 def _logs(args: opt.Options, folder: Path) -> list[Any]:

@@ -70,7 +70,12 @@ class Axis:
         self, values: Float[Tensor, "*batch pos column"]
     ) -> Float[Tensor, "*batch bin column"]:
         """The mean of each bin."""
-        return _bin_means(values, self.edges)
+        sizes = torch.tensor(self.edges, device=values.device).diff()
+        if bool((sizes == 1).all()):
+            return values
+        bins = torch.repeat_interleave(torch.arange(len(sizes), device=values.device), sizes)
+        means = values.new_zeros(*values.shape[:-2], len(sizes), values.shape[-1])
+        return means.index_add_(-2, bins, values) / sizes[:, None]
 
 
 def token_axis(n_tokens: int, width: int = 1) -> Axis:
@@ -253,16 +258,6 @@ def kind_of(name: str) -> tuple[Kind, int]:
     stack, layer, part = found.groups()
     kind: Kind = "cross" if part == "cross_attn" else "encoder" if stack == "encoder" else "decoder"
     return kind, int(layer)
-
-
-def _bin_means(values: Tensor, edges: tuple[int, ...]) -> Tensor:
-    """Means over the last axis but one, from one edge to the next."""
-    sizes = torch.tensor(edges, device=values.device).diff()
-    if bool((sizes == 1).all()):
-        return values
-    bins = torch.repeat_interleave(torch.arange(len(sizes), device=values.device), sizes)
-    out = values.new_zeros(*values.shape[:-2], len(sizes), values.shape[-1])
-    return out.index_add_(-2, bins, values) / sizes[:, None]
 
 
 def _mean_entropy(pattern: Float[Tensor, "head query key"]) -> list[float | None]:
