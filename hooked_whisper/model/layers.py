@@ -141,7 +141,8 @@ def unembed(
     """
     n_threads = torch.get_num_threads()
     is_plain = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
-    if not is_plain or n_threads == 1 or x.numel() != x.shape[-1] or len(weight) < _MANY_ROWS:
+    is_large = len(weight) >= _LEAST_ROWS * n_threads
+    if not is_plain or not is_large or n_threads == 1 or x.numel() != x.shape[-1]:
         return x @ weight.T
     shape = (n_threads, *weight.shape)
     if shape not in _SAME_IN_PIECES:
@@ -151,7 +152,8 @@ def unembed(
     return _unembed_in_pieces(x, weight, n_threads) if _SAME_IN_PIECES[shape] else x @ weight.T
 
 
-_MANY_ROWS = 4096
+_LEAST_ROWS = 512
+"""Of a piece: fewer do not pay."""
 _SAME_IN_PIECES: dict[tuple[int, ...], bool] = {}
 """By number of threads and shape: whether products in pieces have the bits of the whole."""
 
