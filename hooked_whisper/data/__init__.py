@@ -2,20 +2,22 @@
 
 what a user has     files, folders, manifests, data sets, arrays: as_recordings
 one of them         Recording
-cut to the model    load_windows: AudioWindow
+cut to the model    load_windows, or each_window when it is due: AudioWindow
 side by side        window_batches: WindowBatch, with its mel, tokens and masks
 """
 
 from hooked_whisper.data.batches import WindowBatch, window_batches
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.sources import as_recordings
-from hooked_whisper.data.windows import AudioWindow, load_windows
+from hooked_whisper.data.windows import AudioWindow, SkippedRecording, each_window, load_windows
 
 __all__ = [
     "AudioWindow",
     "Recording",
+    "SkippedRecording",
     "WindowBatch",
     "as_recordings",
+    "each_window",
     "load_windows",
     "window_batches",
 ]

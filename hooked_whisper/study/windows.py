@@ -10,7 +10,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from hooked_whisper import HookedWhisper, Mel
-from hooked_whisper.data import AudioWindow, Recording, load_windows, window_batches
+from hooked_whisper.data import (
+    AudioWindow,
+    Recording,
+    SkippedRecording,
+    each_window,
+    window_batches,
+)
 from hooked_whisper.display import progress_bar, table
 from hooked_whisper.errors import RecordingsError
 from hooked_whisper.io import checksum_of_audio
@@ -80,10 +86,10 @@ def run_windows(
     found = Transcripts()
     bar = {"total": recordings.n, "desc": "listening", "unit": "recording", "show": progress}
     for recording in progress_bar(recordings, **bar):
-        try:
-            windows = load_windows(model, [recording])
-        except RecordingsError as error:
-            found.skipped.append({"id": recording.id, "reason": str(error.__cause__ or error)})
+        skipped: list[SkippedRecording] = []
+        windows = list(each_window(model.cfg, [recording], skipped))
+        found.skipped += [{"id": each.id, "reason": each.reason} for each in skipped]
+        if skipped:
             continue
         texts = []
         for batch in window_batches(model, windows, 1):

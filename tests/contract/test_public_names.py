@@ -84,7 +84,10 @@ ROOMS = {
         plot_logit_lens plot_mel plot_offsets plot_patching plot_pattern plot_patterns plot_probes
         plot_sources plot_sweep plot_training plot_trajectories
     """,
-    "data": "AudioWindow Recording WindowBatch as_recordings load_windows window_batches",
+    "data": """
+        AudioWindow Recording SkippedRecording WindowBatch as_recordings each_window load_windows
+        window_batches
+    """,
     "interventions": """
         Add Clamp CutAttention Edit Example Interventions MeanAblation Patch ProjectOut
         ReplacePattern ResampleAblation RestrictAttention Scale Site SiteEdit SkipLayer Steer
