@@ -71,16 +71,7 @@ def attribution_patch(
     """Estimate `patch_sweep` of the same arguments: all places from a backward pass for each pair.
 
     Args:
-        model: The model.
-        clean: The run that is right; see `patch_sweep`.
-        corrupted: The run that is not; or a cache or `"zero"`, to be put into the clean run.
-        names_filter: The hooks that would be patched.
         metric: A metric of logits that has gradients; a list has one for each pair.
-        per: Whole activations (None), or `"head"`, `"pos"`, `"window"` or `"neuron"`.
-        parts: Only these parts.
-        direction: `"denoising"` puts clean activations into the corrupted run.
-        window_s: Length of a window, in seconds.
-        all_frames: Have windows over the padding too.
         n_steps: Over how many points between the two runs gradients are
             averaged; with 1, the gradient of the run that is patched.
         along: What moves from base to source in these steps. `"inputs"`: mel
@@ -89,9 +80,10 @@ def attribution_patch(
             give all sites. `"sites"`: one site's whole activation moves, all
             else as in the base run; `n_steps` backward passes for each site,
             whose parts then add up to the effect of patching it whole.
-        progress: Show a progress bar on stderr.
         resume: An unfinished result of the same estimate, to go on with: at
             the backward pass that it was stopped in. It is not changed.
+
+    The others are `patch_sweep`'s.
 
     Returns:
         What `patch_sweep` returns, with estimates: `values` is the metric of
@@ -99,11 +91,7 @@ def attribution_patch(
         was done so far: `result.complete` is False.
 
     Raises:
-        HookNameError, SiteError: No such hook, or it has no such parts.
-        AlignmentError: Runs that do not fit together.
         MetricError: A metric without finite numbers, or without gradients.
-        InterventionError: Steps that are no number of steps, or a result to
-            resume that was estimated otherwise.
         SweepError: Something went wrong on the way; `error.result` has what was done.
 
     Source: Nanda 2023; Kramár et al. 2024, section 2 (AtP). For `"inputs"`,
@@ -250,7 +238,6 @@ def _given(
 def _check(
     model: HookedWhisper, metric: Any, base: Example, source: Any, n_steps: Any, along: Any
 ) -> None:
-    """Refuse what cannot be estimated, before anything is computed."""
     if not isinstance(n_steps, int) or n_steps < 1:
         raise InterventionError(f"n_steps is {n_steps!r}; it must be an integer of at least 1.")
     if along not in ("inputs", "sites"):

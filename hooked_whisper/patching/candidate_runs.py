@@ -23,16 +23,7 @@ _ROW_BY_ROW = (ZeroAblation, MeanAblation, SkipLayer)
 
 
 class CandidateRuns:
-    """Runs of some examples with edits, measured by a metric.
-
-    Args:
-        model: The model.
-        examples: What to run: an example, or several.
-        metric: A metric, or one for each row.
-        edits: The edits that will be tried, or will stay.
-        max_new_tokens: Of transcripts.
-        max_bytes: Memory for the runs side by side.
-    """
+    """Runs of some examples with edits that will be tried or will stay, measured by a metric."""
 
     def __init__(
         self,

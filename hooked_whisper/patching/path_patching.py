@@ -21,7 +21,6 @@ from torch import Tensor
 from hooked_whisper.config import Stack
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError
-from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.points import HookPoint, is_watched
 from hooked_whisper.interventions.examples import Example, check_pair
 from hooked_whisper.metrics.base import (
@@ -90,11 +89,8 @@ def path_patch(
         `result.complete` is False.
 
     Raises:
-        SiteError: A head or MLP that the model does not have.
-        InterventionError: No direct path from a sender to any receiver, or none
-            given, or a result to resume of something else.
+        InterventionError: No direct path from a sender to any receiver.
         AlignmentError: Runs of other lengths.
-        MetricError: A metric that is not one finite number for each row.
         SweepError: Something went wrong on the way; `error.result` has what was done.
 
     Source: Goldowsky-Dill et al. 2023; Wang et al. 2022, appendix B.
@@ -236,15 +232,16 @@ class _Paths:
         written = sorted({written_at(sender) for sender in self.senders})
         needed = {*written, *(read_through(self.model, receiver)[0] for receiver in self.receivers)}
         needed |= {self._start[1], "encoder.ln_final.hook_normalized"}
-        logits, self.base_cache = self._cached(self.base, sorted(needed))
+        logits, self.base_cache = self.model.run_with_cache(
+            self.base.mel, self.base.tokens, names_filter=sorted(needed)
+        )
         base = check_values(self.metric(logits), len(logits), self.metric)
-        logits, self.source_cache = self._cached(self.source, written)
+        logits, self.source_cache = self.model.run_with_cache(
+            self.source.mel, self.source.tokens, names_filter=written
+        )
         source = check_values(self.metric(logits), len(logits), self.metric)
         clean, corrupted = (source, base) if self.direction == "denoising" else (base, source)
         result.clean, result.corrupted = clean.cpu(), corrupted.cpu()
-
-    def _cached(self, example: Example, names: list[str]) -> tuple[Tensor, WhisperCache]:
-        return self.model.run_with_cache(example.mel, example.tokens, names_filter=names)
 
     @property
     def _start(self) -> tuple[tuple[Stack, int], str]:
@@ -282,10 +279,6 @@ class _Paths:
             [check_values(read(logits[:, i]), len(logits), self.metric) for i in range(n)], dim=1
         )
 
-    def _seen(self, resid: Tensor) -> Tensor:
-        """The positions whose logits the metric reads."""
-        return resid if self.positions is None else resid[:, self.positions]
-
     def _hook(self, receiver: Receiver, senders: list[Sender]) -> tuple[str, Callable[..., Any]]:
         """What puts the receiver's new input in its place."""
         new = self._new_input(receiver, senders)
@@ -308,7 +301,9 @@ class _Paths:
             for sender in senders
         ]
         x = (resid[:, None] + torch.stack(changes, dim=1)).flatten(0, 1)
-        x = norm(self._seen(x) if receiver == "logits" else x)
+        if receiver == "logits" and self.positions is not None:
+            x = x[:, self.positions]
+        x = norm(x)
         if not isinstance(receiver, HeadInput):
             return x
         head = receiver.head

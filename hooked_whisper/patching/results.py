@@ -153,10 +153,6 @@ class EffectTable(ABC):
         Returns:
             The lower and the upper bound.
 
-        Raises:
-            InterventionError: Fewer than two pairs, a level that is no share, or a
-                table that is not finished.
-
         Source: Efron 1979.
         """
         values = self.effect() if effect else self.values
@@ -217,11 +213,7 @@ class EffectTable(ABC):
         return pandas.DataFrame(rows)
 
     def go_on_from(self, earlier: Any) -> None:
-        """Take over what an unfinished result of the same arguments has, if there is one.
-
-        Raises:
-            InterventionError: A result of something else.
-        """
+        """Take over what an unfinished result of the same arguments has, if there is one."""
         if earlier is None:
             return
         if type(earlier) is not type(self):
@@ -256,11 +248,7 @@ class EffectTable(ABC):
         return {**about, "axes": axes}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the numbers, their axes and the baselines as safetensors.
-
-        Raises:
-            InterventionError: The file cannot be written.
-        """
+        """Write the numbers, their axes and the baselines as safetensors."""
         header = {"format": f"hooked_whisper.{self._kind}/1", **self.about()}
         tensors = {"values": self.values, "clean": self.clean, "corrupted": self.corrupted}
         # Gradients of neighbouring hooks may share their memory, which such a file cannot.
@@ -272,11 +260,7 @@ class EffectTable(ABC):
 
     @classmethod
     def load(cls: type[_Table], path: str | os.PathLike[str]) -> _Table:
-        """Read what `save` wrote.
-
-        Raises:
-            InterventionError: No such file, or another kind of file.
-        """
+        """Read what `save` wrote."""
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get(cls._kind, "{}"))

@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaxtyping import Float
-from torch import Tensor
-
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
@@ -162,9 +159,7 @@ def greedy_ablation(
         `result.complete` is False.
 
     Raises:
-        InterventionError: No examples or candidates, a tolerance below 0, or a
-            result to resume of another model, metric, examples or candidates.
-        MetricError: A metric that gives no finite number, already on the clean runs.
+        InterventionError: No candidates, or a result to resume of another search.
         SweepError: Something went wrong on the way; `error.result` has what was done.
 
     Source: Michel et al. 2019, section 4, who sort once; here each round measures anew.
@@ -192,49 +187,21 @@ def greedy_ablation(
         complete=False,
         conditions=made_with,
     )
-    return _Search(runs, clean, max_removals, progress).run(result)
-
-
-class _Search:
-    """The rounds of a search."""
-
-    def __init__(
-        self,
-        runs: CandidateRuns,
-        clean: Float[Tensor, "example"],
-        max_removals: int | None,
-        progress: bool,
-    ) -> None:
-        self.runs, self.clean, self.progress = runs, clean, progress
-        self.max_removals = max_removals
-
-    def run(self, result: GreedyAblation) -> GreedyAblation:
-        """Go on from a result, round by round."""
-        bar = progress_bar(desc="greedy ablation", unit="run", show=self.progress)
-        with partial_result_on_interrupt(lambda: result, lambda: f"{result.n_done} removals", bar):
-            while self._may_go_on(result):
-                bar.reset(total=len(result.left) * len(self.clean))
-                bar.set_description(f"greedy ablation, {result.n_done} removed")
-                if (longer := self._round(result, bar)) is None:
-                    break
-                result = longer
-            result = replace(result, complete=True)
-        return result
-
-    def _may_go_on(self, result: GreedyAblation) -> bool:
-        allowed = self.max_removals is None or len(result.removals) < self.max_removals
-        return bool(result.left) and allowed
-
-    def _round(self, result: GreedyAblation, bar: Any) -> GreedyAblation | None:
-        """With one candidate less; None where each would change the metric too much."""
-        values = self.runs.values(result.edits, result.left, bar.update)
-        change = (values - self.clean).abs().mean(dim=1)
-        best = int(change.argmin())
-        if not float(change[best]) <= result.tolerance:
-            return None
-        removal = Removal(result.left[best], float(values[best].mean()), float(change[best]))
-        left = result.left[:best] + result.left[best + 1 :]
-        return replace(result, removals=(*result.removals, removal), left=left)
+    bar = progress_bar(desc="greedy ablation", unit="run", show=progress)
+    with partial_result_on_interrupt(lambda: result, lambda: f"{result.n_done} removals", bar):
+        while result.left and (max_removals is None or result.n_done < max_removals):
+            bar.reset(total=len(result.left) * len(clean))
+            bar.set_description(f"greedy ablation, {result.n_done} removed")
+            values = runs.values(result.edits, result.left, bar.update)
+            change = (values - clean).abs().mean(dim=1)
+            best = int(change.argmin())
+            if not float(change[best]) <= tolerance:
+                break
+            removal = Removal(result.left[best], float(values[best].mean()), float(change[best]))
+            left = result.left[:best] + result.left[best + 1 :]
+            result = replace(result, removals=(*result.removals, removal), left=left)
+        result = replace(result, complete=True)
+    return result
 
 
 def head_ablations(

@@ -88,7 +88,6 @@ def patch_sweep(
         `result.complete` is False.
 
     Raises:
-        HookNameError, SiteError: No such hook, or it has no such parts.
         AlignmentError: Runs that do not fit together.
         MetricError: A metric that gives no finite number, already on the runs
             without a patch.
@@ -118,16 +117,7 @@ def patch_sweep(
 
 
 class _PairSweep:
-    """The sweep of one pair.
-
-    Args:
-        model: The model.
-        base: The run that is patched.
-        source: What is put into it: a run, a cache, or zeros.
-        cells: Place in the table, hook and part, of each patch.
-        metric: What to measure.
-        max_bytes: Memory for the runs side by side.
-    """
+    """The sweep of one pair; a cell is a patch's place in the table, its hook and its part."""
 
     def __init__(
         self,

@@ -19,7 +19,6 @@ from hooked_whisper import HookedWhisper
 from hooked_whisper.data import Recording, as_recordings, load_windows
 from hooked_whisper.digits import recordings
 from hooked_whisper.interventions import mean_activations
-from hooked_whisper.interventions import mean_activations
 from hooked_whisper.sae import (
     ModelActivations,
     evaluate_sae,
@@ -136,10 +135,6 @@ def _heard(model: HookedWhisper, given: Any, folder: Path) -> list[float]:
     return [x for window in windows for x in (window.recording, window.n_positions)]
 
 
-def _mean(model: HookedWhisper, given: Any, folder: Path) -> Tensor:
-    return mean_activations(model, given, SITE, progress=False)[SITE][0, 0]
-
-
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "harvest": _stored,
     "evaluate_sae": _judged,
@@ -147,7 +142,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "ModelActivations": _read,
     "mean_activations": _mean,
     "load_windows": _heard,
-    "mean_activations": _mean,
 }
 
 
