@@ -78,7 +78,7 @@ class FeatureData:
     @property
     def n_without_sound(self) -> int:
         """Those without sound."""
-        return sum(each.part < 0 for examples in self.examples for each in examples)
+        return sum(example.part < 0 for examples in self.examples for example in examples)
 
     def window_data(self, written: dict[int, str]) -> dict[str, Any]:
         """What the page says about each window that it shows."""
@@ -102,7 +102,7 @@ class FeatureData:
         found = []
         for index, examples in enumerate(self.examples):
             feature = self.activations.of(index)
-            found.append([self._clip(each, feature, self.ranges[index]) for each in examples])
+            found.append([self._clip(example, feature, self.ranges[index]) for example in examples])
         return found
 
     def _clip(self, example: FeatureExample, feature: OneFeature, values: Range) -> list[Any]:
@@ -187,7 +187,7 @@ def _with_parts(
         numbers = by_window.get(example.window, [])
         return next((i for i in numbers if sounds[i].holds(example.excerpt)), -1)
 
-    return [[replace(each, part=part(each)) for each in some] for some in examples]
+    return [[replace(one, part=part(one)) for one in some] for some in examples]
 
 
 def _top(examples: list[FeatureExample]) -> list[FeatureExample]:

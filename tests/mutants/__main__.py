@@ -182,7 +182,7 @@ def main() -> int:
 
 def _import_what_takes_long() -> None:
     """As the tests would import it, but for hooked_whisper, which is that of a copy."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "NUMBA_DISABLE_JIT": "1"}
     for name in _TAKES_LONG:
         importlib.import_module(name)
 
