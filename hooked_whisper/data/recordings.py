@@ -1,6 +1,5 @@
 """Recordings: sound, and what is known about it."""
 
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
 from hooked_whisper.display import box, facts, note, player
-from hooked_whisper.errors import AudioError, AudioFileError, HookedWhisperError, InputError
+from hooked_whisper.errors import AudioError, HookedWhisperError, InputError
 from hooked_whisper.speech.audio import encode_audio, load_audio
+from hooked_whisper.speech.files import read_audio
 from hooked_whisper.speech.labels import TimedLabel, timed_labels
 from hooked_whisper.speech.mel import Mel
 
@@ -128,19 +128,14 @@ def _plain(text: str) -> list[str]:
     return re.sub(r"[^\w\s]|_", "", text.lower()).split()
 
 
-def _decode(data: bytes) -> tuple[Any, int]:
+def _decode(data: bytes) -> tuple[Any, float]:
     """The samples of an audio file's bytes, and their rate."""
-    import soundfile
-
-    try:
-        samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise AudioFileError(f"{len(data)} bytes cannot be read as audio ({error}).") from error
-    if samples.shape[1] > 2:
-        samples = samples.mean(axis=1, dtype=np.float32, keepdims=True)
+    samples, rate_hz = read_audio(data)
     if not samples.size:
         raise AudioError("it is empty: it has no samples.")
-    return samples.T, rate_hz
+    if len(samples) > 2:
+        samples = samples.mean(axis=0, dtype=np.float32, keepdims=True)
+    return samples, rate_hz
 
 
 def reason_of(error: Exception) -> str:

@@ -1,9 +1,8 @@
 """Recordings as Whisper hears them, mono float32 at 16 kHz, and as browsers play them."""
 
 import io
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +11,8 @@ from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
 from hooked_whisper.display import data_uri
-from hooked_whisper.errors import (
-    AudioError,
-    AudioFileError,
-    AudioLengthError,
-    AudioRateError,
-    InputError,
-)
-
-if TYPE_CHECKING:
-    from soundfile import SoundFile
+from hooked_whisper.errors import AudioError, AudioLengthError, AudioRateError, InputError
+from hooked_whisper.speech.files import read_audio, shorten, shown
 
 MIN_SAMPLES = 400
 """Samples of one window of Whisper's Fourier transform: 25 ms at 16 kHz."""
@@ -30,10 +21,6 @@ MAX_RATE_HZ = 1_000_000
 MAX_AMPLITUDE = 256.0
 """Full scale is 1; far above it, the samples are integers that were only cast to float."""
 
-_MISSING_S = 0.1
-"""A decoder may come out a frame or two short of what the header says; more is a cut file."""
-_STREAM_BYTES = 0x7FFF_0000
-"""Programs that write to a pipe put a length at or above this into a WAV header."""
 _KBPS = (8, 40, 160)
 """Bit rates of MP3 at 16 kHz: the lowest, the one used here, the highest."""
 
@@ -69,12 +56,19 @@ def load_audio(source: Any, rate_hz: Any = None) -> Float[Tensor, "sample"]:
     if isinstance(source, tuple):
         source, rate_hz = _split_pair(source, rate_hz)
     if isinstance(source, str | Path):
-        samples, rate = _read_file(Path(source), rate_hz)
-        name = repr(str(source))
+        name = shown(source)
+        samples, rate = read_audio(Path(source))
+        _check_file_rate(name, rate, rate_hz)
     else:
         samples, rate = _as_channels(source), _check_rate(rate_hz)
         name = "audio"
-    return torch.from_numpy(_to_mono_16khz(samples, rate, name))
+    try:
+        return torch.from_numpy(_to_mono_16khz(samples, rate, name))
+    except MemoryError as error:
+        raise AudioError(
+            f"{name} is {samples.shape[1] / rate / 3600:.1f} h long, which does not fit into "
+            "memory at 16 kHz. Cut it into pieces first."
+        ) from error
 
 
 def _split_pair(pair: tuple[Any, ...], rate_hz: Any) -> tuple[Any, Any]:
@@ -85,8 +79,10 @@ def _split_pair(pair: tuple[Any, ...], rate_hz: Any) -> tuple[Any, Any]:
             "For several recordings pass a list: model.to_mel([first, second])."
         )
     samples, rate = pair
-    if rate_hz is not None and rate_hz != rate:
-        raise AudioRateError(f"the pair says {rate!r} Hz and rate_hz says {rate_hz!r}; pass one.")
+    if rate_hz is not None and rate_hz is not rate and _check_rate(rate_hz) != _check_rate(rate):
+        raise AudioRateError(
+            f"the pair says {shorten(rate)} Hz and rate_hz says {shorten(rate_hz)}; pass one."
+        )
     return samples, rate
 
 
@@ -98,13 +94,25 @@ def _check_rate(rate_hz: Any) -> float:
         )
     is_number = isinstance(rate_hz, int | float | np.integer | np.floating)
     if not is_number or isinstance(rate_hz, bool):
-        raise AudioRateError(f"rate_hz is {rate_hz!r}; it must be a number of samples per second.")
+        raise AudioRateError(
+            f"rate_hz is {shorten(rate_hz)}; it must be a number of samples per second."
+        )
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:  # NaN too
         raise AudioRateError(
-            f"rate_hz is {rate_hz}; sampling rates from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz are "
-            "allowed (not kHz)."
+            f"rate_hz is {shorten(rate_hz)}; sampling rates from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz "
+            "are allowed (not kHz)."
         )
     return float(rate_hz)
+
+
+def _check_file_rate(name: str, rate: float, rate_hz: Any) -> None:
+    """Refuse a rate that is none, and another than the file's."""
+    _check_rate(rate)
+    if rate_hz is not None and _check_rate(rate_hz) != rate:
+        raise AudioRateError(
+            f"{name} says {rate:g} Hz and rate_hz says {rate_hz}. Leave rate_hz out: the "
+            "file's own rate is used."
+        )
 
 
 def _as_channels(source: Any) -> np.ndarray:
@@ -153,7 +161,9 @@ def _to_numpy(tensor: Tensor) -> np.ndarray:
 
 def _describe(value: Any) -> str:
     """A short name of something that was no audio."""
-    return repr(value) if value is None or isinstance(value, int | float) else type(value).__name__
+    return (
+        shorten(value) if value is None or isinstance(value, int | float) else type(value).__name__
+    )
 
 
 def _scale(samples: np.ndarray) -> np.ndarray:
@@ -169,50 +179,6 @@ def _scale(samples: np.ndarray) -> np.ndarray:
         )
     with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
         return samples.astype(np.float32, copy=False)
-
-
-def _read_file(path: Path, rate_hz: Any) -> tuple[np.ndarray, float]:
-    """Samples of a file as floats `[channel sample]`, and its rate."""
-    import soundfile
-
-    path = path.expanduser()
-    if path.is_dir():
-        raise AudioFileError(f"{str(path)!r} is a folder; pass the files in it as a list of paths.")
-    if not path.exists():
-        raise AudioFileError(f"there is no file {str(path)!r} (from {str(Path.cwd())!r}).")
-    if path.is_file() and not path.stat().st_size:
-        raise AudioFileError(f"{str(path)!r} is empty: it holds 0 bytes.")
-    try:
-        with soundfile.SoundFile(path) as file:
-            samples = file.read(dtype="float32", always_2d=True)
-            _check_complete(file, len(samples), path)
-            rate = float(file.samplerate)
-    # TypeError: soundfile takes *.raw for headerless samples and wants to be told more.
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        if isinstance(error, AudioFileError):
-            raise
-        raise AudioFileError(
-            f"{str(path)!r} cannot be read as audio ({error}). WAV, FLAC, Ogg, MP3 and AIFF can; "
-            "convert other files first: ffmpeg -i in.m4a out.wav."
-        ) from error
-    if rate_hz is not None and _check_rate(rate_hz) != rate:
-        raise AudioRateError(
-            f"{str(path)!r} says {rate:g} Hz and rate_hz says {rate_hz}. Leave rate_hz out: the "
-            "file's own rate is used."
-        )
-    return samples.T, _check_rate(rate)
-
-
-def _check_complete(file: "SoundFile", n_read: int, path: Path) -> None:
-    """Refuse a file that holds less sound than its header says."""
-    # libsndfile believes a cut WAV or AIFF file's size over its header, and says so in its log.
-    chunk = re.search(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.M)
-    is_cut = chunk is not None and int(chunk[2]) < int(chunk[1]) < _STREAM_BYTES
-    if is_cut or file.frames - n_read > _MISSING_S * file.samplerate:
-        raise AudioFileError(
-            f"{str(path)!r} is cut off or damaged: {n_read / file.samplerate:.2f} s can be read, "
-            "less than its header says. Copy it again, or convert what is there with ffmpeg."
-        )
 
 
 def _to_mono_16khz(samples: np.ndarray, rate_hz: float, name: str) -> np.ndarray:
