@@ -198,7 +198,7 @@ def _around(activations: FeatureActivations, window: int, position: int) -> Exce
     """An encoder position and so many seconds on each side, within the sound of its window."""
     middle_s = (position + 0.5) * POSITION_S
     length_s = activations.windows[window].seconds
-    if middle_s > length_s:  # padding, which has no sound
+    if position >= activations.windows[window].n_positions:  # padding, which has no sound
         length_s = activations.n_positions[window] * POSITION_S
     return Excerpt(window, max(0.0, middle_s - AROUND_S), min(length_s, middle_s + AROUND_S))
 

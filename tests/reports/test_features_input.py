@@ -82,6 +82,19 @@ def test_any_autoencoder_and_some_of_its_latents(
     assert data["features"]["auroc"] == [None, None], "one recording without times tells nothing"
 
 
+def test_the_last_position_has_sound(
+    tiny_model: Any, read_data: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    samples, rate_hz = sound(0.405)  # its last position goes on for 15 ms behind it
+    rows = [(samples, rate_hz)]
+    page = feature_page(
+        tiny_model, None, rows, tmp_path / "p.html", hook_name=SITE, n_clips=20, progress=False
+    )
+    clips = [clip for clips in read_data(page.path)["clips"] for clip in clips]
+    assert any(position == 20 for _, _, position, *_ in clips)
+    assert page.n_without_sound == 0 and all(end <= 0.405 for *_, end in (c[:6] for c in clips))
+
+
 def test_a_mel_is_shown_without_sound(
     tiny_model: Any, read_data: Callable[[Path], Any], tmp_path: Path
 ) -> None:
