@@ -99,8 +99,9 @@ class BaseRun:
                 names_filter=self._needed(encoder_output is None),
                 encoder_output=encoder_output,
             )
-        given = encoder_output
-        self.encoder_output = self._output(ENCODER_OUTPUT) if given is None else given
+        if encoder_output is None:
+            encoder_output = self._output(ENCODER_OUTPUT)
+        self.encoder_output = encoder_output
         self.base_logits: Float[Tensor, "1 n_wanted vocab"] = logits[:, self.positions]
 
     def _needed(self, runs_encoder: bool) -> list[str]:
@@ -230,12 +231,9 @@ class BaseRun:
 
     def _run_decoder_anew(self, encoder_output: Tensor) -> Tensor:
         """The decoder's last stream for several encoder outputs: it first differs in block 0."""
-        n_rows = len(encoder_output)
-        if self._has_readers:
-            joins = {StreamPosition(0, 0): self._embed(n_rows)}
-        else:
-            joins = {StreamPosition(0, 2): self._output(_FIRST_READER).expand(n_rows, -1, -1)}
-        return self._run_decoder(joins, encoder_output, None)
+        n_rows, position = len(encoder_output), StreamPosition(0, 0 if self._has_readers else 2)
+        resid = self._embed(n_rows) if self._has_readers else self._output(_FIRST_READER)
+        return self._run_decoder({position: resid.expand(n_rows, -1, -1)}, encoder_output, None)
 
     def _resume_decoder(self, rows: Sequence[PatchedRow], start: int) -> Tensor:
         """The decoder's last stream from position `start` on, with each patch."""
