@@ -79,7 +79,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"hooked_whisper\.([a-z_]+\.)*(GenerateOptions|TranscribeOptions|LoggedTraining)"),
     (
         "py:.*",
-        r"hooked_whisper\.([a-z_]+\.)*(_\w+|Part|Labels|Model|Recordings|ProcessGroup|KVCache)",
+        r"hooked_whisper\.([a-z_]+\.)*"
+        r"(_\w+|Part|Labels|Model|Recordings|ProcessGroup|KVCache|Weights|Splicing)",
     ),
     ("py:.*", r"hooked_whisper\.weights\.files\.StoredTensor"),
 ]

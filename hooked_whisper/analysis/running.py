@@ -92,19 +92,18 @@ class ResidualStatistics:
         self._kurtosis.append(float(kurtosis(x)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every number, as JSON has it.
+        """Every number, as JSON has it: `n_vectors`, `d_model`, `mean`, `std`, and
 
-        n_vectors, d_model, mean, std
         kurtosis             excess, of all values; `kurtosis_by_clip` of each batch;
                              `median_kurtosis_of_dimensions`; `kurtosis_per_vector`, averaged
-        ks_to_uniform, ks_to_normal  Kolmogorov and Smirnov's distance, of all values;
-                             `dimensions_nearer_to_uniform`, a share
+        ks_to_uniform        Kolmogorov and Smirnov's distance, of all values; likewise
+                             `ks_to_normal`; `dimensions_nearer_to_uniform`, a share
         norm, hoyer          averaged over the vectors
         near_0_share         of values under a tenth of their root mean square
         participation_ratio  directions in use
         evenness             of variance over dimensions: 1 all alike, 0 a single one
-        outliers             dimensions over 6 times the median one's root mean square, ten at
-                             most; `n_outliers`; `largest_dimension`, `_rms`, `_times`
+        outliers             dimensions over 6 times the median one's root mean square, ten
+                             at most; `n_outliers`; `largest_dimension`, `_rms`, `_times`
         """
         moments, n, d_model = self._moments, self._moments.n, len(self._moments.mean)
         mean, std, tails = moments.pooled()

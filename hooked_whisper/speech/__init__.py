@@ -4,6 +4,7 @@ Nothing here knows a model; sizes come in as numbers or as a configuration.
 """
 
 from hooked_whisper.speech.audio import load_audio
+from hooked_whisper.speech.labels import TimedLabel
 from hooked_whisper.speech.mel import Mel, check_mel, to_mel
 from hooked_whisper.speech.tokens import (
     check_tokens,
@@ -17,6 +18,7 @@ from hooked_whisper.speech.wer import word_error_rate
 
 __all__ = [
     "Mel",
+    "TimedLabel",
     "check_mel",
     "check_tokens",
     "get_tokenizer",
