@@ -92,18 +92,15 @@ class ResidualStatistics:
         self._kurtosis.append(float(kurtosis(x)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every number, as JSON has it: `n_vectors`, `d_model`, `mean`, `std`, and
+        """Every number, as JSON has it: of `n_vectors` vectors of `d_model` values.
 
-        kurtosis             excess, of all values; `kurtosis_by_clip` of each batch;
-                             `median_kurtosis_of_dimensions`; `kurtosis_per_vector`, averaged
-        ks_to_uniform        Kolmogorov and Smirnov's distance, of all values; likewise
-                             `ks_to_normal`; `dimensions_nearer_to_uniform`, a share
-        norm, hoyer          averaged over the vectors
-        near_0_share         of values under a tenth of their root mean square
-        participation_ratio  directions in use
-        evenness             of variance over dimensions: 1 all alike, 0 a single one
-        outliers             dimensions over 6 times the median one's root mean square, ten
-                             at most; `n_outliers`; `largest_dimension`, `_rms`, `_times`
+        `mean` and `std` of all values; `kurtosis`, in excess, of all, by clip, of the median
+        dimension, and averaged over vectors; Kolmogorov and Smirnov's distance of all values
+        `ks_to_uniform` and `ks_to_normal`, and the share of `dimensions_nearer_to_uniform`;
+        `norm` and `hoyer` sparsity averaged over the vectors; `near_0_share`, of values under a
+        tenth of their root mean square; `participation_ratio`, directions in use; `evenness` of
+        variance over dimensions, 1 where all are alike; `outliers`, dimensions over 6 times the
+        median one's root mean square, ten at most, and `largest_dimension`.
         """
         moments, n, d_model = self._moments, self._moments.n, len(self._moments.mean)
         mean, std, tails = moments.pooled()
