@@ -28,7 +28,7 @@ PART = ".part"
 LOCK_FILE = ".lock"
 
 _held: set[Path] = set()
-"""Folders that this process writes into: its own locks would not stop it."""
+"""Locks that this process has: its own would not stop it."""
 _PIECE_BYTES = 2**22
 
 
@@ -118,24 +118,35 @@ def lock_folder(folder: Path, work: str = "harvest") -> Iterator[None]:
         StoreBusyError: Another process, or other work of this one, has it.
         StoreWriteError: No file can be made there.
     """
-    path = folder.resolve()
-    busy = (
-        f"another {work} writes into {folder} at this moment. Wait until it is done, or name "
-        "another folder."
-    )
+    with _locked(folder / LOCK_FILE, f"another {work} writes into {folder} at this moment."):
+        yield
+
+
+@contextmanager
+def lock_file(path: Path, work: str) -> Iterator[None]:
+    """Have a file to oneself, by a lock beside it; as `lock_folder`."""
+    lock = path.with_name(f".{path.name}{LOCK_FILE}")
+    with _locked(lock, f"another {work} writes {path} at this moment."):
+        yield
+
+
+@contextmanager
+def _locked(lock: Path, busy: str) -> Iterator[None]:
+    busy += " Wait until it is done, or name another place."
+    path = lock.resolve()
     if path in _held:
         raise StoreBusyError(busy)
     try:
-        file = (folder / LOCK_FILE).open("ab")
+        file = lock.open("ab")
     except OSError as error:
-        raise _explain(error, folder) from error
+        raise _explain(error, lock.parent) from error
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise StoreBusyError(busy) from error
-            raise _explain(error, folder) from error
+            raise _explain(error, lock.parent) from error
         _held.add(path)
         try:
             yield
@@ -243,8 +254,13 @@ def checksum_of_audio(audio: Any) -> str:
 
 def checksum_of_model(model: nn.Module) -> str:
     """Of every parameter and buffer: name, dtype, shape and bytes."""
+    return checksum_of_tensors(model.state_dict())
+
+
+def checksum_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Of tensors by name: name, dtype, shape and bytes of each."""
     state = xxhash.xxh3_128()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         state.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
         state.update(bytes_of(value.detach().cpu().contiguous()))
     return state.hexdigest()
@@ -252,4 +268,5 @@ def checksum_of_model(model: nn.Module) -> str:
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU, without a copy."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    # A single value counts as contiguous whatever its stride is.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data

@@ -70,8 +70,8 @@ def patch(args: opt.Options) -> None:
     """Patch a clean run into a corrupted one, and see what brings the answer back.
 
     CLEAN and CORRUPTED are recordings; both runs are given CLEAN's text. The
-    folder gets sweep.csv, sweep.png and sweep.safetensors. After Ctrl-C, it
-    has what was done, and --resume does the rest.
+    folder gets sweep.csv, sweep.png and sweep.safetensors, which is written as it
+    grows. After Ctrl-C or a kill, it has what was done, and --resume does the rest.
     """
     if args.clean is not None and (args.corrupted is None) == (args.corrupt is None):
         raise click.UsageError("name a CORRUPTED recording, or give --corrupt; one of them.")
@@ -80,7 +80,8 @@ def patch(args: opt.Options) -> None:
     from hooked_whisper.patching import SweepResult, patch_sweep
 
     folder = args.new_path("patch", goes_on=args.resume)
-    earlier = SweepResult.load(folder / "sweep.safetensors") if args.resume else None
+    if args.resume:  # what is there and cannot be read is told before anything is loaded
+        SweepResult.load(folder / RESULT)
     model = args.load_model()
     names = model.hook_names(list(args.hooks) or opt.ENCODER_STREAM)
     pair = make_pair(model, args)
@@ -96,7 +97,7 @@ def patch(args: opt.Options) -> None:
         window_s=args.window_s,
         all_frames=args.all_frames,
         progress=not args.quiet,
-        resume=earlier,
+        save_to=_made(folder) / RESULT,
     )
     _save(result, folder)
     _report(result, pair, folder, args)
@@ -215,9 +216,15 @@ def _per(model: Any, names: list[str], per: str) -> Any:
     return "window" if all(name.startswith("encoder") for name in names) else "pos"
 
 
-def _save(result: Any, folder: Path) -> None:
+RESULT = "sweep.safetensors"
+
+
+def _made(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    result.save(folder / "sweep.safetensors")
+    return folder
+
+
+def _save(result: Any, folder: Path) -> None:
     result.to_dataframe().to_csv(folder / "sweep.csv", index=False)
     if result.n_done:
         result.plot(effect=_has_effects(result)).savefig(folder / "sweep.png")

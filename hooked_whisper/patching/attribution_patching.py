@@ -14,7 +14,8 @@ Source: Nanda 2023 "Attribution Patching"; Kramár et al. 2024 "AtP*", whose
 plain AtP this is, without their corrections of queries, keys and dropout.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -42,6 +43,7 @@ from hooked_whisper.patching.grid import (
 )
 from hooked_whisper.patching.partial_result import partial_result_on_interrupt
 from hooked_whisper.patching.results import SweepResult
+from hooked_whisper.patching.saved import kept_on_disk
 from hooked_whisper.patching.sweep import empty_result, patches_done
 
 Along = Literal["inputs", "sites"]
@@ -67,6 +69,7 @@ def attribution_patch(
     along: Along = "inputs",
     progress: bool = False,
     resume: SweepResult | None = None,
+    save_to: str | os.PathLike[str] | None = None,
 ) -> SweepResult:
     """Estimate `patch_sweep` of the same arguments: all places from a backward pass for each pair.
 
@@ -106,7 +109,23 @@ def attribution_patch(
         _check(model, each, base, source, n_steps, along)
     estimate = _describe(n_steps, along)
     result = empty_result(model, grid, pairs, metrics, direction, estimate=estimate)
-    result.go_on_from(resume)
+    with kept_on_disk(result, save_to, resume, "sweep") as keep:
+        _fill(model, result, grid, pairs, metrics, n_steps, along, keep, progress)
+    return result
+
+
+def _fill(
+    model: HookedWhisper,
+    result: SweepResult,
+    grid: SweepGrid,
+    pairs: Sequence[tuple[Example, Any]],
+    metrics: Sequence[Any],
+    n_steps: int,
+    along: Along,
+    keep: Callable[[], None],
+    progress: bool,
+) -> None:
+    """Estimate what a result lacks."""
     names = list(dict.fromkeys(name for _, name, _ in grid.cells()))
     together = along == "inputs" or n_steps == 1
     groups = [names] if together else [[name] for name in names]
@@ -131,13 +150,13 @@ def attribution_patch(
                 share = (step + 0.5) / n_steps if n_steps > 1 else 0.0
                 _hold(result, number, step, run.gradients(group, moving, share))
                 bar.update()
+                keep()
             products = {name: run.change(name) * result.held[name] / n_steps for name in group}
             for place, name, site in _cells(grid, group):
                 part = site.part(model.hook_dict[name], products[name].shape)
                 change = 0.0 if part is None else products[name][part.local_index].sum()
                 result.values[(number, *place)] = float(run.base_value + change)
             result.held = {}
-    return result
 
 
 def _cells(grid: SweepGrid, group: list[str]) -> list[Any]:

@@ -11,6 +11,7 @@ Patching"; Wang et al. 2022 "Interpretability in the Wild", appendix B, which
 freezes the heads only; here the MLPs between are frozen too.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ from hooked_whisper.patching.paths import (
     reads_audio,
     written_at,
 )
+from hooked_whisper.patching.saved import kept_on_disk
 
 
 def path_patch(
@@ -62,6 +64,7 @@ def path_patch(
     max_rows: int = 16,
     progress: bool = False,
     resume: PathEffects | None = None,
+    save_to: str | os.PathLike[str] | None = None,
 ) -> PathEffects:
     """The metric when a sender's output of the other run reaches the receivers directly only.
 
@@ -83,6 +86,8 @@ def path_patch(
         max_rows: Rows that run side by side, which bounds the memory.
         progress: Show a progress bar on stderr.
         resume: An unfinished result of the same paths, to go on with. It is not changed.
+        save_to: A file that keeps what is done as it goes, and that is gone on from where
+            it is there: after Ctrl-C, a kill, or a machine that stops.
 
     Returns:
         The metric for each path. After Ctrl-C, what was done so far:
@@ -105,7 +110,7 @@ def path_patch(
                 "before its receivers, in their stack; the encoder reaches the decoder through "
                 "the k and v of cross-attention only."
             )
-    return paths.run(max_rows, progress, resume)
+    return paths.run(max_rows, progress, resume, save_to)
 
 
 def path_patch_heads(
@@ -120,6 +125,7 @@ def path_patch_heads(
     max_rows: int = 16,
     progress: bool = True,
     resume: PathEffects | None = None,
+    save_to: str | os.PathLike[str] | None = None,
 ) -> PathEffects:
     """`path_patch` from every head, and every MLP, that has a path to one of the receivers.
 
@@ -147,6 +153,7 @@ def path_patch_heads(
         max_rows=max_rows,
         progress=progress,
         resume=resume,
+        save_to=save_to,
     )
 
 
@@ -188,25 +195,31 @@ class _Paths:
         self.positions = None if self.is_hooked else positions
 
     @torch.no_grad()
-    def run(self, max_rows: int, progress: bool, resume: PathEffects | None) -> PathEffects:
+    def run(
+        self, max_rows: int, progress: bool, resume: PathEffects | None, save_to: Any
+    ) -> PathEffects:
         """Both runs, then a pass for every few senders, from the first receiver on."""
         if max_rows < 1:
             raise InterventionError(f"max_rows is {max_rows}; it must be at least 1.")
-        result = self._empty_result()
-        result.go_on_from(resume)
-        todo = result.values.isnan().any(dim=0).nonzero().flatten().tolist()
-        n_pairs = len(self.base)
+        result, n_pairs = self._empty_result(), len(self.base)
         n = 1 if self.is_hooked else max(1, max_rows // n_pairs)
-        bar = progress_bar(total=result.n_cells, initial=result.n_done, desc="paths", show=progress)
-        with partial_result_on_interrupt(
-            lambda: result, lambda: f"{result.n_done} of {result.n_cells} paths", bar
+        with (
+            kept_on_disk(result, save_to, resume, "path patching") as keep,
+            progress_bar(
+                total=result.n_cells, initial=result.n_done, desc="paths", show=progress
+            ) as bar,
+            partial_result_on_interrupt(
+                lambda: result, lambda: f"{result.n_done} of {result.n_cells} paths", bar
+            ),
         ):
+            todo = result.values.isnan().any(dim=0).nonzero().flatten().tolist()
             if todo:
                 self._run_both(result)
             for first in range(0, len(todo), n):
                 places = todo[first : first + n]
                 result.values[:, places] = self._patched([self.senders[i] for i in places]).cpu()
                 bar.update(len(places) * n_pairs)
+                keep()
         return result
 
     def _empty_result(self) -> PathEffects:

@@ -4,24 +4,21 @@ import json
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hooked_whisper.display import box, facts, note, picture, table
 from hooked_whisper.errors import InterventionError
-from hooked_whisper.io import save_tensors
 from hooked_whisper.patching.partial_result import check_same
+from hooked_whisper.patching.saved import HELD, load_result, save_result
 
 if TYPE_CHECKING:
     import matplotlib.figure
     import pandas
 
-_HELD = "held."
 _Table = TypeVar("_Table", bound="EffectTable")
 
 
@@ -249,33 +246,23 @@ class EffectTable(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the numbers, their axes and the baselines as safetensors."""
-        header = {"format": f"hooked_whisper.{self._kind}/1", **self.about()}
         tensors = {"values": self.values, "clean": self.clean, "corrupted": self.corrupted}
         # Gradients of neighbouring hooks may share their memory, which such a file cannot.
-        tensors |= {_HELD + name: each.clone() for name, each in self.held.items()}
-        try:
-            save_tensors(Path(path), tensors, {self._kind: json.dumps(header)})
-        except (OSError, SafetensorError) as error:
-            raise InterventionError(f"the result cannot be written to {path}: {error}.") from error
+        tensors |= {HELD + name: each.clone() for name, each in self.held.items()}
+        save_result(path, self._kind, tensors, self.about())
 
     @classmethod
     def load(cls: type[_Table], path: str | os.PathLike[str]) -> _Table:
-        """Read what `save` wrote."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get(cls._kind, "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, SafetensorError) as error:
-            raise InterventionError(f"{path} cannot be read as a {cls.__name__}: {error}.") from (
-                error
-            )
-        if header.pop("format", None) != f"hooked_whisper.{cls._kind}/1":
-            raise InterventionError(
-                f"{path} is no {cls.__name__}. Write one with result.save(path)."
-            )
-        names = [name for name in tensors if name.startswith(_HELD)]
-        held = {name.removeprefix(_HELD): tensors.pop(name) for name in names}
-        return cls(**tensors, **cls._from_about(header), held=held)
+        """Read what `save` wrote.
+
+        Raises:
+            InterventionError: It cannot be read, is damaged, or is another kind of result.
+        """
+        tensors, about = load_result(path, cls._kind, cls.__name__)
+        names = [name for name in tensors if name.startswith(HELD)]
+        held = {name.removeprefix(HELD): tensors.pop(name) for name in names}
+        fields: dict[str, Any] = {**tensors, **cls._from_about(about), "held": held}
+        return cls(**fields)
 
 
 @dataclass(eq=False, repr=False)

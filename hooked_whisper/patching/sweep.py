@@ -1,6 +1,7 @@
 """Activation patching over many places, in one call."""
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ from hooked_whisper.patching.partial_result import fingerprints, partial_result_
 from hooked_whisper.patching.patched_rows import ResumedRows
 from hooked_whisper.patching.results import SweepResult
 from hooked_whisper.patching.resume_point import output_name
+from hooked_whisper.patching.saved import kept_on_disk
 
 
 def patch_sweep(
@@ -54,6 +56,7 @@ def patch_sweep(
     max_bytes: int = DEFAULT_MAX_BYTES,
     progress: bool = True,
     resume: SweepResult | None = None,
+    save_to: str | os.PathLike[str] | None = None,
 ) -> SweepResult:
     """Patch one run into another at one place after the other, and measure each time.
 
@@ -82,6 +85,8 @@ def patch_sweep(
         max_bytes: About how much memory the runs side by side may take.
         progress: Show a progress bar on stderr.
         resume: An unfinished result of the same sweep, to go on with. It is not changed.
+        save_to: A file that keeps what is done as it goes, and that is gone on from where
+            it is there: after Ctrl-C, a kill, or a machine that stops.
 
     Returns:
         The metric for each place. After Ctrl-C, what was done so far:
@@ -101,9 +106,13 @@ def patch_sweep(
     if max_bytes <= 0:
         raise InterventionError(f"max_bytes is {max_bytes}; give a number of bytes above 0.")
     result = empty_result(model, grid, pairs, metrics, direction)
-    result.go_on_from(resume)
-    bar = progress_bar(total=result.n_cells, initial=result.n_done, desc="patches", show=progress)
-    with partial_result_on_interrupt(lambda: result, lambda: patches_done(result), bar):
+    with (
+        kept_on_disk(result, save_to, resume, "sweep") as keep,
+        progress_bar(
+            total=result.n_cells, initial=result.n_done, desc="patches", show=progress
+        ) as bar,
+        partial_result_on_interrupt(lambda: result, lambda: patches_done(result), bar),
+    ):
         for number, (base, source) in enumerate(pairs):
             todo = [cell for cell in grid.cells() if result.values[(number, *cell[0])].isnan()]
             if todo:
@@ -113,6 +122,7 @@ def patch_sweep(
                     for place, value in zip(places, values.tolist(), strict=True):
                         result.values[(number, *place)] = value
                     bar.update(len(places))
+                    keep()
     return result
 
 
