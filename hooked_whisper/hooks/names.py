@@ -80,7 +80,7 @@ def match_names(
 
 def is_inside_sae(name: str) -> bool:
     """Whether a hook belongs to an autoencoder that is spliced in."""
-    return _INSIDE.search(name) is not None
+    return "hook_sae_" in name and _INSIDE.search(name) is not None
 
 
 def site_of(name: str) -> str:

@@ -1,6 +1,7 @@
 """The hook point: an identity module with a name, declared axes, and checked hooks."""
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -16,6 +17,34 @@ Direction = Literal["fwd", "bwd"]
 
 HookFunction = Callable[..., Tensor | None]
 """What a user hooks in: reads `(value, hook=point)`, returns what replaces the value, or None."""
+
+
+class Scope:
+    """For how long, and in which thread, something is attached; a copy of it is there to stay.
+
+    Args:
+        thread: What `threading.get_ident` says; None is every thread.
+    """
+
+    def __init__(self, thread: int | None = None) -> None:
+        self.thread = thread
+
+    def __reduce__(self) -> Any:
+        return Scope, ()
+
+    def check(self, what: str) -> None:
+        """Refuse to act in another thread.
+
+        Raises:
+            HookError: Says what to do instead.
+        """
+        if self.thread not in (None, threading.get_ident()):
+            raise HookError(
+                f"{what} has hooks or autoencoders that another thread attached for a while, and "
+                "that would act here too. Let one thread at a time have the model (a "
+                "threading.Lock), give each a copy (copy.deepcopy(model)), or attach them for all "
+                "threads with model.add_hook or model.add_sae."
+            )
 
 
 class HookPoint(lens.HookPoint):
@@ -41,10 +70,21 @@ class HookPoint(lens.HookPoint):
         self.sizes = dict(sizes or {})
         self.splices: list[Callable[[Tensor], Tensor]] = []
         """What the activation passes behind all hooks, in order: spliced autoencoders."""
+        self.scopes: list[Scope] = []
+        """Of what is here for the length of a `with` block."""
 
     def __call__(self, value: Tensor) -> Tensor:
-        """The value, as the hooks leave it; with no hook, without the cost of a module's call."""
-        return self.splice(super().__call__(value)) if self.is_hooked else value
+        """The value, as the hooks leave it; with no hook, without the cost of a module's call.
+
+        Raises:
+            HookError: Another thread has hooks here for a while.
+        """
+        if not self.is_hooked:
+            return value
+        for scope in self.scopes:
+            if not self.__dict__.get("_is_replica"):  # DataParallel runs those in threads
+                scope.check(repr(self.name))
+        return self.splice(super().__call__(value))
 
     def splice(self, value: Tensor) -> Tensor:
         """What flows on, from the value as the hooks left it."""
@@ -136,7 +176,7 @@ def _run_checked(function: HookFunction, value: Tensor, hook: HookPoint) -> Tens
             f"{where} returned a {type(result).__name__}; it must return a tensor to replace the "
             "activation, or None to leave it."
         )
-    for what in ("shape", "dtype", "device"):
+    for what in ("shape", "dtype", "device", "layout"):
         got, needed = getattr(result, what), getattr(value, what)
         if got != needed:
             if what == "shape":

@@ -1,7 +1,8 @@
 """What any hooked encoder-decoder has: hook names, temporary and lasting hooks, caching."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +11,7 @@ from transformer_lens import HookedRootModule
 
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import CacheError, HookError, HookNameError
+from hooked_whisper.hooks.attached import AttachedHooks, TemporaryHooks
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import Collector, Index, StepCollector
 from hooked_whisper.hooks.names import (
@@ -20,7 +22,8 @@ from hooked_whisper.hooks.names import (
     site_of,
     stack_of,
 )
-from hooked_whisper.hooks.points import Direction, HookPoint, is_watched
+from hooked_whisper.hooks.points import Direction, HookPoint, Scope, is_watched
+from hooked_whisper.interrupts import Temporarily
 
 Hook = tuple[NamesFilter, Callable[..., Any]]
 """Where to hook, and the function of `(value, hook)`."""
@@ -120,8 +123,15 @@ class HookedEncoderDecoder(HookedRootModule):
         Raises:
             HookNameError: Nothing has that name, or matches; nothing was attached.
         """
-        for each in self.hook_names(name):
-            self.hook_dict[each].add_hook(hook, dir, is_permanent, level, prepend)
+        names = self.hook_names(name)
+        options = {"is_permanent": is_permanent, "level": level, "prepend": prepend}
+        attached = AttachedHooks()
+        try:
+            for each in names:
+                attached.add(self.hook_dict[each], hook, dir, **options)
+        except BaseException:
+            attached.remove()
+            raise
 
     def add_perma_hook(
         self, name: NamesFilter, hook: Callable[..., Any], dir: Direction = "fwd"
@@ -129,24 +139,47 @@ class HookedEncoderDecoder(HookedRootModule):
         """Attach a function that `reset_hooks()` leaves, unless told otherwise."""
         self.add_hook(name, hook, dir, is_permanent=True)
 
-    @contextmanager
-    def hooks(
+    def setup(self) -> None:
+        super().setup()
+        self._scopes: list[Scope] = []
+
+    def hooks(  # type: ignore[override]  # more than a generator's
         self: Model,
         fwd_hooks: Iterable[Hook] = (),
         bwd_hooks: Iterable[Hook] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
-    ) -> Iterator[Model]:
+    ) -> Temporarily[Model]:
         """Have functions attached for the length of a `with` block, however it ends.
 
-        The arguments are those of `run_with_hooks`.
+        They act in the thread that runs the block; another one that runs the model
+        meanwhile is told so. The arguments are those of `run_with_hooks`.
 
         Raises:
             HookNameError: A name that matches nothing; nothing was attached.
+            HookError: Another thread has hooks or autoencoders attached for a while, or,
+                in the other thread: this one has.
         """
-        forward, backward = self._resolve(fwd_hooks), self._resolve(bwd_hooks)
-        with super().hooks(forward, backward, reset_hooks_end, clear_contexts):
-            yield self
+        return Temporarily(
+            self,
+            lambda: TemporaryHooks(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts),
+        )
+
+    def _open_scope(self, scope: Scope) -> None:
+        """Have the model for this thread for a while.
+
+        Raises:
+            HookError: Another one has it.
+        """
+        for other in list(self._scopes):
+            other.check("the model")
+        scope.thread = threading.get_ident()
+        self._scopes.append(scope)
+
+    def _close_scope(self, scope: Scope) -> None:
+        """Give it back; what is still attached then stays, for every thread."""
+        scope.thread = None
+        self._scopes = [each for each in self._scopes if each is not scope]
 
     def run_with_hooks(
         self,
@@ -314,13 +347,21 @@ class HookedEncoderDecoder(HookedRootModule):
         return resolved
 
 
-@contextmanager
-def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Parameters that need no gradients for the length of a `with` block."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
+@dataclass
+class _Freezing:
+    """The work of `frozen`."""
+
+    parameters: list[nn.Parameter]
+
+    def begin(self) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+
+    def end(self) -> None:
+        for parameter in self.parameters:
             parameter.requires_grad_(True)
+
+
+def frozen(parameters: list[nn.Parameter]) -> Temporarily[None]:
+    """Parameters that need no gradients for the length of a `with` block."""
+    return Temporarily(None, lambda: _Freezing(parameters))

@@ -1,7 +1,7 @@
 """Where an autoencoder goes: what it reads, what it replaces, and whether it fits there."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -9,10 +9,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hooked_whisper.config import Stack
 from hooked_whisper.errors import SpliceError
 from hooked_whisper.hooks.names import stack_of
+from hooked_whisper.interrupts import Temporarily
 
 VECTORS_AT_ONCE = 4096
 """Vectors that are encoded side by side: their latents are what takes memory."""
@@ -319,18 +321,24 @@ def _check_whole(site: SpliceSite, shape: tuple[int, ...]) -> None:
         )
 
 
-@contextmanager
-def hooking_pre_acts(sae: Any, function: Callable[[Tensor], Any]) -> Iterator[None]:
+class _HookingPreActs:
+    """The work of `hooking_pre_acts`."""
+
+    def __init__(self, sae: Any, function: Callable[[Tensor], Any]) -> None:
+        inside = getattr(sae, "hook_sae_acts_pre", None)
+        self.hooks = inside._forward_hooks if isinstance(inside, nn.Module) else OrderedDict()
+        self.function, self.handle = function, RemovableHandle(self.hooks)
+
+    def begin(self) -> None:
+        self.hooks[self.handle.id] = lambda _module, _input, output: self.function(output)
+
+    def end(self) -> None:
+        self.handle.remove()
+
+
+def hooking_pre_acts(sae: Any, function: Callable[[Tensor], Any]) -> Temporarily[None]:
     """Pass the latents before their activation function through a function."""
-    inside = getattr(sae, "hook_sae_acts_pre", None)
-    if not isinstance(inside, nn.Module):
-        yield
-        return
-    handle = inside.register_forward_hook(lambda _module, _input, output: function(output))
-    try:
-        yield
-    finally:
-        handle.remove()
+    return Temporarily(None, lambda: _HookingPreActs(sae, function))
 
 
 def site_written(sae: Any, hook_name: str, hook_name_out: str | None = None) -> str:

@@ -7,7 +7,6 @@ the length of a `with` block, also while the model decodes or transcribes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,10 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.errors import AlignmentError, InterventionError
+from hooked_whisper.hooks.attached import TemporaryHooks
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.interrupts import Temporarily
 from hooked_whisper.interventions.sites import Part, Site, first_pos
 from hooked_whisper.model.whisper import HookedWhisper
 
@@ -184,7 +185,7 @@ class Add(_NumberEdit):
         return old + self.amount
 
 
-class Interventions(AbstractContextManager["Interventions"]):
+class Interventions(Temporarily[Any]):
     """Edits that act for the length of a `with` block, whatever the model does in it.
 
         with Interventions(model, Steer(...), ZeroAblation(...)):
@@ -210,21 +211,20 @@ class Interventions(AbstractContextManager["Interventions"]):
                 )
         self.model = model
         self.edits = edits
-        self._entered: list[Any] = []
+        super().__init__(None, lambda: TemporaryHooks(model, _pairs(model, edits)))
 
     @property
     def fwd_hooks(self) -> list[HookPair]:
         """Pairs for `run_with_hooks` and `run_with_cache`."""
-        return [pair for edit in self.edits for pair in edit.hooks(self.model)]
+        return _pairs(self.model, self.edits)
 
     def __enter__(self) -> "Interventions":
-        attached = self.model.hooks(fwd_hooks=self.fwd_hooks)
-        attached.__enter__()
-        self._entered.append(attached)
+        super().__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._entered.pop().__exit__(*error)
+
+def _pairs(model: HookedWhisper, edits: tuple[Edit, ...]) -> list[HookPair]:
+    return [pair for edit in edits for pair in edit.hooks(model)]
 
 
 # What edits take from elsewhere

@@ -1,7 +1,6 @@
 """Plugging sparse autoencoders into a model: SAELens's words, on any hook."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -9,10 +8,11 @@ import torch
 from hooked_whisper.errors import InputError, SpliceError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter, is_inside_sae, site_of, stack_of
-from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.hooks.points import HookPoint, Scope
 from hooked_whisper.hooks.root import HookedEncoderDecoder
 from hooked_whisper.hooks.splice import Splice
 from hooked_whisper.hooks.splice_site import Activation, SpliceSite, configured, fit, site_written
+from hooked_whisper.interrupts import Temporarily
 
 SAEs = Mapping[Any, Any] | Iterable[Any]
 """Autoencoders by hook name, several as a list; or autoencoders that name their hook themselves."""
@@ -63,7 +63,12 @@ class Splicing(HookedEncoderDecoder):
             HookNameError: No such hook, or one behind a flag that is off.
             SpliceError: It does not fit there. Nothing was attached.
         """
-        self._attach(self._prepare([(hook_name, sae)], use_error_term, speech_only, hook_name_out))
+        splices = self._prepare([(hook_name, sae)], use_error_term, speech_only, hook_name_out)
+        try:
+            self._attach(splices)
+        except BaseException:
+            self._detach(splices)
+            raise
 
     def reset_saes(self, names: NamesFilter = None) -> None:
         """Take out all autoencoders, or those at some sites; hooks on the sites themselves stay.
@@ -82,10 +87,9 @@ class Splicing(HookedEncoderDecoder):
             found.setdefault(each.site.hook_out, []).append(each.site.sae)
         return found
 
-    @contextmanager
     def saes(
         self: Model, saes: SAEs, use_error_term: bool | None = None, *, speech_only: bool = False
-    ) -> Iterator[Model]:
+    ) -> Temporarily[Model]:
         """Have autoencoders spliced in for the length of a `with` block, however it ends.
 
         Args:
@@ -97,13 +101,14 @@ class Splicing(HookedEncoderDecoder):
 
         Raises:
             SpliceError: One does not fit; none was attached.
+            HookError: As in `hooks`, where two threads have the model at once.
         """
-        attached = self._prepare(_pairs(saes), use_error_term, speech_only)
-        self._attach(attached)
-        try:
-            yield self
-        finally:
-            self._detach(attached)
+        return Temporarily(
+            self,
+            lambda: _TemporarySplices(
+                self, self._prepare(_pairs(saes), use_error_term, speech_only)
+            ),
+        )
 
     def run_with_saes(
         self,
@@ -168,6 +173,20 @@ class Splicing(HookedEncoderDecoder):
         hook_name_out: str | None = None,
     ) -> list[Splice]:
         """Splices that fit, none of them attached yet."""
+        has_grad = torch.is_grad_enabled()
+        try:
+            return self._fitted(pairs, use_error_term, speech_only, hook_name_out)
+        except BaseException:  # Ctrl-C may have come before PyTorch's no_grad put this back
+            torch.set_grad_enabled(has_grad)
+            raise
+
+    def _fitted(
+        self,
+        pairs: Iterable[tuple[NamesFilter, Any]],
+        use_error_term: bool | None,
+        speech_only: bool,
+        hook_name_out: str | None,
+    ) -> list[Splice]:
         prepared: list[Splice] = []
         for names_filter, sae in pairs:
             for name in self.hook_names(_home(sae) if names_filter is None else names_filter):
@@ -196,38 +215,59 @@ class Splicing(HookedEncoderDecoder):
                 f"[{' '.join(point.axes)}]. Leave it out there."
             )
 
-    def _attach(self, splices: list[Splice]) -> None:
+    def _attach(self, splices: list[Splice], scope: Scope | None = None) -> None:
         for splice in splices:
+            self._attached.append(splice)
+            for point in self._points_of(splice):
+                if scope is not None:
+                    point.scopes.append(scope)
             if splice.reader is not None:
                 self.hook_dict[splice.site.hook_in].splices.append(splice.reader)
             self.hook_dict[splice.site.hook_out].splices.append(splice)
-            self._attached.append(splice)
         self._list_points()
 
-    def _detach(self, splices: list[Splice]) -> None:
+    def _detach(self, splices: list[Splice], scope: Scope | None = None) -> None:
+        """Take out what is there of them; may be interrupted anywhere, and called again."""
         for splice in splices:
-            if splice not in self._attached:
-                continue
-            self._attached.remove(splice)
-            self.hook_dict[splice.site.hook_out].splices.remove(splice)
-            if splice.reader is not None:
-                self.hook_dict[splice.site.hook_in].splices.remove(splice.reader)
+            for point in self._points_of(splice):
+                point.splices = [e for e in point.splices if e not in (splice, splice.reader)]
+                point.scopes = [each for each in point.scopes if each is not scope]
+        self._attached = [each for each in self._attached if each not in splices]
         self._list_points()
+
+    def _points_of(self, splice: Splice) -> list[HookPoint]:
+        """Where it is attached."""
+        return [self.hook_dict[name] for name in {splice.site.hook_in, splice.site.hook_out}]
 
     def _list_points(self) -> None:
         """Bring the lists of hook points, by name, in line with what is spliced in."""
-        for name in [name for name in self.hook_dict if is_inside_sae(name)]:
-            del self.mod_dict[name]
         inner: dict[str, dict[str, HookPoint]] = {}
+        modules = {n: module for n, module in self.mod_dict.items() if not is_inside_sae(n)}
         for splice in self._attached:
             inner.setdefault(splice.site.hook_out, {}).update(splice.names)
-        points = [(n, point) for n, point in self.hook_dict.items() if not is_inside_sae(n)]
-        self.hook_dict = {}
-        for name, point in points:
-            self.hook_dict[name] = point
-            self.hook_dict |= inner.get(name, {})
-        for splice in self._attached:
-            self.mod_dict |= splice.names
+            modules |= splice.names
+        points: dict[str, HookPoint] = {}
+        for name, point in self.hook_dict.items():
+            if not is_inside_sae(name):
+                points[name] = point
+                points |= inner.get(name, {})
+        # Each at once, so that neither Ctrl-C nor another thread finds a part.
+        self.mod_dict, self.hook_dict = modules, points
+
+
+class _TemporarySplices:
+    """The work of `saes`."""
+
+    def __init__(self, model: Splicing, splices: list[Splice]) -> None:
+        self.model, self.splices, self.scope = model, splices, Scope()
+
+    def begin(self) -> None:
+        self.model._open_scope(self.scope)
+        self.model._attach(self.splices, self.scope)
+
+    def end(self) -> None:
+        self.model._detach(self.splices, self.scope)
+        self.model._close_scope(self.scope)
 
 
 def splice_site(

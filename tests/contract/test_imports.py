@@ -21,7 +21,7 @@ LINES = [
     {"metrics", "data"},
     {"model"},
     {"weights", "hooks", "speech", "analysis", "figures", "digits"},
-    {"distributed", "io", "display", "device"},
+    {"distributed", "io", "display", "device", "interrupts"},
     {"config"},
     {"errors", "harvest", "pages"},  # the latter two are former names, whose names are elsewhere
     {"moved"},

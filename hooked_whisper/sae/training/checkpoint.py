@@ -5,12 +5,8 @@ or the new one. Everything but tensors is JSON in the file's header; nothing is 
 """
 
 import json
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -22,8 +18,6 @@ from hooked_whisper.io import save_tensors
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT = "hooked_whisper.training"
 VERSION = 1
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> None:
@@ -50,27 +44,3 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
     if values.pop("version") != VERSION:
         raise SAEFileError(f"{path} was written by a later version. Upgrade hooked_whisper.")
     return tensors, values
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back while the block runs; it is answered at its end.
-
-    So is SIGTERM, which torchrun sends when another rank is lost, where the program
-    answers it. In threads other than the main one, which signals do not reach, nothing changes.
-    """
-    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
-    if threading.current_thread() is not threading.main_thread() or not handlers:
-        yield
-        return
-    waiting: list[tuple[int, FrameType | None]] = []
-    for number in handlers:
-        signal.signal(number, lambda number, frame: waiting.append((number, frame)))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if waiting:
-            handlers[waiting[0][0]](*waiting[0])

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import TrainingError
+from hooked_whisper.interrupts import uninterrupted
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.base import SAE
-from hooked_whisper.sae.training.checkpoint import uninterrupted
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.distributed import agreed_ranks, concatenated, round_robin
 from hooked_whisper.sae.training.logs import LoggedTraining, Logs, OnLog

@@ -14,14 +14,11 @@ from torch import Tensor
 
 from hooked_whisper.distributed import ProcessGroup, has_restarted
 from hooked_whisper.errors import TrainingError
+from hooked_whisper.interrupts import uninterrupted
 from hooked_whisper.sae.architectures import make_sae
 from hooked_whisper.sae.base import SAE, Losses
 from hooked_whisper.sae.evaluation.reconstruction import fraction_unexplained
-from hooked_whisper.sae.training.checkpoint import (
-    read_checkpoint,
-    uninterrupted,
-    write_checkpoint,
-)
+from hooked_whisper.sae.training.checkpoint import read_checkpoint, write_checkpoint
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.distributed import SharedBatch, losses_on_all_ranks
 from hooked_whisper.sae.training.optim import (
