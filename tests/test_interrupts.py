@@ -47,12 +47,8 @@ def nothing(value: Tensor, hook: Any) -> None:
 def left(model: Any, sae: nn.Module) -> list[Any]:
     """All that attaching leaves on a model, and what it lists."""
     points = [*model.hook_dict.values()]
-    found: list[Any] = [
-        torch.is_grad_enabled(),
-        [*model.hook_dict],
-        [*model.mod_dict],
-        len(model._attached),
-    ]
+    found: list[Any] = [[*model.hook_dict], [*model.mod_dict], len(model._attached)]
+    found.append(torch.is_grad_enabled())
     for point in points:
         found.append((len(point.fwd_hooks), len(point.bwd_hooks), len(point.splices)))
         found.append((len(point.scopes), point.is_hooked))
