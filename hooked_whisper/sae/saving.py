@@ -7,12 +7,15 @@ know, and over `"hooked_whisper"`, which says what was added for SAELens alone.
 Source: SAELens 6.54, `SAE.save_model`.
 """
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -52,23 +55,57 @@ def save_sae(sae: Any, folder: str | os.PathLike[str], *, inference: bool = True
 
     Raises:
         SAEFileError: Weights are not finite, metadata have no place in JSON, or
-            `folder` is a file.
+            `folder` is a file or cannot be written; what was there before stays.
     """
     if not hasattr(sae, "inference") or not hasattr(sae, "cfg"):
         raise SAEFileError(
             f"save_sae takes an autoencoder of hooked_whisper; got a {type(sae).__name__}."
         )
-    target = Path(folder).expanduser()
+    target = as_path(folder, SAEFileError)
     if target.exists() and not target.is_dir():
         raise SAEFileError(f"{target} is a file; give a folder to save into.")
     cfg, tensors = _values(sae.inference() if inference else sae)
     check_tensors(tensors, "the autoencoder to save")
     text = _json(cfg)
-    target.mkdir(parents=True, exist_ok=True)
-    with replacing(target / CFG_NAME) as config, replacing(target / WEIGHTS_NAME) as weights:
-        config.write_text(text, encoding="utf-8")
-        save_file(tensors, weights)
+    with explained_writing(target, SAEFileError, "What was there before is whole."):
+        target.mkdir(parents=True, exist_ok=True)
+        with replacing(target / CFG_NAME) as config, replacing(target / WEIGHTS_NAME) as weights:
+            config.write_text(text, encoding="utf-8")
+            save_file(tensors, weights)
     return target
+
+
+def as_path(path: Any, error: type[Exception]) -> Path:
+    """A path that a file system can have, with `~` replaced.
+
+    Args:
+        path: Whatever was given for one.
+        error: What to raise where it is none: no text, a null byte, a user that is not there,
+            a name that is too long.
+    """
+    try:
+        found = Path(path).expanduser()
+        os.stat(found)
+    except (TypeError, ValueError, RuntimeError) as wrong:
+        raise error(f"{repr(path)[:100]} is no path ({str(wrong)[:200]}). Give another.") from wrong
+    except OSError as wrong:
+        if wrong.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise error(
+                f"{repr(path)[:100]} is no path: {wrong.strerror}. Give another."
+            ) from wrong
+    return found
+
+
+@contextmanager
+def explained_writing(path: Path, error: type[Exception], remedy: str) -> Iterator[None]:
+    """Say what to do where a file cannot be written; `remedy` ends the sentence on it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as wrong:
+        raise error(
+            f"{str(path)[:150]} cannot be written: {str(wrong)[:250]}. Free some space, or name a "
+            f"folder that you may write to. {remedy}"
+        ) from wrong
 
 
 def check_tensors(tensors: Mapping[str, Tensor], path: object) -> None:

@@ -227,8 +227,8 @@ MUTANTS = [
         "resume-without-moments",
         "a training that goes on has lost the optimizer's moments",
         "sae/training/trainer.py",
-        'if f"adam.{name}.step" in tensors:',
-        'if f"adam.{name}.steps" in tensors:',
+        'each: tensors[f"adam.{name}.{each}"].clone() for each in _MOMENTS',
+        'each: tensors[f"adam.{name}.{each}"].clone() * 0 for each in _MOMENTS',
         ("sae/training/test_resume.py",),
     ),
     Mutant(

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from typing_extensions import TypedDict
+
 from hooked_whisper.errors import HookedWhisperError, TrainingError
-from hooked_whisper.io import replacing
+from hooked_whisper.io import read_json, replacing
 from hooked_whisper.sae.training.config import TrainingConfig
 
 LOG_FILE, WANDB_FILE = "log.csv", "wandb.json"
@@ -40,6 +42,13 @@ class LoggedTraining(NamedTuple):
     def folder(self) -> Path | None:
         """Where the autoencoder is written."""
         return None if self.cfg.folder is None else Path(self.cfg.folder).expanduser()
+
+
+class _Run(TypedDict):
+    """Which run of Weights & Biases is a training's."""
+
+    project: str
+    id: str
 
 
 class TrainingLog:
@@ -201,7 +210,8 @@ class WandbLog(TrainingLog):
                 options["name"] = "/".join(filter(None, (self.init.get("name"), each.name)))
             file = None if each.folder is None else each.folder / WANDB_FILE
             if each.step and file is not None and file.exists():
-                kept = json.loads(file.read_text(encoding="utf-8"))
+                remedy = "Remove it: a new run begins."
+                kept = read_json(file, _Run, TrainingError, remedy)
                 if kept["project"] == self.project:
                     options |= {"id": kept["id"], "resume": "allow"}
             run = self._make(project=self.project, reinit="create_new", **options)
@@ -253,7 +263,10 @@ class Logs:
             except HookedWhisperError:
                 raise
             except Exception as error:
-                raise TrainingError(f"{type(log).__name__} cannot begin: {error}") from error
+                raise TrainingError(
+                    f"{type(log).__name__} cannot begin: {str(error)[:400]}. Mend that, or train "
+                    "without it."
+                ) from error
 
     def write(self, line: Line) -> None:
         """Tell of a line, all but the functions."""

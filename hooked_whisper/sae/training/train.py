@@ -4,7 +4,7 @@ import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from hooked_whisper.display import progress_bar
-from hooked_whisper.errors import TrainingError
+from hooked_whisper.errors import HookedWhisperError, TrainingError
 from hooked_whisper.interrupts import uninterrupted
+from hooked_whisper.io import lock_folder
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.base import SAE
+from hooked_whisper.sae.saving import as_path, explained_writing
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.distributed import agreed_ranks, concatenated, round_robin
 from hooked_whisper.sae.training.logs import LoggedTraining, Logs, OnLog
@@ -51,9 +53,9 @@ def train_sae(
             of what is read and what is written), or an `ActivationSource`, such as
             `ModelActivations(model, recordings)` or a store, which gives the activations of
             `cfg.sae.hook_name`.
-        resume: Go on from the checkpoint in `cfg.folder`; from the start if there is none
-            yet. A plain iterable has to give the same batches again; those that were used
-            are passed over.
+        resume: Go on from the checkpoint in `cfg.folder`, which must be there; from the start
+            if it has no checkpoint yet. A plain iterable has to give the same batches again;
+            those that were used are passed over.
         progress: Whether to show a bar on stderr.
         on_log: Gets each line of the log, a dict: a function, whose errors end training,
             `TensorBoardLog(folder)`, `WandbLog(project)`, whose errors do not, or a list.
@@ -65,16 +67,19 @@ def train_sae(
     Raises:
         SAEConfigError: No such autoencoder.
         TrainingError: Activations of another shape, NaN or infinity (nothing is learned from
-            that batch), none at all, a loss that is not finite, or a folder with another
-            training.
+            that batch), none at all, a loss that is not finite, a folder with another
+            training, that is not there to go on from or cannot be written, or a checkpoint
+            that is damaged.
+        StoreBusyError: Another training writes into the folder at this moment.
     """
     if isinstance(activations, ActivationSource):
         seed = cfg.seed
         return train_saes(
             {"": cfg}, activations, seed=seed, resume=resume, progress=progress, on_log=on_log
         )[""]
-    run = _Run({"": cfg}, "an iterable of batches", resume, progress, on_log)
-    return run(run.numbered(activations), lambda item, trainer: item)[""]
+    with ExitStack() as locks:
+        run = _Run({"": cfg}, "an iterable of batches", resume, progress, on_log, locks)
+        return run(run.numbered(activations), lambda item, trainer: item)[""]
 
 
 def train_saes(
@@ -96,6 +101,7 @@ def train_saes(
         activations: An `ActivationSource`, or an iterable of dicts of batches by hook.
         seed: Of the order of the data.
         resume: This and the others are `train_sae`'s; `"sae"` in a line of the log is the name.
+            One of the folders must be there; the others begin from the start.
 
     Returns:
         The autoencoders by the names in `cfgs`.
@@ -110,9 +116,17 @@ def train_saes(
     data: Any = "an iterable of dicts of batches"
     if is_source:
         data = {"hook_names": hook_names, "batch_size": batch_size, "seed": seed}
-    run = _Run(cfgs, data, resume, progress, on_log)
-    if not is_source:
-        return run(run.numbered(activations), _of_hooks)
+    with ExitStack() as locks:
+        run = _Run(cfgs, data, resume, progress, on_log, locks)
+        if not is_source:
+            return run(run.numbered(activations), _of_hooks)
+        return _run_source(run, activations, hook_names, batch_size, seed)
+
+
+def _run_source(
+    run: "_Run", activations: Any, hook_names: list[str], batch_size: int, seed: int
+) -> dict[str, SAE]:
+    """Train on what a source gives; several ranks share the reading where it can be shared."""
     ranks, takes = run.ranks, inspect.signature(activations.stream).parameters
     first = run.first_needed if "skip" in takes else 0
     options: dict[str, Any] = {"seed": seed, **({"skip": first} if first else {})}
@@ -137,9 +151,11 @@ class _Run:
         resume: bool,
         progress: bool,
         on_log: OnLog,
+        locks: ExitStack,
     ) -> None:
         self.ranks = agreed_ranks(cfgs)
         trainers = [Trainer(cfg, name, data, self.ranks) for name, cfg in cfgs.items()]
+        self.ranks.run_on_first(lambda: _lock_folders(trainers, resume, locks))
         for trainer in trainers:
             trainer.prepare_folder(resume=resume)
         self.names = list(cfgs)
@@ -147,7 +163,7 @@ class _Run:
         self._n_logged = {each.name: len(each.log) for each in trainers}
         self.unfinished = [each for each in trainers if not each.is_done]
         self.results: dict[str, SAE] = {
-            each.name: each.result() for each in trainers if each.is_done
+            each.name: each.save_result() for each in trainers if each.is_done
         }
         self.bar: Any = None
         self._watched_s = 0.0
@@ -187,8 +203,7 @@ class _Run:
             error = stopped
             with uninterrupted():
                 for trainer in self.unfinished:
-                    trainer.save()
-                    self._write_log(trainer)
+                    self._save_at_stop(trainer)
             raise
         finally:
             if self.bar is not None:
@@ -196,6 +211,14 @@ class _Run:
             if self.ranks.is_first:
                 self.logs.end(error)
         return {name: self.results[name] for name in self.names}
+
+    def _save_at_stop(self, trainer: Trainer) -> None:
+        """Keep what there is; what cannot be written must not hide why training stopped."""
+        try:
+            trainer.save()
+        except HookedWhisperError as error:
+            warnings.warn(str(error), stacklevel=3)
+        self._write_log(trainer)
 
     def _feed(self, trainer: Trainer, number: int, item: Any) -> None:
         """Give a trainer its part of a batch of the data, and let it do the steps it can do."""
@@ -314,13 +337,27 @@ def _check_together(cfgs: Mapping[str, TrainingConfig]) -> None:
     for name, cfg in cfgs.items():
         if cfg.folder is None:
             continue
-        folder = Path(cfg.folder).expanduser().resolve()
+        folder = as_path(cfg.folder, TrainingError).resolve()
         if folder in folders:
             raise TrainingError(
                 f"{folders[folder]!r} and {name!r} have the same folder, {folder}; give each its "
                 "own."
             )
         folders[folder] = name
+
+
+def _lock_folders(trainers: list[Trainer], resume: bool, locks: ExitStack) -> None:
+    """Make every folder, and have it to oneself until `locks` is closed."""
+    folders = [each.folder for each in trainers if each.folder is not None]
+    if resume and len(folders) < len(trainers):
+        raise TrainingError("resume needs the folder of the training: cfg.folder.")
+    # A kill may have come before all folders of a suite were made.
+    if resume and not any(folder.is_dir() for folder in folders):
+        raise TrainingError(f"there is no folder {folders[0]} to resume from.")
+    for folder in folders:
+        with explained_writing(folder, TrainingError, "Nothing was trained."):
+            folder.mkdir(parents=True, exist_ok=True)
+        locks.enter_context(lock_folder(folder, "training"))
 
 
 def _iterate(activations: Any) -> Iterator[Any]:

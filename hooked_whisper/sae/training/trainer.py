@@ -18,7 +18,13 @@ from hooked_whisper.interrupts import uninterrupted
 from hooked_whisper.sae.architectures import make_sae
 from hooked_whisper.sae.base import SAE, Losses
 from hooked_whisper.sae.evaluation.reconstruction import fraction_unexplained
-from hooked_whisper.sae.training.checkpoint import read_checkpoint, write_checkpoint
+from hooked_whisper.sae.saving import CFG_NAME, WEIGHTS_NAME, as_path
+from hooked_whisper.sae.training.checkpoint import (
+    CHECKPOINT_FILE,
+    RESTART,
+    read_checkpoint,
+    write_checkpoint,
+)
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.distributed import SharedBatch, losses_on_all_ranks
 from hooked_whisper.sae.training.optim import (
@@ -59,7 +65,7 @@ class Trainer:
         self.ranks = ranks or ProcessGroup(error=TrainingError)
         self.sae: SAE = make_sae(cfg.sae, torch.Generator().manual_seed(cfg.seed)).train()
         self.has_target = cfg.sae.is_transcoder
-        self.folder = None if cfg.folder is None else Path(cfg.folder).expanduser()
+        self.folder = None if cfg.folder is None else as_path(cfg.folder, TrainingError)
         self.batches = Batches()
         self.position = Position()
         self.step = self.n_vectors = 0
@@ -260,6 +266,23 @@ class Trainer:
         with uninterrupted():
             write_checkpoint(self.folder, tensors, values)
 
+    @property
+    def _checkpoint(self) -> Path:
+        assert self.folder is not None
+        return self.folder / CHECKPOINT_FILE
+
+    def save_result(self) -> SAE:
+        """The autoencoder that it came to; written where there is a folder and it is not there."""
+        sae = self.result()
+
+        def write() -> None:
+            names = (CFG_NAME, WEIGHTS_NAME)
+            if self.folder and not all((self.folder / name).exists() for name in names):
+                sae.save(self.folder)
+
+        self.ranks.run_on_first(write)
+        return sae
+
     def save_when_due(self) -> None:
         """Write a checkpoint where `cfg.checkpoint_every` asks for one after this step."""
         every = self.cfg.checkpoint_every
@@ -267,23 +290,19 @@ class Trainer:
             self.save()
 
     def prepare_folder(self, *, resume: bool) -> None:
-        """Make the folder, and go on from its checkpoint if asked to, or restarted by torchrun.
+        """Go on from the folder's checkpoint if asked to, or restarted by torchrun.
 
-        Of several ranks, the first one alone needs the folder.
+        Of several ranks, the first one alone needs the folder, which is there and locked.
         """
-        found = self.ranks.run_on_first(lambda: self._open_folder(resume=resume))
+        found = self.ranks.run_on_first(lambda: self._find_checkpoint(resume=resume))
         if found is not None:
             self._restore(*found)
 
-    def _open_folder(self, *, resume: bool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _find_checkpoint(self, *, resume: bool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The checkpoint to go on from, if there is one."""
         if self.folder is None:
-            if resume:
-                raise TrainingError("resume needs the folder of the training: cfg.folder.")
             return None
-        resume = resume or (has_restarted() and self.folder.is_dir())
-        if resume and not self.folder.is_dir():
-            raise TrainingError(f"there is no folder {self.folder} to resume from.")
+        resume = resume or has_restarted()
         found = read_checkpoint(self.folder)
         if found is not None and not resume:
             raise TrainingError(
@@ -292,7 +311,7 @@ class Trainer:
             )
         if found is not None:
             self._check_same(found[1])
-        self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_whole(found[0])
         return found
 
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -300,10 +319,9 @@ class Trainer:
             for name, value in self._weights().items():
                 value.copy_(tensors[f"sae.{name}"])
         for name, parameter in self.parameters.items():
-            if f"adam.{name}.step" in tensors:
-                self.optimizer.state[parameter] = {
-                    each: tensors[f"adam.{name}.{each}"].clone() for each in _MOMENTS
-                }
+            self.optimizer.state[parameter] = {
+                each: tensors[f"adam.{name}.{each}"].clone() for each in _MOMENTS
+            }
         self.dead.n_since_active.copy_(tensors["n_since_active"])
         self.step, self.n_vectors = values["step"], values["n_vectors"]
         self.position = Position(*values["position"])
@@ -315,15 +333,36 @@ class Trainer:
     def _check_same(self, values: dict[str, Any]) -> None:
         now, then = self.cfg.to_dict(), values["cfg"]
         pairs = {name: (then.get(name), now[name]) for name in now}
-        pairs |= {f"sae.{n}": (then["sae"].get(n), v) for n, v in now["sae"].items()}
+        sae = then.get("sae")
+        sae = sae if isinstance(sae, dict) else {}
+        pairs |= {f"sae.{n}": (sae.get(n), v) for n, v in now["sae"].items()}
         pairs.pop("sae")
         pairs["the order of the data"] = (values["data"], self.data)
         for name, (before, value) in pairs.items():
             if before != value:
                 raise TrainingError(
-                    f"{self.folder} holds another training: {name} was {before!r} and is now "
-                    f"{value!r}. Pass the same, or name another folder."
+                    f"{self.folder} holds another training: {name} was {repr(before)[:150]} and "
+                    f"is now {repr(value)[:150]}. Pass the same, or name another folder."
                 )
+
+    def _check_whole(self, tensors: dict[str, Tensor]) -> None:
+        """Refuse a checkpoint that lacks a tensor, or has one of another shape or of NaN."""
+        wanted = {f"sae.{name}": value for name, value in self._weights().items()}
+        for name, parameter in self.parameters.items():
+            wanted |= {f"adam.{name}.{each}": parameter for each in _MOMENTS[:2]}
+            wanted[f"adam.{name}.step"] = torch.zeros(())
+        wanted["n_since_active"] = self.dead.n_since_active
+        for name in sorted({*wanted, *tensors}):
+            got, value = (
+                None if each is None else f"{tuple(each.shape)} {each.dtype}"
+                for each in (tensors.get(name), wanted.get(name))
+            )
+            if got == value and bool(tensors[name].isfinite().all()):
+                continue
+            raise TrainingError(
+                f"{name[:60]} in {self._checkpoint} is {got}, or not finite; this training has "
+                f"{value}. Going on from it would give other weights. {RESTART}"
+            )
 
     def _weights(self) -> dict[str, Tensor]:
         return {**dict(self.sae.named_parameters()), **dict(self.sae.named_buffers())}
@@ -339,7 +378,10 @@ class Trainer:
         line = self.log[-1] if self.log else {}
         last = {name: line.get(name) for name in ("fvu", "l0", "dead")}
         training |= {"n_vectors": self.n_vectors, "n_steps": self.step, **last}
-        sae.cfg = replace(sae.cfg, metadata={**sae.cfg.metadata, "training": training})
+        changes: dict[str, Any] = {"metadata": {**sae.cfg.metadata, "training": training}}
+        if self.cfg.normalize and sae.cfg.normalize_activations == "expected_average_only_in":
+            changes["normalize_activations"] = "none"  # as it is folded in now
+        sae.cfg = replace(sae.cfg, **changes)
         return sae
 
 

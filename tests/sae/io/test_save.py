@@ -192,7 +192,7 @@ def test_a_save_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("no space left on device")
 
     monkeypatch.setattr("hooked_whisper.sae.saving.save_file", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(SAEFileError, match=r"no space left.*Free some space"):
         save_sae(random_sae("topk"), folder)
     left = load_sae(folder)
     assert left.cfg == first.cfg and torch.equal(left.W_enc, first.W_enc)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hooked_whisper.errors import SAEFileError, TrainingError
+from hooked_whisper.errors import SAEFileError, StoreBusyError, TrainingError
 from hooked_whisper.sae.architectures.batch_topk import BatchTopKConfig
 from hooked_whisper.sae.architectures.relu import ReLUConfig, ReLUSAE
 from hooked_whisper.sae.architectures.topk import TopKConfig
@@ -389,3 +389,100 @@ def test_a_file_that_is_no_checkpoint_is_refused(
         path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(SAEFileError, match=r"cannot be read|holds no training"):
         quick(replace(CFG, folder=tmp_path), sparse_batches(8), resume=True)
+
+
+def damaged(name: str, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Change what a checkpoint holds; where it is "old", without the checksum that would tell."""
+    kind, _, old = name.partition(", ")
+    if old:
+        del header["xxh3_128"]
+        header["training"] = header["training"].replace('"version": 2', '"version": 1')
+    if kind == "no optimizer":
+        for key in [key for key in tensors if key.startswith("adam")]:
+            del tensors[key]
+    elif kind == "moments of another shape":
+        tensors["adam.W_dec.exp_avg"] = tensors["adam.W_dec.exp_avg"][:1]
+    elif kind == "one bit":
+        tensors["sae.W_enc"].view(torch.int32)[0, 0] ^= 1
+    elif kind == "counters":
+        header["training"] = header["training"].replace('"step": 3', '"step": 2', 1)
+    elif kind == "deep JSON":
+        header["training"] = "[" * 100_000
+    elif kind == "no cfg":
+        header["training"] = '{"version": 2}'
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "no optimizer",
+        "moments of another shape",
+        "one bit",
+        "counters",
+        "deep JSON",
+        "no cfg",
+        "no optimizer, old",
+        "moments of another shape, old",
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(kind: str, stopped: Path, sparse_batches: Make) -> None:
+    path = stopped / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+    damaged(kind, tensors, header)
+    save_file(tensors, path, header)
+    with pytest.raises(TrainingError, match="another folder") as caught:
+        quick(replace(CFG, folder=stopped), sparse_batches(8, 50), resume=True)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_checkpoint_of_before_is_gone_on_with(stopped: Path, sparse_batches: Make) -> None:
+    path = stopped / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+    damaged("nothing, old", tensors, header)
+    save_file(tensors, path, header)
+    again = quick(replace(CFG, folder=stopped), sparse_batches(8, 50), resume=True)
+    assert same(again, quick(CFG, sparse_batches(8, 50)))
+
+
+def test_a_folder_has_one_training_at_a_time(tmp_path: Path, sparse_batches: Make) -> None:
+    cfg = replace(CFG, folder=tmp_path)
+
+    def with_another() -> Iterator[Tensor]:
+        for batch in sparse_batches(8, 50):
+            with pytest.raises(StoreBusyError, match="another training writes into"):
+                quick(replace(cfg, lr=1.0), sparse_batches(8, 50))
+            yield batch
+
+    assert same(quick(cfg, with_another()), quick(CFG, sparse_batches(8, 50)))
+    quick(cfg, [], resume=True)  # free again
+
+
+def test_a_suite_goes_on_where_not_every_folder_was_made(
+    tmp_path: Path, sparse_batches: Make
+) -> None:
+    cfg = replace(CFG, sae=replace(RELU, hook_name="a"))
+    cfgs = {name: replace(cfg, folder=tmp_path / name) for name in "xy"}
+    (tmp_path / "x").mkdir()
+    data = [{"a": x} for x in sparse_batches(8, 50)]
+    trained = train_saes(cfgs, data, resume=True, progress=False)
+    assert same(trained["y"], quick(CFG, sparse_batches(8, 50)))
+
+
+def test_what_was_trained_is_written_where_it_is_missing(
+    tmp_path: Path, sparse_batches: Make
+) -> None:
+    """As after a full disk at the very end."""
+    cfg = replace(CFG, folder=tmp_path)
+    quick(cfg, sparse_batches(8, 50))
+    before = (tmp_path / "sae_weights.safetensors").read_bytes()
+    (tmp_path / "sae_weights.safetensors").unlink()
+    quick(cfg, [], resume=True)
+    assert (tmp_path / "sae_weights.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "~nosuchuser/x", "a\0b", "x" * 300])
+def test_a_folder_that_cannot_be_made(folder: str, sparse_batches: Make) -> None:
+    with pytest.raises(TrainingError, match=r"is no path|cannot be written"):
+        quick(replace(CFG, folder=folder), sparse_batches(8, 50))
