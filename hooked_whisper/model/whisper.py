@@ -77,6 +77,7 @@ class HookedWhisper(WhisperBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         download_root: str | os.PathLike[str] | None = None,
+        d_vocab: int | None = None,
         fold_ln: bool = False,
         center_writing_weights: bool = False,
         center_unembed: bool = False,
@@ -92,6 +93,9 @@ class HookedWhisper(WhisperBase):
             device: Where the weights go; None is CUDA where there is one.
             dtype: What the weights are kept in.
             download_root: Where OpenAI's releases are kept; None is openai-whisper's own folder.
+            d_vocab: How many tokens to keep, from the first; None is all. For fine-tunes with
+                added tokens, whose number then means another vocabulary: 51864 for English
+                only, 51865 for 99 languages, 51866 for 100.
             fold_ln: See `process_weights_`.
             center_writing_weights: See `process_weights_`.
             center_unembed: See `process_weights_`.
@@ -100,13 +104,15 @@ class HookedWhisper(WhisperBase):
             DeviceError: A device that is not there; nothing was loaded.
             SourceError: The source leads to no weights.
             DownloadError: The download failed.
-            CheckpointError: The file cannot be read as plain tensors.
-            ArchitectureError: The weights of something else.
+            CheckpointError: The file cannot be read as plain tensors, or holds NaN or infinity.
+            ArchitectureError: The weights of something else, or of another vocabulary than
+                their number of tokens means.
             WeightNameError: Missing or unexpected tensors.
             WeightShapeError: A tensor of the wrong shape.
         """
         device = as_device(device)
-        model = cls._from_loaded(load_weights(source, download_root=download_root), device, dtype)
+        loaded = load_weights(source, download_root=download_root, d_vocab=d_vocab)
+        model = cls._from_loaded(loaded, device, dtype)
         if fold_ln or center_writing_weights or center_unembed:
             model.process_weights_(fold_ln, center_writing_weights, center_unembed)
         return model
@@ -131,9 +137,13 @@ class HookedWhisper(WhisperBase):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        d_vocab: int | None = None,
     ) -> Model:
-        """A copy of a transformers Whisper in memory, where and in what that is unless told."""
-        loaded, first = from_hf_state(model), next(model.parameters())
+        """A copy of a transformers Whisper in memory, where and in what that is unless told.
+
+        `d_vocab` is `from_pretrained`'s.
+        """
+        loaded, first = from_hf_state(model, d_vocab), next(model.parameters())
         device = first.device if device is None else as_device(device)
         return cls._from_loaded(loaded, device, dtype or first.dtype)
 

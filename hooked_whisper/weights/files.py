@@ -6,11 +6,7 @@ made anew after a few megabytes: a Whisper loads at about 1.1 times its size,
 whatever the dtype of the file and of the model.
 """
 
-import json
 import math
-import re
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hooked_whisper import io
 from hooked_whisper.errors import ArchitectureError, CheckpointError
 
 PIECE_BYTES = 8 * 2**20
@@ -103,6 +100,25 @@ class RowsTensor:
         return whole
 
 
+@dataclass(frozen=True)
+class FirstRows:
+    """The first rows of another tensor."""
+
+    whole: StoredTensor
+    n_rows: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.n_rows, *self.whole.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.whole.dtype
+
+    def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return self.whole.take(device, dtype)[: self.n_rows].clone()
+
+
 class TensorFile:
     """A file of named tensors, mapped into memory for a few megabytes at a time.
 
@@ -147,7 +163,7 @@ class FileTensor:
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         step = max(1, PIECE_BYTES // max(1, row_bytes))
         for start in range(0, self.shape[0], step):
-            rows = slice(start, start + step)
+            rows = slice(start, min(start + step, self.shape[0]))
             out[rows].copy_(self.file.read(self.key, rows))
         return out
 
@@ -176,25 +192,35 @@ def safetensors_tensors(path: Path) -> dict[str, StoredTensor]:
         dtype = _SAFETENSORS_DTYPES.get(stored.get_dtype())
         if dtype is None:
             raise CheckpointError(
-                f"{key!r} in {path} holds {stored.get_dtype()} values; weights are F16, "
+                f"{shown(key)} in {path} holds {stored.get_dtype()} values; weights are F16, "
                 "BF16, F32 or F64. Save the model unquantised."
             )
         found[key] = FileTensor(file, key, tuple(stored.get_shape()), dtype)
     return found
 
 
-def torch_tensors(path: Path, where: str, values: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-    """The tensors of a file that `torch.save` wrote.
+def check_finite(name: str, value: Tensor, stored: StoredTensor, source: str) -> None:
+    """Refuse NaN and infinity among weights that were copied; one quick pass over them.
 
     Args:
-        path: The file, which can be mapped.
-        where: The key of the dictionary of tensors in it.
-        values: What that dictionary holds, for names and shapes alone.
+        name: Its name here; the file's own goes before it.
+        value: What `stored.take` gave; its dtype may hold less than the stored one.
+        stored: Looked at again where a value is not finite, to tell why.
     """
-    file = TensorFile(path, lambda: read_torch(path)[where].__getitem__)
-    return {
-        key: FileTensor(file, key, tuple(value.shape), value.dtype) for key, value in values.items()
-    }
+    if all(bound.isfinite() for bound in value.detach().aminmax()):
+        return
+    name = getattr(stored, "key", name)
+    largest = stored.take(torch.device("cpu"), stored.dtype).double().abs().max()
+    if largest.isfinite():
+        raise CheckpointError(
+            f"{name!r} in {source} holds values of up to {float(largest):.3g}, which overflow in "
+            f"{str(value.dtype).removeprefix('torch.')}. Load it with dtype=torch.float32 or "
+            "torch.bfloat16."
+        )
+    raise CheckpointError(
+        f"{name!r} in {source} holds NaN or infinite values. The training that made it diverged, "
+        "or the file is damaged: use an earlier checkpoint, or download it again."
+    )
 
 
 def equal_tensors(first: StoredTensor, second: StoredTensor) -> bool:
@@ -205,42 +231,22 @@ def equal_tensors(first: StoredTensor, second: StoredTensor) -> bool:
     return torch.equal(first.take(cpu, first.dtype), second.take(cpu, second.dtype))
 
 
-def is_mappable(path: Path) -> bool:
-    """Whether a torch file has the zip layout (torch 1.6 and later), which can be mapped."""
-    return zipfile.is_zipfile(path)
-
-
-def read_torch(path: Path) -> Any:
-    """What `torch.save` wrote, mapped where it can be; no pickled object but plain tensors.
-
-    Raises:
-        CheckpointError: The file was cut short, is another kind of file, or
-            holds pickled objects. None of them is executed.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice to call it in unsafe ways
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable(path))
-    except Exception as error:  # a broken or hostile pickle can raise anything at all
-        raise CheckpointError(f"{path} {_why_unreadable(error)}") from error
-
-
 def check_plain(tensors: Mapping[Any, Any], path: object) -> None:
     """Refuse a dictionary that holds anything but dense floating-point tensors by name."""
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{key!r} in {path} is a {type(value).__name__}; weights are tensors by name."
+                f"{shown(key)} in {path} is a {type(value).__name__}; weights are tensors by name."
             )
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             kind = "meta" if value.is_meta else "quantised or sparse"
             raise CheckpointError(
-                f"{key!r} in {path} is a {kind} tensor; weights are plain dense tensors."
+                f"{shown(key)} in {path} is a {kind} tensor; weights are plain dense tensors."
             )
         if value.dtype not in FLOAT_DTYPES:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
             raise CheckpointError(
-                f"{key!r} in {path} holds {str(value.dtype).removeprefix('torch.')} values; "
+                f"{shown(key)} in {path} holds {str(value.dtype).removeprefix('torch.')} values; "
                 f"weights are one of {allowed}. Save the model unquantised."
             )
 
@@ -249,7 +255,9 @@ def check_floats(stored: Mapping[str, StoredTensor], path: object) -> None:
     """Refuse integers among the weights of a file."""
     for key, tensor in stored.items():
         if tensor.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(f"{key!r} in {path} holds {tensor.dtype} values, not weights.")
+            raise CheckpointError(
+                f"{shown(key)} in {path} holds {tensor.dtype} values, not weights."
+            )
 
 
 def check_types(values: Mapping[Any, Any], types: Mapping[str, Any], source: object) -> None:
@@ -262,38 +270,39 @@ def check_types(values: Mapping[Any, Any], types: Mapping[str, Any], source: obj
     for name, wanted in types.items():
         if name in values and type(values[name]) is not wanted:
             raise ArchitectureError(
-                f"{name} in {source} is {values[name]!r}; it must be of type {wanted.__name__}."
+                f"{name} in {source} is {shown(values[name])}; it must be of type "
+                f"{wanted.__name__}."
             )
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds one object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as JSON ({error}). Download or save it again."
-        ) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds a {type(values).__name__}; it must be an object.")
+    remedy = "It must hold one object: download or save it again."
+    values: dict[str, Any] = io.read_json(path, dict[str, Any], CheckpointError, remedy)
     return values
 
 
-def _why_unreadable(error: Exception) -> str:
-    """The rest of a sentence on what `torch.load` refused: an object, or the whole file."""
-    text = str(error)
-    is_code = "TorchScript" in text
-    if is_code or ("Weights only load failed" in text and "Unsupported operand" not in text):
-        found = re.search(r"GLOBAL ([\w.]+)", text)
-        what = "TorchScript code" if is_code else found[1].rstrip(".") if found else "see the cause"
-        return (
-            f"holds pickled objects that are no plain tensors ({what}); nothing of it was "
-            "executed. Loading such a file could run any code: ask its author for safetensors or "
-            "for plain tensors."
-        )
-    operand = re.search(r"Unsupported operand \d+", text)
-    reason = operand[0] if operand else next(iter(text.splitlines()), type(error).__name__)
-    return (
-        f"cannot be read as a torch checkpoint ({reason}): it was cut short or is another kind of "
-        "file. Download or save it again."
-    )
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; what forbids to look is no file either."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def names_in(folder: Path) -> str:
+    """What a folder holds, as the rest of a sentence."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        return f"it cannot be looked into ({error.strerror})"
+    return f"it holds {shown(names[:12])}"
+
+
+def shown(value: object, most: int = 160) -> str:
+    """A value as an error quotes it: in so many characters at most."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more than 4,300 digits has no repr
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."

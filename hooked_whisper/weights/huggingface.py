@@ -3,9 +3,11 @@
 Only safetensors are read: the older `pytorch_model.bin` is a pickle.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hooked_whisper.config import HookedWhisperConfig
@@ -19,20 +21,26 @@ from hooked_whisper.errors import (
 from hooked_whisper.weights.files import (
     MemoryTensor,
     StoredTensor,
+    check_finite,
     check_floats,
     check_plain,
     check_types,
     equal_tensors,
+    is_file,
+    names_in,
     read_json,
     safetensors_tensors,
+    shown,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.native import CONFIG_FILE, WEIGHTS_FILE, heads_mask
 from hooked_whisper.weights.rename import huggingface_name, match_tensors
+from hooked_whisper.weights.vocabulary import as_it_says, told_by, told_by_files
 
 INDEX_FILE = "model.safetensors.index.json"
 GENERATION_FILE = "generation_config.json"
 
+_EMBEDDING = "decoder.token_embedding.weight"
 _SIZES = {
     "num_mel_bins": "n_mels",
     "max_source_positions": "n_audio_ctx",
@@ -47,47 +55,67 @@ _SIZES = {
 """transformers' name of each size, and ours."""
 
 
-def read_huggingface_folder(folder: Path, model_name: str | None = None) -> LoadedWeights:
+def read_huggingface_folder(
+    folder: Path, model_name: str | None = None, d_vocab: int | None = None
+) -> LoadedWeights:
     """Weights that `save_pretrained` of a transformers Whisper wrote, in one file or in shards."""
     path = folder / CONFIG_FILE
-    cfg = config_from_huggingface(read_json(path), model_name or folder.resolve().name, str(path))
-    generation = folder / GENERATION_FILE
-    pairs = read_json(generation).get("alignment_heads") if generation.is_file() else None
-    tensors = _match(_read_tensors(folder), cfg, str(folder))
-    return LoadedWeights(
+    values = read_json(path)
+    cfg = config_from_huggingface(values, model_name or folder.resolve().name, str(path))
+    generation = read_generation(folder)
+    told = told_by(values, generation) or told_by_files(folder)
+    loaded = LoadedWeights(
         cfg=cfg,
-        tensors=tensors,
+        tensors=_match(_read_tensors(folder), cfg, str(folder)),
         source=str(folder),
-        alignment_heads=heads_mask(pairs, cfg, generation),
     )
+    loaded.alignment_heads = heads_mask(
+        generation.get("alignment_heads"), cfg, folder / GENERATION_FILE
+    )
+    return as_it_says(loaded, told, d_vocab)
 
 
-def from_hf_state(model: Any) -> LoadedWeights:
+def read_generation(folder: Path) -> dict[str, Any]:
+    """What `generation_config.json` holds, without which the weights are as good."""
+    path = folder / GENERATION_FILE
+    if not is_file(path):
+        return {}
+    try:
+        return read_json(path)
+    except CheckpointError as error:
+        warnings.warn(f"{str(error)[:300]} It is left out.", stacklevel=2)
+        return {}
+
+
+def from_hf_state(model: Any, d_vocab: int | None = None) -> LoadedWeights:
     """Weights of a transformers Whisper in memory; assigning them copies.
 
     Args:
         model: A `WhisperForConditionalGeneration` or `WhisperModel`.
+        d_vocab: As `from_pretrained` takes it.
     """
     kind = type(model).__name__
     if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "to_dict"):
         raise ArchitectureError(
-            f"from_hf takes a transformers Whisper, and got a {kind}. For an openai-whisper model "
-            "call from_openai, for names and paths from_pretrained."
+            f"from_hf takes a transformers Whisper, and got a {kind}. {unwrapped(model)}For an "
+            "openai-whisper model call from_openai, for names and paths from_pretrained."
         )
     values: dict[str, Any] = model.config.to_dict()  # type: ignore[union-attr, operator]
     cfg = config_from_huggingface(values, "custom", f"this {kind}")
     state_dict = model.state_dict()
     check_plain(state_dict, f"this {kind}")
-    pairs = getattr(getattr(model, "generation_config", None), "alignment_heads", None)
+    held: Any = getattr(model, "generation_config", None)
+    generation: dict[str, Any] = held.to_dict() if held is not None else {}
     stored: dict[str, StoredTensor] = {
         key: MemoryTensor(value) for key, value in state_dict.items()
     }
-    return LoadedWeights(
+    loaded = LoadedWeights(
         cfg=cfg,
         tensors=_match(stored, cfg, f"this {kind}"),
         source=f"this {kind}",
-        alignment_heads=heads_mask(pairs, cfg, f"this {kind}"),
+        alignment_heads=heads_mask(generation.get("alignment_heads"), cfg, f"this {kind}"),
     )
+    return as_it_says(loaded, told_by(values, generation), d_vocab)
 
 
 def config_from_huggingface(
@@ -100,8 +128,9 @@ def config_from_huggingface(
     """
     if values.get("model_type") != "whisper":
         raise ArchitectureError(
-            f"{source} is of a {values.get('model_type')!r} model {values.get('architectures')}; "
-            "only transformers models with model_type 'whisper' can be loaded."
+            f"{source} is of a {shown(values.get('model_type'))} model "
+            f"{shown(values.get('architectures'))}; only transformers models with "
+            "model_type 'whisper' can be loaded."
         )
     needed = [*_SIZES, "encoder_ffn_dim", "decoder_ffn_dim"]
     if missing := [key for key in needed if key not in values]:
@@ -112,7 +141,7 @@ def config_from_huggingface(
             **{ours: values[theirs] for theirs, ours in _SIZES.items()}, model_name=model_name
         )
     except ConfigError as error:
-        raise ArchitectureError(f"{source} is none of a Whisper: {error}") from error
+        raise ArchitectureError(f"{source} is none of a Whisper: {str(error)[:300]}") from error
     fixed = {
         "activation_function": "gelu",
         "scale_embedding": False,
@@ -123,22 +152,27 @@ def config_from_huggingface(
     for key, value in fixed.items():
         if values.get(key, value) != value:
             raise ArchitectureError(
-                f"{key} in {source} is {values[key]!r}; every Whisper of OpenAI has {value!r}, and "
-                "only that is computed here."
+                f"{key} in {source} is {shown(values[key])}; every Whisper of OpenAI has "
+                f"{value!r}, and only that is computed here."
             )
     return cfg
 
 
+def unwrapped(model: Any) -> str:
+    """A sentence that says what to give instead of a model with something around it, or nothing."""
+    inner = getattr(model, "module", None)
+    return f"Give its .module, a {type(inner).__name__}. " if isinstance(inner, nn.Module) else ""
+
+
 def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder's safetensors; one file goes before shards, as in transformers."""
-    if (folder / WEIGHTS_FILE).is_file():
+    if is_file(folder / WEIGHTS_FILE):
         stored = safetensors_tensors(folder / WEIGHTS_FILE)
-    elif (folder / INDEX_FILE).is_file():
+    elif is_file(folder / INDEX_FILE):
         stored = _read_shards(folder)
     else:
-        held = sorted(path.name for path in folder.iterdir())[:12]
         raise SourceError(
-            f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}; it holds {held}. Pickled "
+            f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}; {names_in(folder)}. Pickled "
             "weights are not read: save the model with save_pretrained, which writes safetensors."
         )
     check_floats(stored, folder)
@@ -151,14 +185,16 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     weight_map = read_weight_map(index)
     for file_name in sorted(set(weight_map.values())):
         path = folder / file_name
-        if not path.is_file():
-            raise CheckpointError(f"{index} names the shard {file_name}, which is not in {folder}.")
+        if not is_file(path):
+            raise CheckpointError(
+                f"{index} names the shard {shown(file_name)}, which is not in {folder}."
+            )
         shard = safetensors_tensors(path)
         listed = {key for key, name in weight_map.items() if name == file_name}
         if listed != set(shard):
             raise WeightNameError(
-                f"{path} and {index.name} differ in {sorted(listed ^ set(shard))}. Download or "
-                "save all files again."
+                f"{path} and {index.name} differ in {shown(sorted(listed ^ set(shard)))}. Download "
+                "or save all files again."
             )
         stored |= shard
     return stored
@@ -173,7 +209,8 @@ def read_weight_map(index: Path) -> dict[str, str]:
         plain = isinstance(file_name, str) and Path(file_name).name == file_name
         if not plain or not file_name.endswith(".safetensors") or "\\" in file_name:
             raise CheckpointError(
-                f"{index} names the shard {file_name!r}; shards are safetensors files beside it."
+                f"{index} names the shard {shown(file_name)}; shards are safetensors "
+                "files beside it."
             )
     return weight_map
 
@@ -186,8 +223,11 @@ def _match(
     rest = dict(stored)
     unembedding = rest.pop("proj_out.weight", None)
     tensors = match_tensors(rest, cfg, lambda name: prefix + huggingface_name(name), source)
-    embedding = tensors["decoder.token_embedding.weight"]
+    embedding = tensors[_EMBEDDING]
     if unembedding is not None and not equal_tensors(unembedding, embedding):
+        for name, stored_tensor in (("proj_out.weight", unembedding), (_EMBEDDING, embedding)):
+            cpu_values = stored_tensor.take(torch.device("cpu"), stored_tensor.dtype)
+            check_finite(name, cpu_values, stored_tensor, source)
         raise ArchitectureError(
             f"'proj_out.weight' in {source} differs from '{prefix}decoder.embed_tokens.weight'; "
             "Whisper's unembedding is its embedding. Tie them before saving the model."

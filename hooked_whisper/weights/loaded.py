@@ -7,8 +7,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.errors import WeightNameError, WeightsError, WeightShapeError
-from hooked_whisper.weights.files import StoredTensor
+from hooked_whisper.errors import ConfigError, WeightNameError, WeightsError, WeightShapeError
+from hooked_whisper.weights.files import FLOAT_DTYPES, StoredTensor, check_finite, shown
 from hooked_whisper.weights.rename import check_names
 
 
@@ -52,8 +52,13 @@ def assign_weights(
     Raises:
         WeightNameError: The module has other tensors.
         WeightShapeError: The module's tensors have other shapes.
-        CheckpointError: The file changed or broke after it was checked.
+        CheckpointError: NaN or infinite values, or ones that overflow in `dtype`; or the file
+            changed or broke after it was checked.
+        ConfigError: `dtype` is no dtype of weights.
     """
+    if dtype not in FLOAT_DTYPES:
+        allowed = ", ".join(map(str, FLOAT_DTYPES))
+        raise ConfigError(f"dtype is {shown(dtype)}; weights are kept in one of {allowed}.")
     if not loaded.tensors:
         raise WeightsError(f"the weights of {loaded.source} were used already; load them again.")
     places = dict(module.state_dict(keep_vars=True))
@@ -61,7 +66,9 @@ def assign_weights(
     device = torch.device(device)
     values = {name: places[name].detach().to(device=device, dtype=dtype) for name in loaded.omitted}
     for name in sorted(loaded.tensors, key=lambda name: -places[name].numel()):
-        values[name] = loaded.tensors.pop(name).take(device, dtype)
+        stored = loaded.tensors.pop(name)
+        values[name] = stored.take(device, dtype)
+        check_finite(name, values[name], stored, loaded.source)
     for name, value in values.items():
         _put(module, name, value)
 

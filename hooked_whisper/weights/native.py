@@ -9,6 +9,7 @@ every id that is not listed.
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,9 +27,10 @@ from hooked_whisper.errors import (
     CheckpointError,
     ConfigError,
     SourceError,
+    StoreWriteError,
     WeightShapeError,
 )
-from hooked_whisper.io import replacing
+from hooked_whisper.io import make_folder, replacing
 from hooked_whisper.weights.files import (
     FLOAT_DTYPES,
     RowsTensor,
@@ -35,8 +38,10 @@ from hooked_whisper.weights.files import (
     check_floats,
     check_plain,
     check_types,
+    is_file,
     read_json,
     safetensors_tensors,
+    shown,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.rename import check_names, expected_shapes, match_tensors
@@ -47,6 +52,10 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 _MAY_BE_OMITTED = ("encoder.positional_embedding",)
+_MOST_OMITTED_POSITIONS = 1500
+"""Audio positions of the longest window that may be computed anew: Whisper's."""
+_MOST_UNFOLDED_ROWS = 51866
+"""Rows of the largest embedding that few rows may stand for: Whisper's."""
 
 
 def save_weights(
@@ -65,14 +74,14 @@ def save_weights(
         state_dict: Exactly the tensors that the config asks for.
 
     Raises:
-        SourceError: The folder is a file, or holds another package's model.
+        SourceError: The folder is a file or no path, or holds another package's model.
+        StoreWriteError: The disk is full, or forbids it; what was there stays.
         WeightNameError: Tensors are missing or unexpected.
         CheckpointError: A tensor is not plain floating point.
     """
-    target = Path(folder).expanduser()
+    target = _as_target(folder)
     check_plain(state_dict, "the model")
     check_names(set(expected_shapes(cfg)), set(state_dict), "the model")
-    _check_target(target)
     values = {
         "format": FORMAT,
         "version": VERSION,
@@ -81,36 +90,51 @@ def save_weights(
         "omitted": [],
     }
     tensors = _separate(state_dict)
-    target.mkdir(parents=True, exist_ok=True)
-    with replacing(target / CONFIG_FILE) as config, replacing(target / WEIGHTS_FILE) as weights:
-        config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        save_file(tensors, weights, metadata={"format": "pt"})
+    make_folder(target)
+    try:
+        with replacing(target / CONFIG_FILE) as config, replacing(target / WEIGHTS_FILE) as weights:
+            config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            save_file(tensors, weights, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise StoreWriteError(
+            f"the model cannot be written into {target}: {shown(str(error))}. Free some space or "
+            "name another folder; what an earlier save left there is as it was."
+        ) from error
 
 
 def read_native_folder(folder: Path) -> LoadedWeights:
     """Weights that `save_weights` wrote, or the shipped model in the same format."""
     path = folder / CONFIG_FILE
     values = read_json(path)
-    if values.get("version") != VERSION:
+    if type(values.get("version")) is not int or values["version"] != VERSION:
         raise CheckpointError(
-            f"{path} has version {values.get('version')!r} of this package's format; this release "
-            f"reads version {VERSION}. Upgrade hooked_whisper."
+            f"{path} has version {shown(values.get('version'))} of this package's format; this "
+            f"release reads version {VERSION}. Upgrade hooked_whisper."
         )
     config = values.get("config")
     if not isinstance(config, dict):
-        raise ArchitectureError(f"{path} holds {config!r} as the config; it must be an object.")
+        raise ArchitectureError(
+            f"{path} holds {shown(config)} as the config; it must be an object."
+        )
     check_types(config, {field.name: field.type for field in fields(HookedWhisperConfig)}, path)
     try:
         cfg = HookedWhisperConfig.from_dict(config)
     except ConfigError as error:
-        raise ArchitectureError(f"{path} holds no config of a Whisper: {error}") from error
+        raise ArchitectureError(
+            f"{path} holds no config of a Whisper: {str(error)[:300]}"
+        ) from error
     omitted = values.get("omitted") or []
     if not isinstance(omitted, list) or any(name not in _MAY_BE_OMITTED for name in omitted):
         raise CheckpointError(
-            f"{path} omits {omitted!r}; only {list(_MAY_BE_OMITTED)} can be computed anew."
+            f"{path} omits {shown(omitted)}; only {list(_MAY_BE_OMITTED)} can be computed anew."
+        )
+    if omitted and cfg.n_audio_ctx > _MOST_OMITTED_POSITIONS:
+        raise CheckpointError(
+            f"{path} omits {omitted[0]!r} and has n_audio_ctx {cfg.n_audio_ctx}; positions are "
+            f"computed anew up to {_MOST_OMITTED_POSITIONS}. Save the model with all its tensors."
         )
     weights = folder / WEIGHTS_FILE
-    if not weights.is_file():
+    if not is_file(weights):
         raise CheckpointError(f"{folder} has no {WEIGHTS_FILE} beside its config.json.")
     stored = _unfold_rows(safetensors_tensors(weights), cfg, weights)
     return LoadedWeights(
@@ -125,24 +149,35 @@ def read_native_folder(folder: Path) -> LoadedWeights:
 def heads_mask(
     pairs: Any, cfg: HookedWhisperConfig, path: object
 ) -> Bool[Tensor, "layer head"] | None:
-    """Alignment heads as a mask, from `[[layer, head], ...]`; None stays None."""
+    """Alignment heads as a mask, from `[[layer, head], ...]`; None where none is left.
+
+    Only word timing needs them, so that what is no head of this model is left
+    out with a warning: a distilled model often lists its teacher's.
+    """
     if pairs is None:
         return None
     mask = torch.zeros(cfg.n_text_layers, cfg.n_text_heads, dtype=torch.bool)
+    stale = []
     for pair in pairs if isinstance(pairs, list) else [pairs]:
-        if not (
+        if (
             isinstance(pair, (list, tuple))
             and len(pair) == 2
             and all(type(number) is int for number in pair)
             and 0 <= pair[0] < cfg.n_text_layers
             and 0 <= pair[1] < cfg.n_text_heads
         ):
-            raise CheckpointError(
-                f"{path} names {pair!r} as an alignment head; a head is [layer, head] with layers "
-                f"0 to {cfg.n_text_layers - 1} and heads 0 to {cfg.n_text_heads - 1}."
-            )
-        mask[pair[0], pair[1]] = True
-    return mask
+            mask[pair[0], pair[1]] = True
+        else:
+            stale.append(pair)
+    if stale:
+        warnings.warn(
+            f"{path} names {shown(stale)} as alignment heads, which this model does not have "
+            f"(layers 0 to {cfg.n_text_layers - 1}, heads 0 to {cfg.n_text_heads - 1}); they are "
+            "left out. Word timing uses the others, or the heads of the later half of the layers: "
+            "set model.alignment_heads for better ones.",
+            stacklevel=2,
+        )
+    return mask if not stale or mask.any() else None
 
 
 def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -158,15 +193,24 @@ def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_target(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise SourceError(f"{target} is a file; save_pretrained writes a folder. Name another one.")
-    config = target / CONFIG_FILE
-    if config.exists() and read_json(config).get("format") != FORMAT:
+def _as_target(folder: Any) -> Path:
+    """The folder to write into, after a look at what is there."""
+    try:
+        target = Path(folder).expanduser()
+        is_there, is_folder = target.exists(), target.is_dir()
+        has_config = (target / CONFIG_FILE).exists()
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
         raise SourceError(
-            f"{config} belongs to another package's model and would be overwritten. Name a new or "
-            "empty folder."
+            f"{shown(folder)} is no folder to write into ({shown(str(error))}). Name another one."
+        ) from error
+    if is_there and not is_folder:
+        raise SourceError(f"{target} is a file; save_pretrained writes a folder. Name another one.")
+    if has_config and read_json(target / CONFIG_FILE).get("format") != FORMAT:
+        raise SourceError(
+            f"{target / CONFIG_FILE} belongs to another package's model and would be overwritten. "
+            "Name a new or empty folder."
         )
+    return target
 
 
 def _unfold_rows(
@@ -180,7 +224,14 @@ def _unfold_rows(
     check_floats(stored, path)
     if rows is None or row_ids is None:
         return stored
-    if row_ids.shape != (max(rows.shape[0] - 1, 0),):
+    if cfg.d_vocab > _MOST_UNFOLDED_ROWS:
+        raise CheckpointError(
+            f"{path} holds some rows of an embedding of d_vocab {cfg.d_vocab}; they can stand for "
+            f"{_MOST_UNFOLDED_ROWS} at most. Save the model with all its rows."
+        )
+    if len(rows.shape) != 2 or rows.shape[0] < 1:
+        raise WeightShapeError(f"rows of the token embedding in {path} are {rows.shape}.")
+    if row_ids.shape != (rows.shape[0] - 1,):
         raise WeightShapeError(
             f"row_ids of the token embedding in {path} is {row_ids.shape}; {rows.shape} rows need "
             f"({rows.shape[0] - 1},) ids, because the last row stands for all others."

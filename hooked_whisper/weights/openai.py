@@ -23,12 +23,17 @@ from hooked_whisper.weights.files import (
     StoredTensor,
     check_plain,
     check_types,
+    shown,
+)
+from hooked_whisper.weights.loaded import LoadedWeights
+from hooked_whisper.weights.rename import match_tensors, openai_name
+from hooked_whisper.weights.torch_files import (
+    check_claims,
     is_mappable,
     read_torch,
     torch_tensors,
 )
-from hooked_whisper.weights.loaded import LoadedWeights
-from hooked_whisper.weights.rename import match_tensors, openai_name
+from hooked_whisper.weights.vocabulary import as_it_says
 
 DIMS = (
     "n_mels",
@@ -89,12 +94,16 @@ def download_release(name: str, download_root: Any = None) -> Path:
         ) from error
 
 
-def read_openai_file(path: Path, model_name: str | None = None) -> LoadedWeights:
+def read_openai_file(
+    path: Path, model_name: str | None = None, d_vocab: int | None = None
+) -> LoadedWeights:
     """Weights of a checkpoint file with `dims` and `model_state_dict`, as OpenAI's are."""
     checkpoint = read_torch(path)
     parts = ("dims", "model_state_dict")
     if not isinstance(checkpoint, dict) or any(part not in checkpoint for part in parts):
-        held = list(checkpoint)[:8] if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        held = type(checkpoint).__name__
+        if isinstance(checkpoint, dict):
+            held = shown(list(checkpoint)[:8])
         raise CheckpointError(
             f"{path} is no OpenAI Whisper checkpoint: it must hold 'dims' and 'model_state_dict', "
             f"and holds {held}. For a Hugging Face model, give its folder with safetensors."
@@ -103,6 +112,7 @@ def read_openai_file(path: Path, model_name: str | None = None) -> LoadedWeights
     if not isinstance(state_dict, dict):
         raise CheckpointError(f"'model_state_dict' in {path} is a {type(state_dict).__name__}.")
     check_plain(state_dict, path)
+    check_claims(state_dict, path)
     cfg = config_from_dims(checkpoint["dims"], model_name or path.stem, str(path))
     stored: dict[str, StoredTensor]
     if is_mappable(path):
@@ -110,7 +120,7 @@ def read_openai_file(path: Path, model_name: str | None = None) -> LoadedWeights
     else:
         stored = {key: MemoryTensor(value, owned=True) for key, value in state_dict.items()}
     tensors = match_tensors(stored, cfg, openai_name, str(path))
-    return LoadedWeights(cfg=cfg, tensors=tensors, source=str(path))
+    return as_it_says(LoadedWeights(cfg=cfg, tensors=tensors, source=str(path)), None, d_vocab)
 
 
 def from_openai_state(model: Any) -> LoadedWeights:
@@ -118,7 +128,8 @@ def from_openai_state(model: Any) -> LoadedWeights:
     if not isinstance(model, nn.Module) or not hasattr(model, "dims"):
         raise ArchitectureError(
             f"from_openai takes a whisper.model.Whisper, and got a {type(model).__name__}. For a "
-            "transformers model call from_hf, for names and paths from_pretrained."
+            "transformers model call from_hf, for names and paths from_pretrained; of a "
+            "wrapped one, give what is inside (model.module)."
         )
     source = f"this {type(model).__name__}"
     state_dict = model.state_dict()
@@ -141,13 +152,17 @@ def from_openai_state(model: Any) -> LoadedWeights:
 def config_from_dims(dims: Any, model_name: str, source: str) -> HookedWhisperConfig:
     """The config for a checkpoint's `dims`."""
     if not isinstance(dims, dict) or set(dims) != set(DIMS):
-        held = sorted(map(str, dims)) if isinstance(dims, dict) else type(dims).__name__
+        held = type(dims).__name__
+        if isinstance(dims, dict):
+            held = shown(sorted(map(str, dims)))
         raise ArchitectureError(f"'dims' in {source} holds {held}; a Whisper's are {sorted(DIMS)}.")
     check_types(dims, dict.fromkeys(DIMS, int), f"'dims' of {source}")
     try:
         return HookedWhisperConfig.from_dims(SimpleNamespace(**dims), model_name)
     except ConfigError as error:
-        raise ArchitectureError(f"'dims' in {source} are none of a Whisper: {error}") from error
+        raise ArchitectureError(
+            f"'dims' in {source} are none of a Whisper: {str(error)[:300]}"
+        ) from error
 
 
 def _cache_folder() -> Path:

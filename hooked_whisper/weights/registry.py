@@ -9,22 +9,32 @@ from typing import Any, Literal
 
 from hooked_whisper.config import release_names
 from hooked_whisper.errors import ArchitectureError, DownloadError, SourceError
-from hooked_whisper.weights.files import read_json
+from hooked_whisper.weights.files import is_file, names_in, read_json, shown
 from hooked_whisper.weights.huggingface import (
     GENERATION_FILE,
     INDEX_FILE,
     config_from_huggingface,
+    read_generation,
     read_huggingface_folder,
     read_weight_map,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.native import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_native_folder
 from hooked_whisper.weights.openai import load_release, read_openai_file
+from hooked_whisper.weights.vocabulary import NATIVE, TOKENIZER_FILES, as_it_says, told_by
 
 DIGITS = "digits"
 DIGITS_FOLDER = Path(__file__).parent / "digits"
 """The small model for spoken digits that ships with the package."""
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""What peft writes for a LoRA fine-tune."""
+
+_MERGE = (
+    "a LoRA adapter of peft, which is no model of its own. Merge it first: load its base and the "
+    "adapter with peft, call merge_and_unload(), save_pretrained what that returns, and load that "
+    "folder (without the adapter's files)."
+)
 _ALLOWED = (
     f"Allowed are {DIGITS!r}, a release of OpenAI ({', '.join(release_names())}), a path to an "
     "OpenAI .pt checkpoint, a folder that save_pretrained wrote (of this package or of "
@@ -40,7 +50,9 @@ class Source:
     location: str
 
 
-def load_weights(source: Any, *, download_root: Any = None) -> LoadedWeights:
+def load_weights(
+    source: Any, *, download_root: Any = None, d_vocab: int | None = None
+) -> LoadedWeights:
     """The weights that a source means, with every tensor's name and shape checked.
 
     Most of them stay in their file until `assign_weights` puts them into a model.
@@ -49,6 +61,9 @@ def load_weights(source: Any, *, download_root: Any = None) -> LoadedWeights:
         source: `"digits"`, a release of OpenAI, a path, or a hub id; see `resolve`.
         download_root: Cache folder for what is downloaded; openai-whisper's
             or huggingface_hub's own by default.
+
+        d_vocab: How many tokens to keep, from the first; None keeps all, after a check that
+            their number means the vocabulary that they are.
 
     Raises:
         SourceError: The source leads to no weights.
@@ -60,12 +75,12 @@ def load_weights(source: Any, *, download_root: Any = None) -> LoadedWeights:
     """
     found = resolve(source)
     if found.kind == "release":
-        return load_release(found.location, download_root)
+        return as_it_says(load_release(found.location, download_root), None, d_vocab)
     if found.kind == "hub":
-        return load_from_hub(found.location, cache_folder=download_root)
+        return load_from_hub(found.location, cache_folder=download_root, d_vocab=d_vocab)
     if found.kind == "file":
-        return read_openai_file(Path(found.location))
-    return _read_folder(Path(found.location))
+        return read_openai_file(Path(found.location), d_vocab=d_vocab)
+    return _read_folder(Path(found.location), d_vocab)
 
 
 def resolve(source: Any) -> Source:
@@ -81,7 +96,9 @@ def resolve(source: Any) -> Source:
     Source(kind='release', location='tiny.en')
     """
     if not isinstance(source, (str, os.PathLike)) or isinstance(os.fspath(source), bytes):
-        raise SourceError(f"the source is {source!r}, a {type(source).__name__}. {_ALLOWED}")
+        raise SourceError(
+            f"the source is {shown(source, 60)}, a {type(source).__name__}. {_ALLOWED}"
+        )
     text = os.fspath(source)
     if source == DIGITS:
         return Source("digits", str(DIGITS_FOLDER))
@@ -89,17 +106,21 @@ def resolve(source: Any) -> Source:
         return Source("release", source)
     try:
         path = Path(text).expanduser()
-        is_file, is_folder = path.is_file() and bool(text), path.is_dir() and bool(text)
+        is_regular, is_folder = path.is_file() and bool(text), path.is_dir() and bool(text)
+        is_other = path.exists() and not is_regular and not is_folder and bool(text)
     except (ValueError, RuntimeError, OSError) as error:
-        raise SourceError(f"{text!r} is no path ({error}). {_ALLOWED}") from error
-    if is_file:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SourceError(f"{shown(text, 60)} is no path ({reason[:60]}). {_ALLOWED}") from error
+    if is_other:
+        raise SourceError(f"{shown(text)} is a pipe or a device. Give a regular file or a folder.")
+    if is_regular:
         _check_file(path)
         return Source("file", str(path))
     if is_folder:
         return Source("folder", str(path))
     if isinstance(source, str) and _is_hub_id(source):
         return Source("hub", source)
-    raise SourceError(f"{text!r} leads to no weights{_hint(text)} {_ALLOWED}")
+    raise SourceError(f"{shown(text, 60)} leads to no weights{_hint(text)} {_ALLOWED}")
 
 
 def _check_file(path: Path) -> None:
@@ -111,24 +132,29 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _read_folder(folder: Path) -> LoadedWeights:
-    if folder == DIGITS_FOLDER and not (folder / CONFIG_FILE).is_file():
+def _read_folder(folder: Path, d_vocab: int | None) -> LoadedWeights:
+    if folder == DIGITS_FOLDER and not is_file(folder / CONFIG_FILE):
         raise SourceError(
             f"the digits model is not in this installation ({folder}). Install the package again."
         )
     config = folder / CONFIG_FILE
-    if not config.is_file():
-        held = sorted(path.name for path in folder.iterdir())[:12]
-        raise SourceError(f"{folder} has no {CONFIG_FILE}; it holds {held}. {_ALLOWED}")
+    for name in ADAPTER_FILES:
+        if is_file(folder / name):
+            raise ArchitectureError(f"{folder} holds {name}: {_MERGE}")
+    if not is_file(config):
+        raise SourceError(
+            f"{folder} has no {CONFIG_FILE}; {names_in(folder)}. A folder of weights is one that "
+            "save_pretrained wrote, of this package or of transformers, with safetensors."
+        )
     values = read_json(config)
     if values.get("format") == FORMAT:
-        return read_native_folder(folder)
+        return as_it_says(read_native_folder(folder), NATIVE, d_vocab)
     if "model_type" not in values:
         raise ArchitectureError(
             f"{config} has neither 'model_type' (transformers) nor 'format': {FORMAT!r} (this "
-            f"package); it has {sorted(values)[:12]}."
+            f"package); it has {shown(sorted(values)[:12])}."
         )
-    return read_huggingface_folder(folder)
+    return read_huggingface_folder(folder, d_vocab=d_vocab)
 
 
 def _is_hub_id(text: str) -> bool:
@@ -152,7 +178,11 @@ def _hint(text: str) -> str:
 
 
 def load_from_hub(
-    repo_id: str, *, cache_folder: Any = None, endpoint: str | None = None
+    repo_id: str,
+    *,
+    cache_folder: Any = None,
+    endpoint: str | None = None,
+    d_vocab: int | None = None,
 ) -> LoadedWeights:
     """Weights of a repository on the Hugging Face hub; only safetensors are fetched.
 
@@ -163,9 +193,12 @@ def load_from_hub(
         repo_id: Such as `"openai/whisper-tiny"`.
         cache_folder: Where files are kept; huggingface_hub's own cache by default.
         endpoint: The hub's address; `$HF_ENDPOINT` or the public hub by default.
+        d_vocab: As in `load_weights`.
     """
     fetch = _Fetcher(repo_id, cache_folder, endpoint)
     config = fetch(CONFIG_FILE)
+    if config is None and fetch(ADAPTER_FILES[0]) is not None:
+        raise ArchitectureError(f"{repo_id!r} on the hub holds {ADAPTER_FILES[0]}: {_MERGE}")
     if config is None:
         raise SourceError(f"{repo_id!r} on the hub has no {CONFIG_FILE}; it is no model.")
     fetch.revision = config.parent.name  # so that all files are of one commit
@@ -174,6 +207,9 @@ def load_from_hub(
     if not native:
         config_from_huggingface(values, repo_id, f"{CONFIG_FILE} of {repo_id!r}")
         fetch(GENERATION_FILE)
+        if d_vocab is None and told_by(values, read_generation(config.parent)) is None:
+            for name in TOKENIZER_FILES[:2]:  # the small ones
+                fetch(name)
     if fetch(WEIGHTS_FILE) is None:
         index = fetch(INDEX_FILE)
         if index is None:
@@ -184,8 +220,8 @@ def load_from_hub(
         for file_name in sorted(set(read_weight_map(index).values())):
             fetch(file_name)
     if native:
-        return read_native_folder(config.parent)
-    return read_huggingface_folder(config.parent, model_name=repo_id)
+        return as_it_says(read_native_folder(config.parent), NATIVE, d_vocab)
+    return read_huggingface_folder(config.parent, model_name=repo_id, d_vocab=d_vocab)
 
 
 class _Fetcher:

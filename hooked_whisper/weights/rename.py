@@ -26,6 +26,9 @@ from hooked_whisper.weights.files import StoredTensor
 Size = int | str
 """A size of an axis: a number, or the name of the config's field that gives it."""
 
+_MOST_LISTED = 140
+"""Characters of a list of names in an error."""
+
 _OPENAI = (
     (r"\.ln1\.", ".attn_ln."),
     (r"^(encoder\..*)\.ln2\.", r"\1.mlp_ln."),
@@ -160,7 +163,28 @@ def check_names(needed: set[str], found: set[str], source: str) -> None:
         parts.append(
             f"{source} holds {_count(extra)} that no Whisper of this config has: {_listing(extra)}."
         )
-    raise WeightNameError(" ".join(parts) + " A checkpoint must be whole, and nothing else.")
+    advice = _unwrap(extra) or "A checkpoint must be whole, and nothing else."
+    raise WeightNameError(" ".join([*parts, advice]))
+
+
+def _unwrap(extra: set[str]) -> str | None:
+    """How to go on where names say that something is wrapped around the model."""
+    if any(".lora_" in name or ".base_layer." in name for name in extra):
+        return (
+            "This is a LoRA fine-tune of peft, not merged: call merge_and_unload() on the "
+            "PeftModel, and load or save what that returns."
+        )
+    for prefix, maker, inner in (
+        ("base_model.model.", "peft", "model.merge_and_unload()"),
+        ("_orig_mod.", "torch.compile", "model._orig_mod"),
+        ("module.", "DistributedDataParallel", "model.module"),
+    ):
+        if any(name.startswith(prefix) or f".{prefix}" in name for name in extra):
+            return (
+                f"{maker} put {prefix!r} into the names: load or save {inner}, or take "
+                f"{prefix!r} out of every name."
+            )
+    return None
 
 
 def sizes(shape: tuple[Size, ...], cfg: HookedWhisperConfig) -> tuple[int, ...]:
@@ -202,7 +226,7 @@ def _count(names: set[str]) -> str:
 
 
 def _listing(names: set[str]) -> str:
-    """Every name, drawn together over the layers: `encoder.blocks.{0,1}.ln1.bias`."""
+    """Names, drawn together over the layers: `encoder.blocks.{0,1}.ln1.bias`; the first of many."""
     layers: dict[tuple[str, str], list[int]] = {}
     listed = []
     for name in names:
@@ -214,4 +238,5 @@ def _listing(names: set[str]) -> str:
     for (before, after), numbers in layers.items():
         inside = ",".join(map(str, sorted(numbers)))
         listed.append(before + (inside if len(numbers) == 1 else f"{{{inside}}}") + after)
-    return ", ".join(sorted(listed))
+    text = ", ".join(sorted(listed))
+    return text if len(text) <= _MOST_LISTED else f"{text[:_MOST_LISTED]}..."

@@ -14,8 +14,8 @@ from hooked_whisper.weights.files import (
     RowsTensor,
     equal_tensors,
     safetensors_tensors,
-    torch_tensors,
 )
+from hooked_whisper.weights.torch_files import torch_tensors
 
 CPU = torch.device("cpu")
 

@@ -116,8 +116,6 @@ def test_saving_an_incomplete_state(tmp_path, tiny_cfg, state):
         ({"omitted": ["encoder.conv1.bias"]}, CheckpointError, r"omits \['encoder\.conv1\.bias'\]"),
         ({"omitted": "encoder"}, CheckpointError, "omits 'encoder'"),
         ({"omitted": [[]]}, CheckpointError, r"omits \[\[\]\]"),
-        ({"alignment_heads": [[0, 9]]}, CheckpointError, r"names \[0, 9\] as an alignment head"),
-        ({"alignment_heads": "all"}, CheckpointError, "names 'all' as an alignment head"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

@@ -83,9 +83,9 @@ def test_a_part_of_a_checkpoint_is_no_source(hf_folder):
         ({}, SourceError, r"has no config\.json; it holds \[\]"),
         ({"a.bin": ""}, SourceError, r"has no config\.json; it holds \['a\.bin'\]"),
         ({"config.json": "{}"}, ArchitectureError, "neither 'model_type'"),
-        ({"config.json": "[1]"}, CheckpointError, "holds a list; it must be an object"),
-        ({"config.json": '{"model_type"'}, CheckpointError, "cannot be read as JSON"),
-        ({"config.json": "[" * 100_000}, CheckpointError, "cannot be read as JSON"),
+        ({"config.json": "[1]"}, CheckpointError, r"Expected `object`, got `array`"),
+        ({"config.json": '{"model_type"'}, CheckpointError, "does not hold what it should"),
+        ({"config.json": "[" * 100_000}, CheckpointError, "does not hold what it should"),
         (
             {"config.json": '{"model_type": "bert", "architectures": ["BertModel"]}'},
             ArchitectureError,

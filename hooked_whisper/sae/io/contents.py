@@ -17,9 +17,9 @@ from hooked_whisper.errors import CheckpointError, SAEFileError
 from hooked_whisper.weights.files import (
     FLOAT_DTYPES,
     read_json,
-    read_torch,
     safetensors_tensors,
 )
+from hooked_whisper.weights.torch_files import read_torch
 
 STATE_KEYS = ("model", "state_dict", "model_state_dict")
 """Where a training checkpoint keeps the weights."""

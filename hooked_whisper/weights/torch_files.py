@@ -1,0 +1,156 @@
+"""Files that `torch.save` wrote, read as plain tensors and never for more than they hold.
+
+A pickle can ask for any amount of memory in a few bytes, and a tensor of
+stride 0 claims any shape over one number: both are looked for before memory is given.
+"""
+
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooked_whisper.errors import CheckpointError
+from hooked_whisper.weights.files import FileTensor, StoredTensor, TensorFile, shown
+
+MAX_MADE_BYTES = 2**28
+"""Most that calls in a pickle may make of the texts in it."""
+
+_N_LEGACY_PICKLES = 5
+"""Before torch 1.6: a number, the version, the machine's sizes, the content, names of storages."""
+
+
+def torch_tensors(path: Path, where: str, values: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """The tensors of a file that `torch.save` wrote.
+
+    Args:
+        path: The file, which can be mapped.
+        where: The key of the dictionary of tensors in it.
+        values: What that dictionary holds, for names and shapes alone.
+    """
+    file = TensorFile(path, lambda: _read_checked(path)[where].__getitem__)
+    return {
+        key: FileTensor(file, key, tuple(value.shape), value.dtype) for key, value in values.items()
+    }
+
+
+def check_claims(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are together larger than the file that they are in."""
+    claimed = sum(value.numel() * value.element_size() for value in tensors.values())
+    held = path.stat().st_size
+    if claimed > held:
+        largest = max(tensors, key=lambda key: tensors[key].numel())
+        raise CheckpointError(
+            f"the tensors in {path} claim {claimed} bytes, and the file has {held}: "
+            f"{shown(largest)} is {tuple(tensors[largest].shape)}. They are expanded or share "
+            "their memory: save a contiguous copy of each."
+        )
+
+
+def is_mappable(path: Path) -> bool:
+    """Whether a torch file has the zip layout (torch 1.6 and later), which can be mapped."""
+    try:
+        return zipfile.is_zipfile(path)
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return False
+
+
+def read_torch(path: Path) -> Any:
+    """What `torch.save` wrote, mapped where it can be; no pickled object but plain tensors.
+
+    Raises:
+        CheckpointError: The file was cut short, is another kind of file, or
+            holds pickled objects. None of them is executed.
+    """
+    _check_pickles(path)
+    return _read_checked(path)
+
+
+def _read_checked(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice to call it in unsafe ways
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable(path))
+    except Exception as error:  # a broken or hostile pickle can raise anything at all
+        raise CheckpointError(f"{path} {_why_unreadable(error)}") from error
+
+
+def _check_pickles(path: Path) -> None:
+    """Refuse what would take more memory than the file has bytes, before any is given."""
+    try:
+        claim = _claim_in_zip(path) if is_mappable(path) else _claim_in_legacy(path)
+    except Exception:  # no such file; torch.load, which comes next, tells why
+        return
+    if claim:
+        raise CheckpointError(
+            f"{path} {claim}: it would take far more memory than the file has bytes. Whisper's "
+            "weights need none of it: ask its author for safetensors or for plain tensors."
+        )
+
+
+def _claim_in_zip(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            return "holds compressed parts, which torch.save never writes"
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            return "holds parts that overlap"
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                with archive.open(member) as file:
+                    if claim := _claim_in_pickle(file):
+                        return claim
+    return None
+
+
+def _claim_in_legacy(path: Path) -> str | None:
+    with path.open("rb") as file:
+        for _ in range(_N_LEGACY_PICKLES):
+            if claim := _claim_in_pickle(file):
+                return claim
+    return None
+
+
+def _claim_in_pickle(file: BufferedIOBase) -> str | None:
+    """What a pickle would make out of little: a bytearray of any length, texts again and again."""
+    n_calls, longest = 0, 0
+    for name, argument in _operations(file):
+        text = argument if isinstance(argument, (str, bytes, bytearray)) else ""
+        longest = max(longest, len(text))
+        n_calls += name in ("REDUCE", "NEWOBJ", "BUILD")
+        if text and str(text).endswith("bytearray"):
+            return "makes a bytearray of any length"
+        if n_calls * longest > MAX_MADE_BYTES:
+            return "makes many values of one long text"
+    return None
+
+
+def _operations(file: BufferedIOBase) -> Iterator[tuple[str, Any]]:
+    for operation, argument, _ in pickletools.genops(file):
+        yield operation.name, argument
+
+
+def _why_unreadable(error: Exception) -> str:
+    """The rest of a sentence on what `torch.load` refused: an object, or the whole file."""
+    text = str(error)
+    is_code = "TorchScript" in text
+    if is_code or ("Weights only load failed" in text and "Unsupported operand" not in text):
+        found = re.search(r"GLOBAL ([\w.]+)", text)
+        what = "TorchScript code" if is_code else found[1].rstrip(".") if found else "see the cause"
+        return (
+            f"holds pickled objects that are no plain tensors ({what}); nothing of it was "
+            "executed. Loading such a file could run any code: ask its author for safetensors or "
+            "for plain tensors."
+        )
+    operand = re.search(r"Unsupported operand \d+", text)
+    reason = operand[0] if operand else next(iter(text.splitlines()), type(error).__name__)
+    return (
+        f"cannot be read as a torch checkpoint ({reason}): it was cut short or is another kind of "
+        "file. Download or save it again."
+    )

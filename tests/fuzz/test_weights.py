@@ -1,0 +1,70 @@
+"""Damaged weights load to finite ones of the right shapes, or are refused with an error of ours."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hooked_whisper import HookedWhisper
+from hooked_whisper.errors import HookedWhisperError
+
+from .mutations import N, of_bytes, of_json_file
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory, make_model: Any, tiny_cfg: Any) -> Path:
+    """The same small model as a native folder, a transformers folder and a `.pt` file."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    from hooked_whisper.weights.rename import openai_name
+
+    folder, model = tmp_path_factory.mktemp("weights"), make_model(tiny_cfg)
+    model.save_pretrained(folder / "native")
+    state = {openai_name(key): value for key, value in model.state_dict().items()}
+    (folder / "pt").mkdir()
+    content = {"dims": dict(vars(tiny_cfg.dims)), "model_state_dict": state}
+    torch.save(content, folder / "pt" / "a.pt")
+    sizes = {"d_model": 8, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": 60}
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "max_source_positions": 10}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    ids = dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id"], 1)
+    config = WhisperConfig(**sizes, **layers, **heads, **ids, decoder_start_token_id=1)
+    theirs = WhisperForConditionalGeneration(config)
+    theirs.generation_config.suppress_tokens = None
+    theirs.generation_config.begin_suppress_tokens = None
+    theirs.save_pretrained(folder / "hf")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["native", "hf", "pt"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_every_outcome_is_a_model_or_an_error_of_ours(
+    sources: Path, tmp_path: Path, kind: str, without_shape_checks: None
+) -> None:
+    folder = tmp_path / kind
+    shutil.copytree(sources / kind, folder)
+    paths = sorted(folder.iterdir())
+    outcomes = {"loaded": 0, "refused": 0}
+    for seed in range(N):
+        path = paths[seed % len(paths)]
+        before = path.read_bytes()
+        if path.suffix == ".json":
+            path.write_text(of_json_file(before.decode(), seed))
+        else:
+            path.write_bytes(of_bytes(before, seed))
+        try:
+            model = HookedWhisper.from_pretrained(path if kind == "pt" else folder, device="cpu")
+        except HookedWhisperError as error:
+            assert len(str(error)) < 600 + 2 * len(str(folder)), f"seed {seed}: {error}"
+            outcomes["refused"] += 1
+        except Exception as error:
+            pytest.fail(f"{kind}, {path.name}, seed {seed}: {error!r}")
+        else:
+            assert all(value.isfinite().all() for value in model.state_dict().values()), seed
+            assert model.W_E.shape == (model.cfg.d_vocab, model.cfg.d_model), seed
+            outcomes["loaded"] += 1
+        path.write_bytes(before)
+    assert min(outcomes.values()) > 0, json.dumps(outcomes)
