@@ -9,7 +9,6 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ def _claim_in_legacy(path: Path) -> str | None:
     return None
 
 
-def _claim_in_pickle(file: BufferedIOBase) -> str | None:
+def _claim_in_pickle(file: Any) -> str | None:
     """What a pickle would make out of little: a bytearray of any length, texts again and again."""
     n_calls, longest = 0, 0
     for name, argument in _operations(file):
@@ -131,7 +130,7 @@ def _claim_in_pickle(file: BufferedIOBase) -> str | None:
     return None
 
 
-def _operations(file: BufferedIOBase) -> Iterator[tuple[str, Any]]:
+def _operations(file: Any) -> Iterator[tuple[str, Any]]:
     for operation, argument, _ in pickletools.genops(file):
         yield operation.name, argument
 
