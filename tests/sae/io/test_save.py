@@ -266,7 +266,7 @@ def test_a_wrong_cfg(change: Callable[[dict[str, Any]], Any], message: str, tmp_
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        pytest.param("cfg.json", "{", r"cfg\.json cannot be read as JSON", id="cfg-cut"),
+        pytest.param("cfg.json", "{", r"cfg\.json does not hold what it should", id="cfg-cut"),
         pytest.param("cfg.json", None, r"has no cfg\.json.*It holds sae_w", id="no-cfg"),
         pytest.param("sae_weights.safetensors", None, r"has no sae_weights", id="no-weights"),
         pytest.param("sae_weights.safetensors", "no", r"read as safetensors", id="weights-cut"),
