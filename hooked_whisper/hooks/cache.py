@@ -4,9 +4,10 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import xxhash
 from markupsafe import Markup
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -15,6 +16,7 @@ from hooked_whisper.config import FRAMES_PER_SECOND, Stack
 from hooked_whisper.device import as_device
 from hooked_whisper.display import box, count, fold, note, size, table
 from hooked_whisper.errors import CacheError, HookNameError
+from hooked_whisper.hooks.collector import check_dtype
 from hooked_whisper.hooks.names import (
     NamesFilter,
     count_layers,
@@ -24,9 +26,11 @@ from hooked_whisper.hooks.names import (
     match_names,
 )
 from hooked_whisper.hooks.residual import ResidualAnalysis
-from hooked_whisper.io import save_tensors
+from hooked_whisper.io import bytes_of, parse_json, save_tensors
 
-_FORMAT = "hooked_whisper.cache/1"
+_FORMAT, _FORMER_FORMAT = "hooked_whisper.cache/2", "hooked_whisper.cache/1"
+"""The former one has no checksum."""
+_REMEDY = "Run the model again, or take another copy of the file."
 _MOST_OPEN = 12
 """Activations up to which a notebook shows all of them at once."""
 
@@ -64,8 +68,8 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
         for name, value in self._tensors.items():
             if value.ndim != len(self._axes[name]):
                 raise CacheError(
-                    f"{name!r} has shape {tuple(value.shape)}, which does not fit its axes "
-                    f"{self._axes[name]}."
+                    f"{name!r:.200} has shape {tuple(value.shape)}, which does not fit its axes "
+                    f"{self._axes[name]!s:.200}."
                 )
 
     def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
@@ -176,6 +180,7 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
             DeviceError: A device that is not there.
         """
         device = None if device is None else as_device(device)
+        dtype = None if dtype is None else check_dtype(dtype)
         return self._with(
             {
                 name: value.to(
@@ -203,9 +208,12 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
             "n_layers": json.dumps(self._n_layers),
         }
         try:
+            header["xxh3_128"] = _checksum(self._tensors, header)
             save_tensors(Path(path), self._tensors, header)
-        except (OSError, SafetensorError) as error:
-            raise CacheError(f"the cache cannot be written to {path}: {error}.") from error
+        except (OSError, SafetensorError, TypeError, ValueError, NotImplementedError) as error:
+            raise CacheError(
+                f"the cache cannot be written to {path!s:.200}: {str(error)[:200]}."
+            ) from error
 
     @classmethod
     def load(
@@ -218,20 +226,64 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
             DeviceError: A device that is not there.
         """
         device = as_device(device)
+        where = f"{path!s:.200}"
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
+            if not Path(path).is_file():
+                raise FileNotFoundError("no such file")
+            with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                if header.get("format") != _FORMAT:
+                if header.get("format") not in (_FORMAT, _FORMER_FORMAT):
                     raise CacheError(
-                        f"{path} is no activation cache: its format is {header.get('format')!r}, "
-                        f"not {_FORMAT!r}. Write one with cache.save(path)."
+                        f"{where} is no activation cache: its format is "
+                        f"{header.get('format')!r:.100}, not {_FORMAT!r}. Write one with "
+                        "cache.save(path)."
                     )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, SafetensorError) as error:
-            raise CacheError(f"{path} cannot be read as an activation cache: {error}.") from error
-        axes = {name: tuple(each) for name, each in json.loads(header["axes"]).items()}
-        lengths = json.loads(header["n_frames"])
+        except CacheError:
+            raise
+        except Exception as error:  # whatever safetensors and PyTorch say of such a file
+            raise CacheError(
+                f"{where} cannot be read as an activation cache: {str(error)[:200]}."
+            ) from error
+        told = header.pop("xxh3_128", None)
+        if header["format"] == _FORMAT and told != _checksum(tensors, header):
+            raise CacheError(f"{where} is damaged: its checksum is of other content. {_REMEDY}")
+        from msgspec import Meta  # which `import hooked_whisper` does not need
+
+        natural = Annotated[int, Meta(ge=0, le=10**9)]
+        kinds: dict[str, Any] = {
+            "axes": dict[str, tuple[str, ...]],
+            "n_frames": list[natural] | None,
+        }
+        kinds["n_layers"] = dict[Stack, natural]
+        axes, lengths, n_layers = (
+            parse_json(header.get(key, ""), kind, CacheError, f"{key} of {where}", _REMEDY)
+            for key, kind in kinds.items()
+        )
+        if {*axes} != {*tensors}:
+            odd = min({*axes} ^ {*tensors})
+            raise CacheError(
+                f"{where} is damaged: {odd!r:.100} has values or axes, not both. {_REMEDY}"
+            )
+        for name, names in axes.items():
+            n_rows = tensors[name].shape[:1] if names[:1] == ("batch",) else ()
+            if lengths and name.startswith("encoder.") and n_rows and n_rows[0] != len(lengths):
+                raise CacheError(
+                    f"{where} is damaged: n_frames is of {len(lengths)} recordings, and "
+                    f"{name!r:.100} has {n_rows[0]}. {_REMEDY}"
+                )
         # safetensors sorts by name; the axes were written in the model's order.
-        ordered = {name: tensors[name] for name in axes}
-        n_frames = None if lengths is None else torch.tensor(lengths)
-        return cls(ordered, axes, n_frames, json.loads(header["n_layers"]))
+        ordered = {name: tensors[name].to(device) for name in axes}
+        n_frames = None if lengths is None else torch.tensor(lengths, device=device)
+        return cls(ordered, axes, n_frames, n_layers)
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """Of all that a file holds."""
+    state = xxhash.xxh3_128()
+    for key, text in sorted(header.items()):
+        state.update(f"{key} {text};".encode())
+    for name, value in sorted(tensors.items()):
+        state.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        state.update(bytes_of(value.detach().cpu().contiguous()))
+    return state.hexdigest()

@@ -15,6 +15,7 @@ Index = int | slice | list[int] | Tensor
 """Which positions to keep: one (its axis goes), a range, or a choice of them."""
 
 GRADIENT_SUFFIX = "_grad"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Collector:
@@ -52,9 +53,12 @@ class Collector:
         self.copy = copy
         self.with_gradients = with_gradients
         self.device = None if device is None else as_device(device)
-        self.dtype = dtype
+        self.dtype = None if dtype is None else check_dtype(dtype)
         self.remove_batch_dim = remove_batch_dim
         self.slices = {"decoder": pos_slice, "encoder": frame_slice}
+        for index in self.slices.values():
+            if index is not None:
+                _wanted(index)
         self._memory: set[int] = set()
 
     def __call__(self, value: Tensor, *, hook: Any) -> Tensor | None:
@@ -150,13 +154,42 @@ def take(
 
 def _positions(index: Index, n: int, name: str) -> Tensor:
     everything = torch.arange(n)
-    if isinstance(index, slice):
-        if not len(everything[index]):
+    wanted = _wanted(index)
+    if isinstance(wanted, slice):
+        if not len(everything[wanted]):
             raise CacheError(f"{index!r} chooses none of the {n} positions of {name!r}.")
-        return everything[index]
-    wanted = torch.as_tensor(index).flatten()
-    if wanted.dtype == torch.bool or wanted.is_floating_point():
-        raise CacheError(f"{index!r} chooses no positions. Pass an integer, a slice or a list.")
+        return everything[wanted]
     if ((wanted < -n) | (wanted >= n)).any():
-        raise CacheError(f"{index!r} is out of range: {name!r} has {n} positions.")
+        raise CacheError(f"{index!r:.200} is out of range: {name!r} has {n} positions.")
     return everything[wanted]
+
+
+def _wanted(index: Any) -> slice | Tensor:
+    """Positions as a slice that goes forward or as integers."""
+    try:
+        if isinstance(index, slice):
+            torch.arange(1)[index]  # refuses what is no integer, and steps back
+            return index
+        wanted = torch.as_tensor(index).flatten().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
+        raise CacheError(
+            f"{index!r:.200} chooses no positions. Pass an integer, a slice that goes forward, or "
+            "a list."
+        ) from error
+    if wanted.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64):
+        raise CacheError(
+            f"{index!r:.200} chooses no positions. Pass an integer, a slice or a list."
+        )
+    return wanted
+
+
+def check_dtype(dtype: Any) -> torch.dtype:
+    """What activations can be kept in.
+
+    Raises:
+        CacheError: Integers, which would round them, 8-bit floats, which overflow, or no dtype.
+    """
+    if dtype not in FLOATS:
+        names = ", ".join(map(str, FLOATS))
+        raise CacheError(f"dtype is {dtype!r:.100}; activations are kept in one of {names}.")
+    return dtype

@@ -224,6 +224,8 @@ def fit(
             f"{type(sae).__name__} is no autoencoder: it needs encode(x) and decode(latents)."
         )
     own_dtype, own_device = _place_of(sae, dtype, device)
+    if own_device.type == "meta":
+        raise SpliceError(f"the autoencoder at {written.name!r} is on meta: it has no values.")
     if torch.promote_types(own_dtype, dtype) != own_dtype:
         raise SpliceError(
             f"the autoencoder at {written.name!r} is in {own_dtype}, which does not hold the "

@@ -15,7 +15,7 @@ from torch import Tensor
 from hooked_whisper.config import HookedWhisperConfig, Stack
 from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.cache import WhisperCache
-from hooked_whisper.hooks.collector import Index
+from hooked_whisper.hooks.collector import FLOATS, Index
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.hooks.root import Hook
 from hooked_whisper.model.decoder import Decoder
@@ -56,6 +56,8 @@ def check_call(
     if (mel is None) == (encoder_output is None):
         what = "neither" if mel is None else "both"
         raise InputError(f"{what} of mel and encoder_output given; pass one of them.")
+    if encoder_output is not None:
+        check_values("encoder_output", encoder_output)
     if tokens is None and return_type in ("loss", "both"):
         raise InputError(f"return_type {return_type!r} needs tokens: model.to_tokens(text).")
     if tokens is not None:
@@ -65,6 +67,20 @@ def check_call(
                 f"{len(mel)} recordings and {len(tokens)} rows of tokens do not match. "
                 "Pass one row of tokens for each recording."
             )
+
+
+def check_values(name: str, values: Any) -> None:
+    """Refuse what is no plain float tensor, NaN and infinity, as in a mel."""
+    if not isinstance(values, Tensor) or values.dtype not in FLOATS:
+        found = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise InputError(f"{name} is {found}; it must be a tensor of floats. Take model(mel).")
+    if values.layout != torch.strided:
+        raise InputError(f"{name} is {values.layout}; make it dense with .to_dense().")
+    # One sum is quick and shows every NaN and infinity; it may overflow, so then look closely.
+    if not values.is_meta and not torch.isfinite(values.detach().sum(dtype=torch.float32)):
+        n_bad = int((~torch.isfinite(values)).sum())
+        if n_bad:
+            raise InputError(f"{name} has {n_bad} values that are NaN or infinite.")
 
 
 def check_stop(
@@ -306,6 +322,9 @@ def check_stream(
             f"resid is {shape or type(resid).__name__}; the {stack}'s stream is [batch, "
             f"{'' if stack == 'encoder' else 'up to '}{longest}, {cfg.d_model}]."
         )
+    check_values("resid", resid)
+    if encoder_output is not None:
+        check_values("encoder_output", encoder_output)
     if resid.device != model.device:
         raise InputError(f"resid is on {resid.device} and the model on {model.device}.")
     if (stack == "decoder") != (encoder_output is not None):

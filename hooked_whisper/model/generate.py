@@ -17,7 +17,7 @@ from hooked_whisper.errors import HookNameError, InputError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import StepCollector
 from hooked_whisper.hooks.names import NamesFilter
-from hooked_whisper.model.calls import WhisperBase
+from hooked_whisper.model.calls import WhisperBase, check_values
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import get_tokenizer
 
@@ -155,6 +155,8 @@ def generate(
     if (mel is None) == (encoder_output is None):
         what = "neither" if mel is None else "both"
         raise InputError(f"{what} of mel and encoder_output given; pass one of them.")
+    if encoder_output is not None:
+        check_values("encoder_output", encoder_output)
     get_tokenizer(model.cfg)  # refuses a vocabulary that is not Whisper's
     task = DecodingTask(model, _decoding_options(model.cfg, max_new_tokens, {**options}))
     task.decoder.reset()

@@ -295,7 +295,9 @@ def _check_axes(values: Any) -> None:
     remedy = "Make it with model.to_mel(audio)."
     if not isinstance(values, Tensor):
         raise MelError(f"mel is {_describe(values)}; it must be a tensor. {remedy}")
-    if not values.is_floating_point():
+    if values.layout != torch.strided:
+        raise MelError(f"mel is {values.layout}; make it dense with mel.to_dense().")
+    if not values.is_floating_point() or values.dtype.itemsize < 2:
         raise MelError(f"mel has dtype {values.dtype}; it must be a float dtype. {remedy}")
     if values.ndim != 3:
         hint = "Add the batch axis: mel[None]." if values.ndim == 2 else remedy

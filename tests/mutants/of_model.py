@@ -319,7 +319,7 @@ MUTANTS = [
         "cache-axes-order",
         "a cache that was read has its activations by the alphabet",
         "hooks/cache.py",
-        "ordered = {name: tensors[name] for name in axes}",
+        "ordered = {name: tensors[name].to(device) for name in axes}",
         "ordered = tensors",
         ("hooks/test_cache.py",),
     ),
