@@ -324,8 +324,6 @@ def _check_whole(site: SpliceSite, shape: tuple[int, ...]) -> None:
 
 
 class _HookingPreActs:
-    """The work of `hooking_pre_acts`."""
-
     def __init__(self, sae: Any, function: Callable[[Tensor], Any]) -> None:
         inside = getattr(sae, "hook_sae_acts_pre", None)
         self.hooks = inside._forward_hooks if isinstance(inside, nn.Module) else OrderedDict()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hooked_whisper.errors import CacheError, HookNameError
+from hooked_whisper.errors import CacheError, HookNameError, InputError, MelError
 
 
 class TestRunWithCache:
@@ -213,3 +213,49 @@ class TestNothingIsLeftOutInSilence:
         _, cache = tiny_model.run_with_cache(tiny_mel, names_filter="encoder.hook_embed")
         with pytest.raises(CacheError, match="cannot be written"):
             cache.save(tmp_path / "missing" / "cache")
+
+
+REFUSED = {
+    "int8": ({"dtype": torch.int8}, "dtype is torch.int8"),
+    "bool": ({"dtype": torch.bool}, "dtype is torch.bool"),
+    "complex": ({"dtype": torch.complex64}, "dtype is torch.complex64"),
+    "float8": ({"dtype": torch.float8_e4m3fn}, "dtype is torch.float8"),
+    "text": ({"dtype": "x"}, "dtype is 'x'"),
+    "pos_slice text": ({"pos_slice": "x"}, "'x' chooses no positions"),
+    "pos_slice back": ({"pos_slice": slice(None, None, -1)}, "chooses no positions"),
+    "pos_slice float": ({"pos_slice": 0.5}, "0.5 chooses no positions"),
+    "frame_slice": ({"frame_slice": {}}, "chooses no positions"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.usefixtures("without_shape_checks")
+def test_options_that_no_cache_has(
+    options: Any, message: str, tiny_model: Any, tiny_mel: Tensor
+) -> None:
+    with pytest.raises(CacheError, match=message):
+        tiny_model.run_with_cache(tiny_mel, **options)
+    assert not any(point.is_hooked for point in tiny_model.hook_dict.values())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.usefixtures("without_shape_checks")
+def test_an_encoder_output_that_is_not_finite(
+    bad: float, tiny_model: Any, tiny_mel: Tensor, tiny_tokens: Tensor
+) -> None:
+    output = tiny_model(tiny_mel).detach()
+    output[0, 3, 5] = bad
+    with pytest.raises(InputError, match="encoder_output has 1 values that are NaN or inf"):
+        tiny_model(None, tiny_tokens, encoder_output=output)
+    with pytest.raises(InputError, match="resid has 1 values"):
+        tiny_model.run_from(("encoder", 1), output)
+    for other in (torch.ones(2, 30, 24).long(), torch.ones(2, 30, 24).to_sparse(), "x"):
+        with pytest.raises(InputError, match="encoder_output is"):
+            tiny_model(None, tiny_tokens, encoder_output=other)
+
+
+@pytest.mark.parametrize("change", [Tensor.to_sparse, lambda mel: mel.to(torch.float8_e4m3fn)])
+@pytest.mark.usefixtures("without_shape_checks")
+def test_mels_that_cannot_be_computed_with(change: Any, tiny_model: Any, tiny_mel: Tensor) -> None:
+    with pytest.raises(MelError, match="mel (is|has dtype) torch"):
+        tiny_model(change(tiny_mel))
