@@ -4,6 +4,8 @@ A suite is autoencoders of several sites of one model, a folder each.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
@@ -20,7 +22,8 @@ from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.io.contents import Contents, read_contents
 from hooked_whisper.sae.io.saelens import is_saelens, read_saelens
 from hooked_whisper.sae.io.state_dicts import FORMATS, Format, Found, read_topk
-from hooked_whisper.sae.saving import CFG_NAME, WEIGHTS_NAME, check_tensors
+from hooked_whisper.sae.saving import CFG_NAME, WEIGHTS_NAME, as_path, check_tensors
+from hooked_whisper.weights.files import FLOAT_DTYPES
 
 SHIPPED = {"digits": digits.FOLDER.parent / "saes"}
 """Suites that come with the package, by the name of their model."""
@@ -71,12 +74,46 @@ def load_sae(
         DeviceError: A device that is not there.
     """
     device = as_device(device)
+    if dtype not in (None, *FLOAT_DTYPES):
+        raise SAEFileError(f"dtype is {dtype!r}; weights are floats, such as torch.float32.")
+    with _file_errors(path):
+        return _load(as_path(path, SAEFileError), hook_name, k, architecture, dtype, device)
+
+
+LONGEST = 600
+"""Characters of an error about a file, which may hold values and names of any length."""
+
+
+@contextmanager
+def _file_errors(path: object) -> Iterator[None]:
+    """Whatever a file of others brings about, as an error that can be read."""
+    try:
+        yield
+    except SAEFileError as error:
+        text = str(error)
+        if len(text) <= LONGEST:
+            raise
+        raise SAEFileError(f"{text[:400]} ... {text[-150:]}") from error
+    except (OSError, RecursionError, OverflowError) as error:
+        raise SAEFileError(
+            f"{repr(path)[:150]} cannot be read ({type(error).__name__}: {str(error)[:200]}). "
+            "Download or save it again."
+        ) from error
+
+
+def _load(
+    place: Path,
+    hook_name: str | None,
+    k: int | None,
+    architecture: str | None,
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> SAE:
     if architecture not in (None, *KINDS):
         raise SAEFileError(
             f"architecture is {architecture!r}; it can be {' or '.join(map(repr, KINDS))}, and "
             "only chooses between those two."
         )
-    place = Path(path).expanduser()
     if place.name in (CFG_NAME, WEIGHTS_NAME) and is_saelens(place.parent):
         place = place.parent
     if place.is_dir() and is_saelens(place):
@@ -156,11 +193,14 @@ def load_suite(
     >>> list(load_suite("digits"))[:2]
     ['decoder.blocks.0.hook_resid_post', 'decoder.blocks.1.hook_resid_post']
     """
-    folder = SHIPPED.get(os.fspath(source)) or Path(source).expanduser()
+    shipped = SHIPPED.get(source) if isinstance(source, str) else None
+    folder = shipped or as_path(source, SAEFileError)
     if not folder.is_dir():
         raise SAEFileError(f"there is no folder {folder}. Shipped are: {', '.join(SHIPPED)}.")
     suite: dict[str, SAE] = {}
-    for path in sorted(each for each in folder.iterdir() if (each / "cfg.json").is_file()):
+    with _file_errors(folder):
+        paths = sorted(each for each in folder.iterdir() if (each / "cfg.json").is_file())
+    for path in paths:
         sae = load_sae(path, dtype=dtype, device=device)
         name = sae.cfg.hook_name
         if name is None or name in suite:
@@ -176,6 +216,9 @@ def load_suite(
 
 def _build(found: Found, dtype: torch.dtype | None, device: torch.device) -> SAE:
     """The autoencoder, in eval mode; its weights share no memory with anything else."""
+    for name, value in found.tensors.items():
+        if value.dtype not in FLOAT_DTYPES:
+            raise SAEFileError(f"{name} in {found.path} holds {value.dtype}; weights are floats.")
     _check_types(found)
     W_dec = found.tensors.get("W_dec")
     if W_dec is not None and "unit_norm_decoder" not in found.cfg:
@@ -203,6 +246,13 @@ def _build(found: Found, dtype: torch.dtype | None, device: torch.device) -> SAE
     check_tensors(found.tensors, found.path)
     dtype = dtype or found.dtype or found.tensors["W_dec"].dtype
     state = {name: _own(value, _dtype_of(name, dtype)) for name, value in found.tensors.items()}
+    for name, value in state.items():
+        if not value.isfinite().all():
+            largest = float(found.tensors[name].abs().max())
+            raise SAEFileError(
+                f"{name} in {found.path} holds values of up to {largest:.3g}, which overflow in "
+                f"{value.dtype}. Load it with dtype=torch.float32."
+            )
     sae.load_state_dict(state, assign=True)
     return sae.to(device).eval()
 

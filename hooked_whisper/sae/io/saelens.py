@@ -3,15 +3,19 @@
 Source: SAELens 6.54, `SAE.save_model`, `handle_pre_6_0_config`.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from hooked_whisper.errors import SAEFileError
+from hooked_whisper.io import read_json
 from hooked_whisper.sae.architectures import ARCHITECTURES
 from hooked_whisper.sae.io.contents import Contents, read_contents
 from hooked_whisper.sae.io.state_dicts import Found
@@ -33,6 +37,16 @@ OLD_NAMES = {
 NO_METADATA = {"architecture", "dtype", "device", "metadata", OWN_KEY}
 NO_METADATA |= {"activation_fn", "activation_fn_kwargs", "finetuning_scaling_factor"}
 """Keys of `cfg.json` that are neither a field of a configuration here nor metadata."""
+
+
+SCALER_NAME = "activation_scaler.json"
+"""Beside a checkpoint of SAELens: what its training multiplies activations with."""
+
+
+class Scaler(TypedDict):
+    """What that file holds; None where nothing was scaled."""
+
+    scaling_factor: Annotated[float, Meta(gt=0)] | None
 
 
 def is_saelens(folder: Path) -> bool:
@@ -71,8 +85,15 @@ def read_saelens(folder: Path) -> Found:
     if type(cfg.get("k")) is float and cfg["k"].is_integer():
         cfg["k"] = int(cfg["k"])  # BatchTopK's is a float there
     added = own.get("added_metadata", [])
+    if not isinstance(added, list):
+        raise SAEFileError(
+            f"added_metadata in {folder / CFG_NAME} is a {type(added).__name__}; it must be a "
+            "list. Save the autoencoder again."
+        )
     cfg["metadata"] = {key: value for key, value in metadata.items() if key not in added}
     tensors = _tensors(contents, values, cfg)
+    if cfg["normalize_activations"] == "expected_average_only_in":
+        _fold_scale(tensors, cfg, folder)
     return Found(folder, cfg, tensors, DTYPES.get(str(values.get("dtype"))))
 
 
@@ -134,6 +155,33 @@ def _tensors(
                 f"{contents.path} is a tied autoencoder, and its W_enc is not W_dec transposed."
             )
     return tensors
+
+
+def _fold_scale(tensors: dict[str, Tensor], cfg: dict[str, Any], folder: Path) -> None:
+    """Fold the scale of the inputs in, as SAELens does at the end of training, or warn.
+
+    Latents keep their values.
+
+    Source: SAELens 6, `SAE.fold_activation_norm_scaling_factor`, `ActivationScaler.save`.
+    """
+    path, scale = folder / SCALER_NAME, None
+    if path.exists():
+        remedy = "Remove it, and multiply the activations with the scale yourself."
+        scale = read_json(path, Scaler, SAEFileError, remedy)["scaling_factor"]
+    if scale is None or not {"W_enc", "W_dec", "b_dec"} <= set(tensors) or "W_skip" in tensors:
+        warnings.warn(
+            f"{folder} expects activations that are scaled to a mean length of sqrt(d_in): it is "
+            f"a checkpoint from the middle of a SAELens training, and the scale is not in "
+            f"{SCALER_NAME} beside it. On plain activations its reconstructions are wrong. Take "
+            "the autoencoder of the end of training, or multiply what it gets with the scale, and "
+            "divide what it gives by it.",
+            stacklevel=5,
+        )
+        return
+    tensors["W_enc"] = tensors["W_enc"] * scale
+    tensors["W_dec"] = tensors["W_dec"] / scale
+    tensors["b_dec"] = tensors["b_dec"] / scale
+    cfg["normalize_activations"] = "none"
 
 
 def _part(values: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ er537/whisper_interpretability, `sparse_coding/train`.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,10 +124,11 @@ def read_matryoshka(contents: Contents, k: int | None) -> Found:
     """`MatryoshkaBatchTopKSAE` with all its groups."""
     cfg = _dictionary_cfg(contents, MATRICES, "MatryoshkaBatchTopKSAE")
     sizes = contents.tensors["group_sizes"]
-    if sizes.ndim != 1 or int(sizes.sum()) != cfg["d_sae"]:
+    is_whole = bool((sizes.double().isfinite() & (sizes == sizes.round()) & (sizes > 0)).all())
+    if sizes.ndim != 1 or not is_whole or int(sizes.sum()) != cfg["d_sae"]:
         raise SAEFileError(
-            f"group_sizes in {contents.path} sum to {int(sizes.sum())}; the autoencoder has "
-            f"{cfg['d_sae']} latents."
+            f"group_sizes in {contents.path} sum to {float(sizes.double().sum()):g}; the "
+            f"autoencoder has {cfg['d_sae']} latents, and a group has at least one."
         )
     cfg["metadata"]["group_sizes"] = [int(size) for size in sizes]
     return _thresholded(contents, cfg, {name: contents.tensors[name] for name in MATRICES}, k)
@@ -184,6 +186,11 @@ def _thresholded(
             f"{contents.path} is a BatchTopK without the threshold that it needs to encode one "
             f"vector: it holds {contents.describe()}. load_sae(path, architecture='topk') keeps "
             "the k largest latents of each vector instead."
+        )
+    if not isfinite(threshold):
+        raise SAEFileError(
+            f"threshold in {contents.path} is {threshold}: the file is damaged, or its training "
+            "diverged. load_sae(path, architecture='topk') keeps the k largest latents instead."
         )
     given = [each for each in (contents.scalar("k"), cfg["metadata"].get("k"), k) if each]
     if given:

@@ -379,3 +379,30 @@ def test_what_does_not_apply_is_refused(tmp_path: Path) -> None:
     assert load_sae(folder, k=3).cfg.k == 3
     with pytest.raises(SAEFileError, match=r"keeps 3 latents; got k=4"):
         load_sae(folder, k=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("threshold", torch.tensor(float("nan")), r"threshold .* is nan"),
+        ("threshold", torch.tensor(float("inf")), r"threshold .* is inf"),
+        ("decoder.weight", torch.ones(6, 10, dtype=torch.int64), "weights are floats"),
+    ],
+)
+def test_values_that_no_autoencoder_has(
+    name: str, value: Tensor, message: str, tmp_path: Path
+) -> None:
+    state = {"encoder.weight": torch.ones(10, 6), "encoder.bias": torch.ones(10)}
+    state |= {"decoder.weight": torch.ones(6, 10), "b_dec": torch.ones(6), "k": torch.tensor(3)}
+    torch.save({**state, "threshold": torch.tensor(0.5), name: value}, tmp_path / "ae.pt")
+    with pytest.raises(SAEFileError, match=message):
+        load_sae(tmp_path / "ae.pt", architecture="batchtopk")
+
+
+@pytest.mark.parametrize("sizes", [[4.0, float("nan")], [12.0, -2.0], [4.5, 5.5]])
+def test_groups_that_no_autoencoder_has(sizes: list[float], tmp_path: Path) -> None:
+    state = {"W_enc": torch.ones(6, 10), "b_enc": torch.ones(10), "W_dec": torch.ones(10, 6)}
+    state |= {"b_dec": torch.ones(6), "threshold": torch.tensor(0.5)}
+    torch.save({**state, "group_sizes": torch.tensor(sizes)}, tmp_path / "ae.pt")
+    with pytest.raises(SAEFileError, match="group_sizes"):
+        load_sae(tmp_path / "ae.pt")

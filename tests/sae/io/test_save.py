@@ -166,7 +166,8 @@ def test_older_folders(tmp_path: Path) -> None:
     jumprelu = {"architecture": "jumprelu", "normalize_activations": True}
     thresholds = torch.rand(D_SAE) + 0.5
     folder = old_folder(tmp_path / "c", jumprelu, log_threshold=thresholds.log())
-    sae = load_sae(folder)
+    with pytest.warns(UserWarning, match=r"scaled to a mean length"):
+        sae = load_sae(folder)
     assert sae.cfg.normalize_activations == "expected_average_only_in"
     w = load_file(folder / "sae_weights.safetensors")
     pre = (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
@@ -285,3 +286,54 @@ def test_a_tied_folder_whose_encoder_is_another(tmp_path: Path) -> None:
     save_file({**tensors, "W_enc": tensors["W_enc"] + 1}, folder / "sae_weights.safetensors")
     with pytest.raises(SAEFileError, match=r"tied .*W_enc is not W_dec transposed"):
         load_sae(folder)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+def test_the_scale_beside_a_checkpoint_is_folded_in(architecture: str, tmp_path: Path) -> None:
+    """SAELens multiplies activations with it before encoding, and divides what is decoded."""
+    scaled = random_sae(architecture)
+    folder = save_sae(scaled, tmp_path)
+    values = json.loads((folder / "cfg.json").read_text())
+    values["normalize_activations"] = "expected_average_only_in"
+    (folder / "cfg.json").write_text(json.dumps(values))
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": null}')
+    with pytest.warns(UserWarning, match=r"the scale is not in activation_scaler\.json"):
+        load_sae(folder)
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.4}')
+    sae = load_sae(folder)
+    x = 5 * torch.randn(7, D_IN)
+    torch.testing.assert_close(sae.encode(x), scaled.encode(0.4 * x))
+    torch.testing.assert_close(sae(x), scaled(0.4 * x) / 0.4)
+    assert sae.cfg.normalize_activations == "none"
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": "x"}')
+    with pytest.raises(SAEFileError, match="Remove it"):
+        load_sae(folder)
+
+
+def test_weights_that_overflow_in_the_wanted_dtype(tmp_path: Path) -> None:
+    sae = random_sae("gated")
+    with torch.no_grad():
+        sae.b_dec[0] = 1e6
+    folder = save_sae(sae, tmp_path)
+    with pytest.raises(
+        SAEFileError, match=r"b_dec .*up to 1e\+06, which overflow in"
+    ):
+        load_sae(folder, dtype=torch.float16)
+    load_sae(folder, dtype=torch.bfloat16)
+    with pytest.raises(SAEFileError, match="weights are floats"):
+        load_sae(folder, dtype=torch.int32)
+
+
+def test_added_metadata_of_another_type(tmp_path: Path) -> None:
+    folder = save_sae(random_sae("topk"), tmp_path)
+    values = json.loads((folder / "cfg.json").read_text())
+    values["hooked_whisper"]["added_metadata"] = True
+    (folder / "cfg.json").write_text(json.dumps(values))
+    with pytest.raises(SAEFileError, match="added_metadata"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "~nosuchuser/x", "a\0b", "x" * 300])
+def test_a_folder_that_cannot_be_made(folder: str) -> None:
+    with pytest.raises(SAEFileError, match=r"is no path|cannot be written"):
+        save_sae(random_sae("topk"), folder)
