@@ -37,6 +37,17 @@ _KINDS_OF_FILE = {
 }
 
 
+class _Bytes(io.BytesIO):
+    """A file in memory, that stays where it is when libsndfile seeks before its beginning."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """The new place."""
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
 def read_audio(source: Path | bytes) -> tuple[Float32[np.ndarray, "channel sample"], float]:
     """The samples of an audio file, full scale 1, and their rate in Hz.
 
@@ -54,7 +65,7 @@ def read_audio(source: Path | bytes) -> tuple[Float32[np.ndarray, "channel sampl
         name = f"audio of {len(source):,} bytes"
         if not source:
             raise AudioFileError("audio is empty: it holds 0 bytes.")
-        return _read(io.BytesIO(source), len(source), None, name)
+        return _read(_Bytes(source), len(source), None, name)
     name = shown(source)
     try:
         path = source.expanduser()
@@ -122,7 +133,7 @@ def _read(
         file.seek(0)
         readable: io.BufferedIOBase | Path = file if path is None else path
         if length.patches or length.prefix:
-            readable = io.BytesIO(length.apply(file.read()))
+            readable = _Bytes(length.apply(file.read()))
         samples, rate_hz, n_missing, doubt = _decode(readable, size, name)
     except MemoryError as error:
         raise AudioError(

@@ -20,7 +20,7 @@ class Length:
         n_frames: Samples of each channel that must come out; None where only
             bytes are counted.
         patches: Bytes to change, by their place, so that libsndfile reads all of it.
-        prefix: Bytes to put in front, for the same.
+        prefix: Bytes to put in front, for the same, in place of the first `start`.
         n_skip: Samples at the beginning that come of them.
     """
 
@@ -30,6 +30,7 @@ class Length:
     n_frames: int | None = None
     patches: Mapping[int, bytes] = field(default_factory=dict)
     prefix: bytes = b""
+    start: int = 0
     n_skip: int = 0
 
     def patched(self, patches: Mapping[int, bytes]) -> "Length":
@@ -41,7 +42,7 @@ class Length:
         changed = bytearray(content)
         for place, patch in self.patches.items():
             changed[place : place + len(patch)] = patch
-        return bytearray(self.prefix) + changed
+        return bytearray(self.prefix) + changed[self.start :]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ _KBPS_2 = {
 }
 _DECODER_DELAY = 529
 """Samples that the decoder leaves out at the beginning where frames are counted."""
+_MAX_FRAME_BYTES = 4096
 _N_SILENT = 8
 """The decoder's buffers turn round in so many frames, and then round as without these."""
 _COUNTING_KBPS = 9
@@ -110,11 +112,12 @@ def find_mpeg(content: bytes, read: Callable[[int], bytes]) -> int | None:
     while skipped < len(content) and content[skipped] == 0:
         skipped += 1
     content = content[skipped:]
-    first = _frame(content[:4])
-    if first is None:
+    if content[:1] != b"\xff" or len(content) < 4 or content[1] & 0xE0 != 0xE0:
         return None
-    follower = content[first.n_bytes : first.n_bytes + 4]
-    return start + skipped if len(follower) < 4 or _frame(follower) else None
+    if _frame(content[:4]) and len(content) < _MAX_FRAME_BYTES:
+        return start + skipped  # nothing follows it that could speak for it
+    first = _next_frame(content, 0, len(content))
+    return None if first == len(content) else start + skipped + first
 
 
 def examine_mpeg(content: bytes, start: int) -> Length:
@@ -140,10 +143,13 @@ def examine_mpeg(content: bytes, start: int) -> Length:
             is_open=True,
             doubt=doubt if is_broken else "",
             prefix=_counting_frames(head, n_frames),
+            start=start,
             n_skip=_N_SILENT * first.n_samples - _DECODER_DELAY,
         )
     promised = struct.unpack_from(">I", head, place + 8)[0]
-    if n_frames < promised - 1 or (is_broken and n_frames < promised):
+    flags, n_bytes = head[place + 7], head[place + 12 : place + 16]
+    is_short = flags & 2 and len(content) - start < int.from_bytes(n_bytes, "big")
+    if n_frames < promised - 1 or ((is_broken or is_short) and n_frames < promised):
         return Length(is_cut=True)
     if n_frames > promised + 1:  # one more: some encoders count the header's own frame, some not
         return Length(
