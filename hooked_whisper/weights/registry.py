@@ -143,8 +143,9 @@ def _read_folder(folder: Path, d_vocab: int | None) -> LoadedWeights:
             raise ArchitectureError(f"{folder} holds {name}: {_MERGE}")
     if not is_file(config):
         raise SourceError(
-            f"{folder} has no {CONFIG_FILE}; {names_in(folder)}. A folder of weights is one that "
-            "save_pretrained wrote, of this package or of transformers, with safetensors."
+            f"{folder} has no {CONFIG_FILE}; {names_in(folder)}. Weights are in a "
+            "folder that save_pretrained wrote, of this package or of transformers, with "
+            "safetensors."
         )
     values = read_json(config)
     if values.get("format") == FORMAT:

@@ -274,7 +274,8 @@ def hf_twin(model: HookedWhisper) -> Any:
         "is_multilingual": cfg.is_multilingual,
         "lang_to_id": {"<|en|>": eot + 2},
         "task_to_id": {"transcribe": 50359, "translate": 50358},
-        "no_timestamps_token_id": 50363,
+        # Of a vocabulary of Whisper's, what that one has.
+        "no_timestamps_token_id": {51864: 50362, 51866: 50364}.get(cfg.d_vocab, 50363),
         "begin_suppress_tokens": None,
         "suppress_tokens": None,
         "max_length": None,

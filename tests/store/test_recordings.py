@@ -171,7 +171,7 @@ def test_the_bytes_of_a_file_are_played_like_the_file(shown: Callable[[Any], Any
     sounds = [shown(Recording("a", audio)).all("audio") for audio in (path, path.read_bytes())]
     assert sounds[0] == sounds[1] and len(sounds[0]) == 1
     found = shown(Recording("a", b"nothing", {"array": np.zeros(2), "empty": ""}))
-    assert "It cannot be played: 7 bytes cannot be read as audio" in found.text
+    assert "It cannot be played: audio of 7 bytes cannot be read as audio" in found.text
     assert found.rows == [["array", "[0. 0.]"]]
 
 

@@ -315,9 +315,7 @@ def test_weights_that_overflow_in_the_wanted_dtype(tmp_path: Path) -> None:
     with torch.no_grad():
         sae.b_dec[0] = 1e6
     folder = save_sae(sae, tmp_path)
-    with pytest.raises(
-        SAEFileError, match=r"b_dec .*up to 1e\+06, which overflow in"
-    ):
+    with pytest.raises(SAEFileError, match=r"b_dec .*up to 1e\+06, which overflow in"):
         load_sae(folder, dtype=torch.float16)
     load_sae(folder, dtype=torch.bfloat16)
     with pytest.raises(SAEFileError, match="weights are floats"):
