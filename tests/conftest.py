@@ -12,7 +12,7 @@ import inspect
 import os
 import socket
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from html.parser import HTMLParser
 from types import FunctionType, SimpleNamespace
 from typing import Any
@@ -145,13 +145,31 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Keep a worker small: behind each file, what it left in cycles goes, and its memory too."""
-    if nextitem is not None and nextitem.path == item.path:
-        return
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # where the C library is not glibc
-        ctypes.CDLL(None).malloc_trim(0)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, Any, Any]:
+    """Keep a worker small: what a file or a big test left in cycles goes, and its memory too.
+
+    Behind the whole of a test, as until then its fixtures are held.
+    """
+    before = _resident_mb()
+    result = yield
+    ends_a_file = nextitem is None or nextitem.path != item.path
+    if ends_a_file or _resident_mb() - before > 30:
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # where the C library is not glibc
+            ctypes.CDLL(None).malloc_trim(0)
+    return result
+
+
+def _resident_mb() -> float:
+    """The memory of this process; 0 where there is no /proc."""
+    try:
+        with open("/proc/self/statm") as counts:
+            return int(counts.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        return 0
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """One set of weights in three implementations: this one, openai-whisper's and transformers'.
 
 `family` runs a test for every size in `SIZES` and `digits`, which has trained weights;
-`tiny`, `short`, `narrow` and `digits` are single ones. Models are shared by the whole run
+`tiny`, `short`, `narrow` and `digits` are single ones. Models are shared by a file
 and must stay as they are. Weights are random, at
 scales at which attention has peaks and logits are of order 10; transformers' names are
 written out here, so that a slip in the package's own renaming shows.
@@ -105,7 +105,7 @@ class Family:
             self.hf.set_attn_implementation("sdpa")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def make_family(make_reference: Callable[..., Any]) -> Callable[[str], Family]:
     """The family of a size, or of `"digits"`, made once."""
     made: dict[str, Family] = {}
@@ -130,32 +130,32 @@ def make_family(make_reference: Callable[..., Any]) -> Callable[[str], Family]:
 
 
 @pytest.fixture(
-    scope="package", params=[*[size for size in SIZES if SIZES[size].d_vocab > 1000], "digits"]
+    scope="module", params=[*[size for size in SIZES if SIZES[size].d_vocab > 1000], "digits"]
 )
 def family(request: pytest.FixtureRequest, make_family: Callable[[str], Family]) -> Family:
     """Every size with a vocabulary of Whisper's, one after the other."""
     return make_family(request.param)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def tiny(make_family: Callable[[str], Family]) -> Family:
     """Tiny at its full size."""
     return make_family("tiny")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def short(make_family: Callable[[str], Family]) -> Family:
     """Tiny's vocabulary and layers with a window of one second."""
     return make_family("short")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def narrow(make_family: Callable[[str], Family]) -> Family:
     """The short model with a vocabulary of 500."""
     return make_family("narrow")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def digits(make_family: Callable[[str], Family]) -> Family:
     """The trained weights that come with the package."""
     return make_family("digits")
@@ -168,13 +168,13 @@ def _as_in_use(without_shape_checks: None) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def assert_close() -> Callable[..., None]:
     """`assert_close(ours, theirs, what, times=1)`: to `times` 1e-5 on values of order 10."""
     return check_close
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def assert_same() -> Callable[[Tensor, Tensor, str], None]:
     """`assert_same(ours, theirs, what)`: to the last bit."""
     return check_same
