@@ -11,6 +11,7 @@ import gc
 import inspect
 import os
 import socket
+import sys
 import typing
 from collections.abc import Callable, Generator, Iterator
 from html.parser import HTMLParser
@@ -82,6 +83,10 @@ jaxtyping.install_import_hook("hooked_whisper", "beartype.beartype")
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # PyTorch looks for triton: 90 MB that only CUDA has a use for
+    sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+
 from torch import nn
 
 from hooked_whisper.config import HookedWhisperConfig
@@ -149,18 +154,31 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_protocol(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, Any, Any]:
-    """Keep a worker small: what a file or a big test left in cycles goes, and its memory too.
-
-    Behind the whole of a test, as until then its fixtures are held.
-    """
-    before = _resident_mb()
+    """Keep a worker small, behind the whole of a test: until then its fixtures are held."""
     result = yield
     ends_a_file = nextitem is None or nextitem.path != item.path
-    if ends_a_file or _resident_mb() - before > 30:
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # where the C library is not glibc
-            ctypes.CDLL(None).malloc_trim(0)
+    _give_back(0 if ends_a_file else 30)
     return result
+
+
+def _give_back(from_mb: float = 30) -> None:
+    """Collect cycles and return what is free to the system, once a worker has grown by so much."""
+    if from_mb and _resident_mb() - _kept_mb[0] < from_mb:
+        return
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # where the C library is not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    _kept_mb[0] = _resident_mb()
+
+
+_kept_mb = [0.0]
+"""The resident memory when some was last given back."""
+
+
+@pytest.fixture(scope="session")
+def give_back_memory() -> Callable[[], None]:
+    """`give_back_memory()` inside a test that makes much of it in several steps."""
+    return _give_back
 
 
 def _resident_mb() -> float:
@@ -169,7 +187,7 @@ def _resident_mb() -> float:
         with open("/proc/self/statm") as counts:
             return int(counts.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     except OSError:
-        return 0
+        return 0.0
 
 
 @pytest.fixture(autouse=True)

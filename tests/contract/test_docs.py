@@ -7,6 +7,7 @@ with the name of another package (docs/coming_from) is run by test_coming_from.p
 
 import doctest
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import jaxtyping
@@ -74,12 +75,18 @@ def dead_links(page: Path) -> list[str]:
 
 
 @pages
-def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_python_runs(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    give_back_memory: Callable[[], None],
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as readers run it
     namespace: dict[str, object] = {"__name__": "__main__"}
     for line, code in python_blocks(page.read_text()):
         run_block(code, str(page), line, namespace)
+        give_back_memory()
     namespace.clear()  # a function of the page and its caches would keep each other
 
 
