@@ -157,27 +157,32 @@ def pytest_runtest_protocol(
     """Keep a worker small, behind the whole of a test: until then its fixtures are held."""
     result = yield
     ends_a_file = nextitem is None or nextitem.path != item.path
-    _give_back(0 if ends_a_file else 30)
+    kept_mb = float("-inf") if ends_a_file else item.config.stash.get(_KEPT, 0.0)
+    item.config.stash[_KEPT] = _give_back(kept_mb)
     return result
 
 
-def _give_back(from_mb: float = 30) -> None:
-    """Collect cycles and return what is free to the system, once a worker has grown by so much."""
-    if from_mb and _resident_mb() - _kept_mb[0] < from_mb:
-        return
+_KEPT = pytest.StashKey[float]()
+"""The resident memory, in MB, when some was last given back behind a test."""
+
+
+def _give_back(kept_mb: float) -> float:
+    """Once a worker has grown by 30 MB: collect cycles, return what is free to the system.
+
+    Returns:
+        What was resident when that was last done: `kept_mb` of the next call.
+    """
+    if _resident_mb() - kept_mb < 30:
+        return kept_mb
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # where the C library is not glibc
         ctypes.CDLL(None).malloc_trim(0)
-    _kept_mb[0] = _resident_mb()
-
-
-_kept_mb = [0.0]
-"""The resident memory when some was last given back."""
+    return _resident_mb()
 
 
 @pytest.fixture(scope="session")
-def give_back_memory() -> Callable[[], None]:
-    """`give_back_memory()` inside a test that makes much of it in several steps."""
+def give_back_memory() -> Callable[[float], float]:
+    """`kept = give_back_memory(kept)` in a test that takes much in several steps; 0 at first."""
     return _give_back
 
 
