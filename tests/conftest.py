@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import typing
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from html.parser import HTMLParser
 from types import FunctionType, SimpleNamespace
@@ -99,6 +100,17 @@ SWITCHES = {
 """Markers that are off by default, and the reason that their skip gives."""
 
 
+FIRST = (
+    "tests/contract/test_docs.py",
+    "tests/examples/",
+    "tests/contract/test_coming_from.py",
+    "tests/weights/test_from_pretrained.py",
+    "tests/patching/test_rollout.py",
+    "tests/parity/",
+)
+"""Files that keep whole runs at full size: they run while a worker is still small, and long."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("hooked_whisper")
     for marker in SWITCHES:
@@ -108,16 +120,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--gpu") and not torch.cuda.is_available():
         raise pytest.UsageError("--gpu: torch sees no CUDA device on this machine.")
+    if hasattr(config.option, "loadscopereorder"):  # xdist's order of files; ours is below
+        config.option.loadscopereorder = False
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
     if not config.getoption("--network"):
         _go_offline(config)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    in_file = Counter(_file(item) for item in items)
+
+    def place(item: pytest.Item) -> tuple[int, int, str]:
+        file = _file(item)
+        early = [i for i, name in enumerate(FIRST) if file.startswith(name)]
+        return min(early, default=len(FIRST)), -in_file[file], file
+
+    items.sort(key=place)
     for item in items:
         for marker, reason in SWITCHES.items():
             if item.get_closest_marker(marker) and not config.getoption(f"--{marker}"):
                 item.add_marker(pytest.mark.skip(reason=f"{marker}: {reason}"))
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 def _go_offline(config: pytest.Config) -> None:

@@ -80,7 +80,15 @@ def test_openai_whisper(
     tokens = model.to_tokens(" three one four")
     assert theirs["tokens"].tolist() == tokens.tolist()
     with torch.no_grad():
-        logits, cache = model.run_with_cache(model.to_mel("speech.flac"), tokens)
+        logits, cache = model.run_with_cache(
+            model.to_mel("speech.flac"),
+            tokens,
+            names_filter=[
+                "encoder.ln_final.hook_normalized",
+                "encoder.blocks.2.hook_resid_post",
+                "decoder.blocks.2.cross_attn.hook_pattern",
+            ],
+        )
     ours = {
         "logits": logits,
         "features": cache["encoder.ln_final.hook_normalized"],

@@ -222,9 +222,9 @@ def test_leaves_no_hook_and_no_gradient(fresh_model: Any, mel: Mel, tiny_tokens:
     assert not any(point.is_hooked for point in fresh_model.hook_dict.values())
 
 
-def test_relevance_falls_on_the_spoken_digit() -> None:
+def test_relevance_falls_on_the_spoken_digit(digits_model: HookedWhisper) -> None:
     """The middle one of three; docs/attribution.md has all 26 of the shipped recordings."""
-    model = HookedWhisper.from_pretrained("digits")
+    model = digits_model
     spoken = recordings()[0]
     mel, tokens = model.to_mel(spoken.path), model.to_tokens(" " + spoken.text)
     times = [slice(round(50 * word.start_s), round(50 * word.end_s)) for word in spoken.words]
