@@ -105,6 +105,7 @@ FIRST = (
     "tests/examples/",
     "tests/contract/test_coming_from.py",
     "tests/weights/test_from_pretrained.py",
+    "tests/weights/test_memory.py",
     "tests/patching/test_rollout.py",
     "tests/parity/",
 )
