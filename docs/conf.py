@@ -80,8 +80,10 @@ nitpick_ignore_regex = [
     (
         "py:.*",
         r"hooked_whisper\.([a-z_]+\.)*"
-        r"(_\w+|Part|Labels|Model|Recordings|ProcessGroup|KVCache|Weights|Splicing)",
+        r"(_\w+|Part|Labels|Model|Recordings|ProcessGroup|KVCache)",
     ),
+    ("py:.*", r"hooked_whisper\.([a-z_]+\.)*(Weights|Splicing|Temporarily|Scope)"),
+    ("py:.*", r"tuple\[~.*"),  # what Sphinx makes of tuple[X, ...] | None
     ("py:.*", r"hooked_whisper\.weights\.files\.StoredTensor"),
 ]
 
