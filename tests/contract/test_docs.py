@@ -79,15 +79,14 @@ def test_its_python_runs(
     page: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    give_back_memory: Callable[[float], float],
+    trim_memory: Callable[[], None],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as readers run it
     namespace: dict[str, object] = {"__name__": "__main__"}
-    kept = 0.0
     for line, code in python_blocks(page.read_text()):
         run_block(code, str(page), line, namespace)
-        kept = give_back_memory(kept)
+        trim_memory()
     namespace.clear()  # a function of the page and its caches would keep each other
 
 
