@@ -1,12 +1,13 @@
 """One set of weights in three implementations: this one, openai-whisper's and transformers'.
 
 `family` runs a test for every size in `SIZES` and `digits`, which has trained weights;
-`tiny`, `short`, `narrow` and `digits` are single ones. Models are shared by a file
+`short`, `narrow` and `digits` are single ones. Models are shared by a file
 and must stay as they are. Weights are random, at
 scales at which attention has peaks and logits are of order 10; transformers' names are
 written out here, so that a slip in the package's own renaming shows.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,14 +107,21 @@ class Family:
 
 
 @pytest.fixture(scope="module")
-def make_family(make_reference: Callable[..., Any]) -> Callable[[str], Family]:
+def _made() -> dict[str, Family]:
+    """What `make_family` has made so far."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def make_family(
+    _made: dict[str, Family], make_reference: Callable[..., Any]
+) -> Callable[[str], Family]:
     """The family of a size, or of `"digits"`, made once."""
-    made: dict[str, Family] = {}
 
     def make(name: str) -> Family:
         if name == "digits" and not DIGITS.exists():
             pytest.skip("the digits weights are not in this checkout")
-        if name not in made:
+        if name not in _made:
             if name == "digits":
                 hooked = HookedWhisper.from_pretrained("digits", device="cpu")
             else:
@@ -123,8 +131,8 @@ def make_family(make_reference: Callable[..., Any]) -> Callable[[str], Family]:
                 mel = hooked.to_mel([RECORDINGS / each for each in SPOKEN]).values
             openai = make_reference(hooked, share=True)
             openai.register_buffer("alignment_heads", hooked.alignment_heads, persistent=False)
-            made[name] = Family(hooked, openai, mel, tokens)
-        return made[name]
+            _made[name] = Family(hooked, openai, mel, tokens)
+        return _made[name]
 
     return make
 
@@ -132,15 +140,14 @@ def make_family(make_reference: Callable[..., Any]) -> Callable[[str], Family]:
 @pytest.fixture(
     scope="module", params=[*[size for size in SIZES if SIZES[size].d_vocab > 1000], "digits"]
 )
-def family(request: pytest.FixtureRequest, make_family: Callable[[str], Family]) -> Family:
+def family(
+    request: pytest.FixtureRequest, make_family: Callable[[str], Family], _made: dict[str, Family]
+) -> Iterator[Family]:
     """Every size with a vocabulary of Whisper's, one after the other."""
-    return make_family(request.param)
-
-
-@pytest.fixture(scope="module")
-def tiny(make_family: Callable[[str], Family]) -> Family:
-    """Tiny at its full size."""
-    return make_family("tiny")
+    yield make_family(request.param)
+    if request.param == "tiny":  # 150 MB, which the other sizes' runs can do without
+        del _made["tiny"]
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -217,18 +224,18 @@ def scaled_random_model(cfg: HookedWhisperConfig, seed: int = 0) -> HookedWhispe
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.normal_(generator=generator)
             if ".ln" in name and name.endswith("weight"):
-                parameter.copy_(1 + 0.2 * noise)
+                parameter.mul_(0.2).add_(1)
             elif name.endswith("embedding.weight"):
-                parameter.copy_(noise * 1.6 / cfg.d_model**0.5)
+                parameter.mul_(1.6).div_(cfg.d_model**0.5)
             elif name.endswith("positional_embedding"):
-                parameter.copy_(noise * 8 / cfg.d_model**0.5)
+                parameter.mul_(8).div_(cfg.d_model**0.5)
             elif name.endswith("bias"):
-                parameter.copy_(0.1 * noise)
+                parameter.mul_(0.1)
             else:
                 gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
-                parameter.copy_(noise * gain / parameter[0].numel() ** 0.5)
+                parameter.mul_(gain).div_(parameter[0].numel() ** 0.5)
     return model
 
 
