@@ -233,6 +233,15 @@ class TestTemporarily:
         assert log == ["begin", "end"]
 
 
+@pytest.fixture
+def _answers_ctrl_c() -> Iterator[None]:
+    """As in the foreground: a shell has what it starts with `&` ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_answers_ctrl_c")
 def test_ctrl_c_is_held_back() -> None:
     done = []
     with pytest.raises(KeyboardInterrupt), uninterrupted():

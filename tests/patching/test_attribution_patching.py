@@ -19,12 +19,9 @@ from hooked_whisper.patching.results import SweepResult
 from hooked_whisper.patching.sweep import patch_sweep
 from hooked_whisper.speech.mel import Mel
 
-DIFFERENCE = LogitDifference(right=3, wrong=5, pos=-2)
+from .shared import DIFFERENCE, difference
+
 N_FRAMES = torch.tensor([44])
-
-
-def difference(logits: Tensor) -> Tensor:
-    return logits[:, -2, 3] - logits[:, -2, 5]
 
 
 @pytest.fixture

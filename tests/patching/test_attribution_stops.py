@@ -22,12 +22,9 @@ from hooked_whisper.patching.attribution_patching import attribution_patch
 from hooked_whisper.patching.results import SweepResult
 from hooked_whisper.speech.mel import Mel
 
-DIFFERENCE = LogitDifference(right=3, wrong=5, pos=-2)
+from .shared import DIFFERENCE, Stop, difference
+
 N_FRAMES = torch.tensor([44])
-
-
-def difference(logits: Tensor) -> Tensor:
-    return logits[:, -2, 3] - logits[:, -2, 5]
 
 
 @pytest.fixture
@@ -57,19 +54,6 @@ def test_leaves_no_gradient_and_no_frozen_parameter(
         attribution_patch(fresh_model, clean, corrupted, metric=fails_later)
     assert [parameter.requires_grad for parameter in fresh_model.parameters()] == needed
     assert not any(point.is_hooked for point in fresh_model.hook_dict.values())
-
-
-class Stop:
-    """A metric that is stopped by Ctrl-C, or fails, at its n-th call."""
-
-    def __init__(self, after: int, error: type[BaseException] = KeyboardInterrupt) -> None:
-        self.left, self.error = after, error
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        self.left -= 1
-        if self.left < 0:
-            raise self.error
-        return difference(logits)
 
 
 # The metric is read in both runs of each pair, and in each pass with gradients.

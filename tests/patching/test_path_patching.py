@@ -26,22 +26,7 @@ from hooked_whisper.patching.paths import (
 )
 from hooked_whisper.speech.mel import Mel
 
-DIFFERENCE = LogitDifference(right=3, wrong=5, pos=-2)
-
-
-def difference(logits: Tensor) -> Tensor:
-    return logits[:, -2, 3] - logits[:, -2, 5]
-
-
-@pytest.fixture
-def clean(tiny_mel: Tensor, tiny_tokens: Tensor) -> Example:
-    return Example(Mel(tiny_mel, torch.tensor([60, 40])), tiny_tokens)
-
-
-@pytest.fixture
-def corrupted(tiny_mel: Tensor, tiny_tokens: Tensor) -> Example:
-    return Example(Mel(-tiny_mel.flip(2), torch.tensor([60, 40])), tiny_tokens.flip(1))
-
+from .shared import DIFFERENCE, difference
 
 WRITTEN = ["*.hook_z", "*.hook_mlp_out"]
 

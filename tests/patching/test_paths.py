@@ -21,24 +21,8 @@ from hooked_whisper.patching.paths import (
     PathEffects,
 )
 from hooked_whisper.patching.results import SweepResult
-from hooked_whisper.speech.mel import Mel
 
-DIFFERENCE = LogitDifference(right=3, wrong=5, pos=-2)
-
-
-def difference(logits: Tensor) -> Tensor:
-    return logits[:, -2, 3] - logits[:, -2, 5]
-
-
-@pytest.fixture
-def clean(tiny_mel: Tensor, tiny_tokens: Tensor) -> Example:
-    return Example(Mel(tiny_mel, torch.tensor([60, 40])), tiny_tokens)
-
-
-@pytest.fixture
-def corrupted(tiny_mel: Tensor, tiny_tokens: Tensor) -> Example:
-    return Example(Mel(-tiny_mel.flip(2), torch.tensor([60, 40])), tiny_tokens.flip(1))
-
+from .shared import DIFFERENCE, Stop
 
 SENDERS = [
     Head("encoder", 0, 1),
@@ -48,19 +32,6 @@ SENDERS = [
     MLPLayer("decoder", 0),
 ]
 """One of each kind; together they reach every receiver below."""
-
-
-class Stop:
-    """A metric that is stopped by Ctrl-C, or fails, at its n-th call."""
-
-    def __init__(self, after: int, error: type[BaseException] = KeyboardInterrupt) -> None:
-        self.left, self.error = after, error
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        self.left -= 1
-        if self.left < 0:
-            raise self.error
-        return difference(logits)
 
 
 def run_stopped(model: Any, clean: Example, corrupted: Example, stop: Stop) -> PathEffects:
