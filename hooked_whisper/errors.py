@@ -46,6 +46,20 @@ which catches the built-in one goes on working.
 """
 
 
+def shown(value: object, most: int = 160) -> str:
+    """A value as an error quotes it: in so many characters at most."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more than 4,300 digits has no repr
+        text = f"a huge {type(value).__name__}"
+    return cut(text, most)
+
+
+def cut(text: str, most: int) -> str:
+    """A text in so many characters at most, of which the last three say that some are missing."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 class HookedWhisperError(Exception):
     """Base of every error raised on purpose by this package."""
 

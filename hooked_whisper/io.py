@@ -203,13 +203,26 @@ def parse_json(
     text: str | bytes, kind: Any, error: type[Exception], where: str, remedy: str
 ) -> Any:
     """JSON text of a declared shape, as `read_json`; `where` it is from begins the message."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as wrong:
+        raise _unfit(error, where, wrong, remedy) from wrong
+    return check_json(value, kind, error, where, remedy)
+
+
+def check_json(value: Any, kind: Any, error: type[Exception], where: str, remedy: str) -> Any:
+    """A value of JSON of a declared shape, as `parse_json`."""
     import msgspec  # which `import hooked_whisper` does not need
 
     try:
-        return msgspec.convert(json.loads(text), kind)
+        return msgspec.convert(value, kind)
     except (ValueError, RecursionError) as wrong:  # msgspec's errors are ValueErrors
-        reason = str(wrong) or type(wrong).__name__
-        raise error(f"{where} does not hold what it should ({reason[:300]}). {remedy}") from wrong
+        raise _unfit(error, where, wrong, remedy) from wrong
+
+
+def _unfit(error: type[Exception], where: str, wrong: Exception, remedy: str) -> Exception:
+    reason = str(wrong) or type(wrong).__name__
+    return error(f"{where} does not hold what it should ({reason[:300]}). {remedy}")
 
 
 def checksum_of_file(path: str | Path) -> str:

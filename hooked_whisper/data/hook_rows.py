@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal, get_args
 
-from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, HookedWhisperConfig, Stack
+from hooked_whisper.config import FRAMES_PER_SECOND, POSITION_S, HookedWhisperConfig, Stack
 from hooked_whisper.errors import StoreError
 from hooked_whisper.hooks.names import NamesFilter, stack_of
 from hooked_whisper.model.whisper import HookedWhisper
@@ -20,7 +20,7 @@ RowKind = Literal["encoder", "frame", "decoder"]
 ROW_KINDS: tuple[RowKind, ...] = get_args(RowKind)
 
 SECONDS_PER_ROW = {
-    "encoder": FRAMES_PER_POSITION / FRAMES_PER_SECOND,
+    "encoder": POSITION_S,
     "frame": 1 / FRAMES_PER_SECOND,
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
 from hooked_whisper.display import box, facts, note, player
-from hooked_whisper.errors import AudioError, HookedWhisperError, InputError
+from hooked_whisper.errors import AudioError, HookedWhisperError, InputError, cut
 from hooked_whisper.speech.audio import encode_audio, load_audio
 from hooked_whisper.speech.files import read_audio
 from hooked_whisper.speech.labels import TimedLabel, timed_labels
@@ -78,8 +78,7 @@ class Recording:
     @property
     def speaker(self) -> str | None:
         """The label `speaker`."""
-        speaker = self.labels.get("speaker")
-        return None if speaker is None else str(speaker)
+        return speaker_of(self.labels)
 
     @property
     def words(self) -> tuple[TimedLabel, ...] | None:
@@ -119,6 +118,12 @@ class Recording:
         return box(self.id, f"{seconds:.2f} s{cut}", heard, about)
 
 
+def speaker_of(labels: Mapping[str, Any]) -> str | None:
+    """Who speaks, where labels say it."""
+    speaker = labels.get("speaker")
+    return None if speaker is None else str(speaker)
+
+
 def _read(words: Iterable[TimedLabel]) -> list[str]:
     return _plain(" ".join(str(word.value) for word in words))
 
@@ -142,7 +147,7 @@ def reason_of(error: Exception) -> str:
     """Why a recording cannot be used, in a line or two."""
     is_ours = isinstance(error, HookedWhisperError)
     text = str(error) if is_ours else f"{type(error).__name__}: {error}"
-    return text if len(text) <= 600 else text[:597] + "..."
+    return cut(text, 600)
 
 
 @dataclass(frozen=True)

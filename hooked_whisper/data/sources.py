@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hooked_whisper import digits
 from hooked_whisper.data.recordings import Recording, Recordings
-from hooked_whisper.errors import RecordingsError
+from hooked_whisper.errors import RecordingsError, shown
 from hooked_whisper.io import checksum_of_json
 from hooked_whisper.speech.mel import Mel
 
@@ -208,7 +208,7 @@ def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[int, Mapping[s
             raise RecordingsError(f"{path}, line {number} is no JSON: {error}.") from error
         if not isinstance(row, dict):
             raise RecordingsError(
-                f"{path}, line {number} is {_short(row)}; each line is an object."
+                f"{path}, line {number} is {shown(row, 200)}; each line is an object."
             )
         yield number, row
 
@@ -230,18 +230,20 @@ def _from_row(row: Mapping[str, Any], columns: _Columns, root: Path, where: str)
     column = next((name for name in allowed if row.get(name) is not None), None)
     if column is None:
         raise RecordingsError(
-            f"{where} has {_short(sorted(map(str, row)))}, none of which holds the audio. Name the "
-            f"column one of {', '.join(AUDIO_COLUMNS)}, or pass audio_column."
+            f"{where} has {shown(sorted(map(str, row)), 200)}, none of which holds the audio. "
+            f"Name the column one of {', '.join(AUDIO_COLUMNS)}, or pass audio_column."
         )
     audio, name = _audio_of(row[column], root, where)
     text, tokens = row.get(text_column), row.get("tokens")
     if text is not None and not isinstance(text, str):
-        raise RecordingsError(f"{where}: the text is {_short(text)}; it must be a string.")
+        raise RecordingsError(f"{where}: the text is {shown(text, 200)}; it must be a string.")
     if isinstance(tokens, str):  # a table's field
         tokens = [int(each) if each.isdecimal() else each for each in tokens.split()]
     is_listed = isinstance(tokens, Iterable) and not isinstance(tokens, Mapping)
     if tokens is not None and not (is_listed and all(type(each) is int for each in tokens)):
-        raise RecordingsError(f"{where}: the tokens are {_short(tokens)}; they must be integers.")
+        raise RecordingsError(
+            f"{where}: the tokens are {shown(tokens, 200)}; they must be integers."
+        )
     labels = {
         str(key): plain
         for key, value in row.items()
@@ -260,7 +262,7 @@ def _audio_of(value: Any, root: Path, where: str) -> tuple[Any, str | None]:
     if isinstance(value, Mapping):
         path, data, array = (value.get(key) for key in ("path", "bytes", "array"))
         if path is not None and not isinstance(path, str | Path):
-            raise RecordingsError(f"{where}: the audio's path is {_short(path)}.")
+            raise RecordingsError(f"{where}: the audio's path is {shown(path, 200)}.")
         name = Path(path).name if path else None
         if isinstance(data, bytes | bytearray | memoryview | list):
             try:
@@ -275,11 +277,6 @@ def _audio_of(value: Any, root: Path, where: str) -> tuple[Any, str | None]:
         f"{where}: the audio is a {type(value).__name__}. A path, a pair of samples and rate, or "
         "the audio of a datasets.Dataset can be read."
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _as_json(value: Any) -> Any:

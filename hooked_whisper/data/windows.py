@@ -10,19 +10,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.config import (
-    FRAMES_PER_POSITION,
     FRAMES_PER_SECOND,
     HOP_LENGTH,
     SAMPLE_RATE_HZ,
     HookedWhisperConfig,
 )
-from hooked_whisper.data.recordings import Recording, reason_of
+from hooked_whisper.data.recordings import Recording, reason_of, speaker_of
 from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.errors import AudioLengthError, InputError, RecordingsError
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.audio import MIN_SAMPLES
 from hooked_whisper.speech.labels import TimedLabel, labels_within, timed_labels
-from hooked_whisper.speech.mel import Mel, to_mel
+from hooked_whisper.speech.mel import Mel, positions_of, to_mel
 
 LongRule = Literal["split", "cut", "skip"]
 
@@ -60,8 +59,7 @@ class AudioWindow:
     @property
     def speaker(self) -> str | None:
         """The label `speaker`."""
-        speaker = self.labels.get("speaker")
-        return None if speaker is None else str(speaker)
+        return speaker_of(self.labels)
 
     @property
     def n_frames(self) -> int:
@@ -81,7 +79,7 @@ class AudioWindow:
     @property
     def n_positions(self) -> int:
         """Encoder positions that hold sound."""
-        return -(-self.n_frames // FRAMES_PER_POSITION)
+        return int(positions_of(self.n_frames))
 
 
 def load_windows(

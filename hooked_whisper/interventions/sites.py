@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from hooked_whisper.config import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 from hooked_whisper.errors import AlignmentError, SiteError
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.hooks.passes import pass_info
@@ -220,7 +220,7 @@ def window_to_places(window_s: Window, axis: str = "pos") -> tuple[int, int]:
     >>> window_to_places((0.5, 1.0))
     (25, 50)
     """
-    rate_hz = FRAMES_PER_SECOND if axis == "frame" else FRAMES_PER_SECOND / FRAMES_PER_POSITION
+    rate_hz = FRAMES_PER_SECOND if axis == "frame" else POSITIONS_PER_SECOND
     start = round(window_s[0] * rate_hz)
     return start, max(start + 1, round(window_s[1] * rate_hz))
 

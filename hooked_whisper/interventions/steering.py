@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.config import FRAMES_PER_POSITION
 from hooked_whisper.errors import (
     AlignmentError,
     CacheError,
@@ -27,6 +26,7 @@ from hooked_whisper.interventions.edits import (
 )
 from hooked_whisper.interventions.sites import Part, Site
 from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.speech.mel import positions_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +209,7 @@ def _vectors(source: Any, name: Any, all_frames: bool) -> Tensor:
     n_rows, n_pos = value.shape[:2] if len(counted) == 2 else (1, len(value))
     if n_rows != len(source.n_frames):
         raise CacheError(f"the cache has {n_rows} rows and the lengths of {len(source.n_frames)}.")
-    n_sound = source.n_frames if along[0] == "frame" else -(-source.n_frames // FRAMES_PER_POSITION)
+    n_sound = source.n_frames if along[0] == "frame" else positions_of(source.n_frames)
     return rows[first_positions(n_sound, n_rows, n_pos).flatten().to(rows.device)]
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hooked_whisper.config import HookedWhisperConfig
@@ -179,3 +179,20 @@ def sinusoids(length: int, channels: int, max_timescale: float = 10_000) -> Tens
     rates = torch.exp(-step * torch.arange(channels // 2, device="cpu"))
     angles = torch.arange(length, device="cpu")[:, None] * rates[None, :]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+_NO_TARGET = -100
+
+
+def next_token_loss(
+    logits: Float[Tensor, "batch pos vocab"],
+    tokens: Int[Tensor, "batch pos"],
+    counts: Bool[Tensor, "batch pos"],
+    per_token: bool,
+) -> Float[Tensor, "*batch_pos"]:
+    """Cross-entropy of each token given those before it, in nats; 0 for those that do not count."""
+    targets = tokens[:, 1:].long().masked_fill(~counts[:, 1:], _NO_TARGET)
+    reduction = "none" if per_token else "mean"
+    return F.cross_entropy(
+        logits[:, :-1].transpose(1, 2), targets, ignore_index=_NO_TARGET, reduction=reduction
+    )

@@ -2,10 +2,9 @@
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -30,6 +29,7 @@ from hooked_whisper.model.calls import (
 )
 from hooked_whisper.model.decoder import Decoder
 from hooked_whisper.model.encoder import Encoder, MelInput
+from hooked_whisper.model.layers import next_token_loss
 from hooked_whisper.speech import tokens as speech_tokens
 from hooked_whisper.speech.mel import Mel, to_mel
 from hooked_whisper.weights.huggingface import from_hf_state
@@ -40,10 +40,6 @@ from hooked_whisper.weights.registry import load_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Model = TypeVar("Model", bound="HookedWhisper")
-
-_NO_TARGET = -100
 
 
 @by_name
@@ -71,7 +67,7 @@ class HookedWhisper(WhisperBase):
 
     @classmethod
     def from_pretrained(
-        cls: type[Model],
+        cls,
         source: str | os.PathLike[str],
         *,
         device: torch.device | str | None = None,
@@ -81,7 +77,7 @@ class HookedWhisper(WhisperBase):
         fold_ln: bool = False,
         center_writing_weights: bool = False,
         center_unembed: bool = False,
-    ) -> Model:
+    ) -> "Self":
         """A Whisper with trained weights, in eval mode.
 
         Args:
@@ -119,12 +115,12 @@ class HookedWhisper(WhisperBase):
 
     @classmethod
     def from_openai(
-        cls: type[Model],
+        cls,
         model: nn.Module,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Model:
+    ) -> "Self":
         """A copy of an openai-whisper model in memory, where and in what that is unless told."""
         loaded, first = from_openai_state(model), next(model.parameters())
         device = first.device if device is None else as_device(device)
@@ -132,13 +128,13 @@ class HookedWhisper(WhisperBase):
 
     @classmethod
     def from_hf(
-        cls: type[Model],
+        cls,
         model: nn.Module,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         d_vocab: int | None = None,
-    ) -> Model:
+    ) -> "Self":
         """A copy of a transformers Whisper in memory, where and in what that is unless told.
 
         `d_vocab` is `from_pretrained`'s.
@@ -149,11 +145,11 @@ class HookedWhisper(WhisperBase):
 
     @classmethod
     def _from_loaded(
-        cls: type[Model],
+        cls,
         loaded: LoadedWeights,
         device: torch.device,
         dtype: torch.dtype,
-    ) -> Model:
+    ) -> "Self":
         with torch.device("meta"):
             model = cls(loaded.cfg)
         assign_weights(model, loaded, device=device, dtype=dtype)
@@ -291,12 +287,8 @@ class HookedWhisper(WhisperBase):
         """
         if tokens.shape[1] < 2:
             raise TokenError("the loss of 1 token is asked for; a first token has none before it.")
-        reduction = "none" if per_token else "mean"
-        is_text = speech_tokens.is_text(tokens, self.cfg)[:, 1:]
-        targets = tokens[:, 1:].long().masked_fill(~is_text, _NO_TARGET)
-        return F.cross_entropy(
-            logits[:, :-1].transpose(1, 2), targets, ignore_index=_NO_TARGET, reduction=reduction
-        )
+        is_text = speech_tokens.is_text(tokens, self.cfg)
+        return next_token_loss(logits, tokens, is_text, per_token)
 
     def _make_cache(
         self, collector: Collector | StepCollector, *args: Any, **kwargs: Any

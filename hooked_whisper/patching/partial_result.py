@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooked_whisper.errors import InterventionError, SweepError
+from hooked_whisper.errors import InterventionError, SweepError, shown
 from hooked_whisper.interventions.edits import Edit
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.base import Metric
@@ -53,10 +53,7 @@ def check_same(earlier: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to go on with a result that was made with something else than now."""
     for what in now:
         if earlier.get(what) != now[what]:
-            theirs, ours = (
-                text if len(text) <= 120 else f"{text[:117]}..."
-                for text in (repr(each.get(what)) for each in (earlier, now))
-            )
+            theirs, ours = (shown(each.get(what), 120) for each in (earlier, now))
             raise InterventionError(
                 f"the result to resume has other {what}: {theirs}, not {ours}. Leave out resume "
                 "to begin anew."

@@ -27,7 +27,7 @@ SAVE_EVERY_S = 30.0
 """Seconds between two writes of a result that grows; more where a write takes over a second."""
 _REMEDY = "Write one with result.save(path), or begin anew."
 
-Path_ = str | os.PathLike[str]
+FilePath = str | os.PathLike[str]
 
 
 class Header(TypedDict):
@@ -44,7 +44,9 @@ class Header(TypedDict):
     xxh3_128: NotRequired[str]
 
 
-def save_result(path: Path_, kind: str, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+def save_result(
+    path: FilePath, kind: str, tensors: dict[str, Tensor], about: dict[str, Any]
+) -> None:
     """Write a result as safetensors, whole or not at all, with a checksum of all of it.
 
     Raises:
@@ -61,7 +63,7 @@ def save_result(path: Path_, kind: str, tensors: dict[str, Tensor], about: dict[
         ) from error
 
 
-def load_result(path: Path_, kind: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_result(path: FilePath, kind: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the header of a result, once they fit together.
 
     Raises:
@@ -121,7 +123,7 @@ def _contradiction(header: dict[str, Any], tensors: dict[str, Tensor]) -> str | 
 
 @contextmanager
 def kept_on_disk(
-    result: Any, save_to: Path_ | None, resume: Any, work: str
+    result: Any, save_to: FilePath | None, resume: Any, work: str
 ) -> Iterator[Callable[[], None]]:
     """Go on from an earlier result, and keep this one on the disk as it grows.
 

@@ -101,7 +101,7 @@ class Mel:
     @property
     def n_positions(self) -> Int[Tensor, "batch"]:
         """Encoder positions that hold sound, of 20 ms each, rounded up."""
-        return (self.n_frames + FRAMES_PER_POSITION - 1) // FRAMES_PER_POSITION
+        return positions_of(self.n_frames)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -287,6 +287,11 @@ def positions_before_padding(mel: Float[Tensor, "batch mel frame"]) -> Int[Tenso
     n_frames = (differs * frames).amax(dim=-1)
     is_silence = (mel[..., -1] != 0).any(dim=-1) & (n_frames < mel.shape[-1] - 1)
     n_frames = (n_frames - is_silence.long()).clamp(min=0)
+    return positions_of(n_frames)
+
+
+def positions_of(n_frames: Any) -> Any:
+    """Encoder positions that so many mel frames reach, a number or a tensor of them, rounded up."""
     return (n_frames + FRAMES_PER_POSITION - 1) // FRAMES_PER_POSITION
 
 

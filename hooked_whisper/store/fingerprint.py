@@ -9,7 +9,7 @@ import torch
 from hooked_whisper.data.hook_rows import RowHooks
 from hooked_whisper.data.loading import ReadingRules
 from hooked_whisper.data.recordings import Recordings
-from hooked_whisper.errors import InputError, StoreError, StoreMismatchError
+from hooked_whisper.errors import InputError, StoreError, StoreMismatchError, shown
 from hooked_whisper.io import checksum_of_model
 
 FORMAT = "hooked_whisper.activations/1"
@@ -135,7 +135,7 @@ def check_same(found: dict[str, Any], wanted: dict[str, Any], folder: Any) -> No
             inner = [k for k in {**first, **second} if first.get(k) != second.get(k)]
             first = {k: first.get(k) for k in inner}
             second = {k: second.get(k) for k in inner}
-        told.append(f"{key} is {_short(first)} there and {_short(second)} here")
+        told.append(f"{key} is {shown(first, 120)} there and {shown(second, 120)} here")
     raise StoreMismatchError(
         f"{folder} holds another harvest: {'; '.join(told)}. Name another folder, or remove "
         "this one."
@@ -152,8 +152,3 @@ def package_version(name: str = "hooked-whisper") -> str:
 
 def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."

@@ -16,7 +16,7 @@ from typing_extensions import NotRequired, TypedDict
 from hooked_whisper.data.hook_rows import RowKind
 from hooked_whisper.data.loading import Loaded
 from hooked_whisper.errors import StoreDamagedError, StoreError, StoreMismatchError
-from hooked_whisper.io import checksum_of_file, checksum_of_json, read_json, write_json
+from hooked_whisper.io import check_json, checksum_of_file, checksum_of_json, read_json, write_json
 from hooked_whisper.store.fingerprint import FORMAT, check_same
 from hooked_whisper.store.shards import file_size, record_name, shard_name
 
@@ -116,7 +116,7 @@ def read_manifest(folder: Path) -> Json | None:
         raise StoreMismatchError(
             f"{path} is no manifest of an activation store that this release reads ({FORMAT})."
         )
-    read_json(path, Manifest, StoreDamagedError, _REMEDY)
+    check_json(found, Manifest, StoreDamagedError, str(path), _REMEDY)
     if wrong := _contradiction(found):
         raise StoreDamagedError(f"{path} contradicts itself: {wrong}. {_REMEDY}")
     return found

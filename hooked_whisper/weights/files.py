@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hooked_whisper import io
-from hooked_whisper.errors import ArchitectureError, CheckpointError
+from hooked_whisper.errors import ArchitectureError, CheckpointError, shown
 
 PIECE_BYTES = 8 * 2**20
 """Most bytes that are copied at once, and least bytes before a file is mapped anew."""
@@ -297,12 +297,3 @@ def names_in(folder: Path) -> str:
     except OSError as error:
         return f"it cannot be looked into ({error.strerror})"
     return f"it holds {shown(names[:12])}"
-
-
-def shown(value: object, most: int = 160) -> str:
-    """A value as an error quotes it: in so many characters at most."""
-    try:
-        text = repr(value)
-    except ValueError:  # an int of more than 4,300 digits has no repr
-        text = f"a huge {type(value).__name__}"
-    return text if len(text) <= most else f"{text[: most - 3]}..."

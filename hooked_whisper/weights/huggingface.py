@@ -17,6 +17,7 @@ from hooked_whisper.errors import (
     ConfigError,
     SourceError,
     WeightNameError,
+    shown,
 )
 from hooked_whisper.weights.files import (
     MemoryTensor,
@@ -30,7 +31,6 @@ from hooked_whisper.weights.files import (
     names_in,
     read_json,
     safetensors_tensors,
-    shown,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.native import CONFIG_FILE, WEIGHTS_FILE, heads_mask

@@ -7,8 +7,14 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.errors import ConfigError, WeightNameError, WeightsError, WeightShapeError
-from hooked_whisper.weights.files import FLOAT_DTYPES, StoredTensor, check_finite, shown
+from hooked_whisper.errors import (
+    ConfigError,
+    WeightNameError,
+    WeightsError,
+    WeightShapeError,
+    shown,
+)
+from hooked_whisper.weights.files import FLOAT_DTYPES, StoredTensor, check_finite
 from hooked_whisper.weights.rename import check_names
 
 

@@ -29,6 +29,7 @@ from hooked_whisper.errors import (
     SourceError,
     StoreWriteError,
     WeightShapeError,
+    shown,
 )
 from hooked_whisper.io import make_folder, replacing
 from hooked_whisper.weights.files import (
@@ -41,7 +42,6 @@ from hooked_whisper.weights.files import (
     is_file,
     read_json,
     safetensors_tensors,
-    shown,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.rename import check_names, expected_shapes, match_tensors

@@ -17,14 +17,9 @@ from hooked_whisper.errors import (
     CheckpointError,
     ConfigError,
     DownloadError,
-)
-from hooked_whisper.weights.files import (
-    MemoryTensor,
-    StoredTensor,
-    check_plain,
-    check_types,
     shown,
 )
+from hooked_whisper.weights.files import MemoryTensor, StoredTensor, check_plain, check_types
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.rename import match_tensors, openai_name
 from hooked_whisper.weights.torch_files import (

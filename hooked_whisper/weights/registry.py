@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hooked_whisper.config import release_names
-from hooked_whisper.errors import ArchitectureError, DownloadError, SourceError
-from hooked_whisper.weights.files import is_file, names_in, read_json, shown
+from hooked_whisper.errors import ArchitectureError, DownloadError, SourceError, shown
+from hooked_whisper.weights.files import is_file, names_in, read_json
 from hooked_whisper.weights.huggingface import (
     GENERATION_FILE,
     INDEX_FILE,

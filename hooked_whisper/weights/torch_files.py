@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooked_whisper.errors import CheckpointError
-from hooked_whisper.weights.files import FileTensor, StoredTensor, TensorFile, shown
+from hooked_whisper.errors import CheckpointError, shown
+from hooked_whisper.weights.files import FileTensor, StoredTensor, TensorFile
 
 MAX_MADE_BYTES = 2**28
 """Most that calls in a pickle may make of the texts in it."""

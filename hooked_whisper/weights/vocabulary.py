@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hooked_whisper.errors import ArchitectureError, CheckpointError
-from hooked_whisper.weights.files import FirstRows, is_file, read_json, shown
+from hooked_whisper.errors import ArchitectureError, CheckpointError, shown
+from hooked_whisper.weights.files import FirstRows, is_file, read_json
 from hooked_whisper.weights.loaded import LoadedWeights
 
 NAMES = {51864: "English only", 51865: "99 languages", 51866: "100 languages"}

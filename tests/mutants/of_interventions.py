@@ -103,7 +103,7 @@ MUTANTS = [
         "window-in-frames",
         "seconds become mel frames where encoder positions are meant",
         "interventions/sites.py",
-        'FRAMES_PER_SECOND if axis == "frame" else FRAMES_PER_SECOND / FRAMES_PER_POSITION',
+        'FRAMES_PER_SECOND if axis == "frame" else POSITIONS_PER_SECOND',
         "FRAMES_PER_SECOND",
         ("interventions/test_sites.py",),
     ),

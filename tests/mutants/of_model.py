@@ -158,7 +158,7 @@ MUTANTS = [
     Mutant(
         "loss-not-shifted",
         "the loss compares each token with its own logits",
-        "model/whisper.py",
+        "model/layers.py",
         "logits[:, :-1].transpose(1, 2), targets",
         "logits[:, 1:].transpose(1, 2), targets",
         ("model/test_whisper.py::TestOutputs",),

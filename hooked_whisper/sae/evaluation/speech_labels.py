@@ -17,7 +17,7 @@ from hooked_whisper.analysis.selectivity import (
     Unit,
     selectivity,
 )
-from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+from hooked_whisper.config import POSITION_S
 from hooked_whisper.data.batches import WindowBatch, check_batch_size, window_batches
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.sources import as_recordings
@@ -30,9 +30,6 @@ from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.labels import steps_within, values_of_steps
 
 Level = Literal["frame", "word", "recording"]
-
-POSITION_S = FRAMES_PER_POSITION / FRAMES_PER_SECOND
-"""Seconds of one encoder position."""
 
 
 @dataclass(frozen=True, eq=False)
