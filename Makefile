@@ -86,7 +86,8 @@ demo: $(CORE) ## see what it does, on the shipped model and recordings, in a min
 	  "  docs/quickstart.md" "the documentation begins here"
 
 # Processes that tests start find the package compiled, whatever this machine's settings are.
-PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+  --max-worker-restart 0
 
 test: $(TEST) ## run the tests; more with ARGS, such as ARGS="-k cache"
 	$(PYTEST) $(ARGS)
