@@ -93,7 +93,7 @@ test: $(TEST) ## run the tests; more with ARGS, such as ARGS="-k cache"
 	$(PYTEST) $(ARGS)
 
 test-slow: $(ALL) ## run what test leaves out: what needs minutes, and the notebooks
-	$(PYTEST) --slow -m slow $(ARGS)
+	$(PYTEST) --slow -m slow --timeout 3600 -o faulthandler_timeout=3900 $(ARGS)
 
 test-all: test test-slow ## run all tests
 
@@ -125,7 +125,7 @@ test-python: ## run the core tests on another Python: PYTHON=python3.13 VERSIONS
 	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(CORE_TESTS) $(ARGS)
 
 fuzz: $(TEST) ## give every loader 30,000 damaged files: make fuzz FUZZ=1000 for fewer
-	FUZZ=$(or $(FUZZ),30000) $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz $(ARGS)
+	FUZZ=$(or $(FUZZ),30000) $(BIN)/python -m pytest -n $(WORKERS) --timeout 3600 -o faulthandler_timeout=3900 tests/fuzz $(ARGS)
 
 mutants: $(TEST) ## put faults into copies of the package, each of which a test must notice
 	$(BIN)/python -m tests.mutants --workers $(WORKERS) $(ARGS)

@@ -85,6 +85,8 @@ jaxtyping.install_import_hook("hooked_whisper", "beartype.beartype")
 import pytest
 import torch
 
+from .processes import Child
+
 if not torch.cuda.is_available():  # PyTorch looks for triton: 90 MB that only CUDA has a use for
     sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
@@ -233,6 +235,20 @@ def _resident_mb() -> float:
             return int(counts.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     except OSError:
         return 0.0
+
+
+@pytest.fixture
+def in_child() -> Iterator[Callable[[Callable[[], object]], Child]]:
+    """`in_child(function)`: a fork of this process that runs it; ended with the test."""
+    children: list[Child] = []
+
+    def start(function: Callable[[], object]) -> Child:
+        children.append(Child(function))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.end()
 
 
 @pytest.fixture(autouse=True)

@@ -250,7 +250,8 @@ def test_ctrl_c_is_held_back() -> None:
     assert done == [1]
     thread = threading.Thread(target=lambda: done.append(uninterrupted().__enter__()))
     thread.start()
-    thread.join()
+    thread.join(60)
+    assert not thread.is_alive()
     assert done == [1, None]
 
 
@@ -312,6 +313,7 @@ def in_thread(run: Callable[[], Any]) -> None:
 
     thread = threading.Thread(target=guarded)
     thread.start()
-    thread.join()
+    thread.join(60)
+    assert not thread.is_alive()
     if errors:
         raise errors[0]

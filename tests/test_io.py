@@ -45,7 +45,7 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path, error: BaseException
 def test_a_kill_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     path.write_text("old")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
 

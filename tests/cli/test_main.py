@@ -5,7 +5,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +46,25 @@ def test_the_help_comes_without_loading_pytorch() -> None:
         "    print([name for name in ('torch', 'numpy', 'tqdm') if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=120,
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
+def run_module(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*MODULE, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+    )
+
+
 def test_the_version_and_the_module() -> None:
-    done = subprocess.run([*MODULE, "--version"], capture_output=True, text=True, env=ENVIRONMENT)
+    done = run_module("--version")
     assert done.stdout == f"hooked-whisper, version {hooked_whisper.__version__}\n"
-    done = subprocess.run([*MODULE, "-h"], capture_output=True, text=True, env=ENVIRONMENT)
+    done = run_module("-h")
     assert done.stdout.startswith("Usage: hooked-whisper [OPTIONS]")
 
 
@@ -179,6 +191,17 @@ def test_a_command_that_is_not_run_alone_raises(run: Run) -> None:
         main(["store", "info", "nowhere"], standalone_mode=False)
 
 
+@contextmanager
+def limited(process: "subprocess.Popen[str]", patience_s: float = 300) -> Iterator[None]:
+    """A block in which the process is killed when it takes too long."""
+    killer = threading.Timer(patience_s, process.kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        killer.cancel()
+
+
 def test_nobody_reads_the_output() -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -197,7 +220,9 @@ def test_a_real_ctrl_c_and_what_goes_where(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert process.stderr is not None and process.stdout is not None
-    first = process.stdout.readline()  # it is done, and others are not
+    # Once the first is done, and others are not; a program that hangs ends with nothing said.
+    with limited(process):
+        first = process.stdout.readline()
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 130

@@ -60,6 +60,7 @@ def make(tmp_path: Path) -> Make:
             capture_output=True,
             text=True,
             env={**clean, "LACK": lack, "LC_ALL": "C"},
+            timeout=300,
         )
 
     return run

@@ -29,7 +29,7 @@ getattr(build_meta, f"build_{sys.argv[1]}")(sys.argv[2])
 
 def _run(*command: str, cwd: Path, **env: str) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **env}
+        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **env}, timeout=1800
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done

@@ -1,8 +1,6 @@
 """Results of patching stay on the disk: as they grow, through kills, and checked when read."""
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,8 @@ from hooked_whisper.patching import (
 )
 from hooked_whisper.patching import saved as module
 from hooked_whisper.patching.paths import PathEffects
+
+from ..processes import Child
 
 METRIC = LogProb(5)
 
@@ -53,17 +53,6 @@ def paths(model: Any, pair: Any, **options: Any) -> PathEffects:
 WORK: dict[str, Callable[..., Any]] = {"sweep": sweep, "attribution": attribution, "paths": paths}
 
 
-def forked(function: Callable[[], Any]) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        torch.set_num_threads(1)
-        function()
-    finally:
-        os._exit(0)
-
-
 @pytest.mark.parametrize("name", WORK)
 def test_it_is_on_the_disk_at_the_end_and_done_already_the_next_time(
     name: str, tiny_model: Any, pair: Any, tmp_path: Path, without_shape_checks: None
@@ -85,6 +74,7 @@ def test_after_kills_at_any_moment_it_goes_on_to_the_same_numbers(
     pair: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    in_child: Callable[..., Child],
     without_shape_checks: None,
 ) -> None:
     expected, path = WORK[name](tiny_model, pair), tmp_path / "result.safetensors"
@@ -93,10 +83,9 @@ def test_after_kills_at_any_moment_it_goes_on_to_the_same_numbers(
     WORK[name](tiny_model, pair, save_to=tmp_path / "timed.safetensors")
     whole_s = time.monotonic() - begun
     for number in range(20):
-        child = forked(lambda: WORK[name](tiny_model, pair, save_to=path))
+        child = in_child(lambda: WORK[name](tiny_model, pair, save_to=path))
         time.sleep(whole_s * (0.05 + 0.07 * number))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        child.kill()
         if path.exists():
             type(expected).load(path)
     found = WORK[name](tiny_model, pair, save_to=path)

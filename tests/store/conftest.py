@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from hooked_whisper.store import ActivationStore, harvest
 
@@ -52,28 +50,6 @@ def small(
         "dtype": "fp32",
     } | options
     return harvest(model, recordings, hooks, folder, **options)
-
-
-@pytest.fixture
-def in_child() -> Callable[[Callable[[], object]], int]:
-    """`in_child(function)`: run it in a fork of this process; returns the child's id."""
-    return fork
-
-
-def fork(function: Callable[[], object]) -> int:
-    """A child that runs a function and ends: 0 when all went well."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        torch.set_num_threads(1)  # the parent's pool of threads was not forked
-        function()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
 
 
 @pytest.fixture

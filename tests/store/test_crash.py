@@ -25,8 +25,10 @@ from hooked_whisper.errors import (
 from hooked_whisper.io import lock_folder, write_whole
 from hooked_whisper.store import ActivationStore, verify_store
 
+from ..processes import Child
+
 Harvest = Callable[..., ActivationStore]
-Fork = Callable[[Callable[[], object]], int]
+Fork = Callable[[Callable[[], object]], Child]
 Contents = Callable[[Path], dict[str, bytes]]
 
 
@@ -45,23 +47,18 @@ def test_kills_leave_no_trace(
 
     small_harvest(clips / "clip00.wav", ram_path / "warm-up")  # what is imported then is forked
     whole, broken = ram_path / "whole", ram_path / "broken"
-    assert os.waitpid(in_child(run(whole)), 0)[1] == 0
+    assert in_child(run(whole)).wait() == 0
     expected = contents_of(whole)
 
     draw, n_kills, n_shards = random.Random(0), 0, set()
     for wanted in (0, 1, 2, 4, 7, 10, 13, 16):
-        child, ended = in_child(run(broken)), 0
-        while not ended and len(list(broken.glob("shard-*.json"))) < wanted:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            time.sleep(0.002)
-        if not ended:
-            time.sleep(draw.uniform(0, 0.01))
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-        n_kills += os.WIFSIGNALED(status)
+        child = in_child(run(broken))
+        child.wait_until(lambda wanted=wanted: len(list(broken.glob("shard-*.json"))) >= wanted)
+        time.sleep(draw.uniform(0, 0.01))
+        n_kills += child.kill() == -signal.SIGKILL
         n_shards.add(len(list(broken.glob("shard-*.json"))))
     assert n_kills >= 5 and len(n_shards) >= 4, "the kills came too late"
-    assert os.waitpid(in_child(run(broken)), 0)[1] == 0
+    assert in_child(run(broken)).wait() == 0
     assert contents_of(broken) == expected
 
 
@@ -144,7 +141,7 @@ def test_a_folder_that_may_not_be_written(
         with pytest.raises(StoreWriteError, match=r"Permission denied.*you may write to"):
             small_harvest([(np.zeros(8000), 16_000)], tmp_path / "store")
 
-    assert os.waitpid(in_child(run), 0)[1] == 0
+    assert in_child(run).wait() == 0
     tmp_path.chmod(0o755)
 
 
@@ -166,7 +163,7 @@ def test_a_second_harvest_at_the_same_time(
 
     with lock_folder(folder):
         second()  # in this process
-        assert os.waitpid(in_child(second), 0)[1] == 0
+        assert in_child(second).wait() == 0
     small_harvest(clips, folder)
 
 

@@ -11,6 +11,8 @@ import soundfile
 
 from hooked_whisper.store import ActivationStore
 
+from ..processes import Child
+
 
 def peak_mib() -> float:
     """The most memory that this process held since it was last forgotten, in MiB."""
@@ -22,7 +24,7 @@ def peak_mib() -> float:
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
 def test_ten_times_the_recordings_take_the_same_memory(
     small_harvest: Callable[..., ActivationStore],
-    in_child: Callable[[Callable[[], object]], int],
+    in_child: Callable[..., Child],
     tmp_path: Path,
     without_shape_checks: None,
 ) -> None:
@@ -41,7 +43,7 @@ def test_ten_times_the_recordings_take_the_same_memory(
             small_harvest(paths[:n], tmp_path / f"store{n}")
             (tmp_path / f"peak{n}").write_text(str(peak_mib()))
 
-        assert os.waitpid(in_child(run), 0)[1] == 0
+        assert in_child(run).wait() == 0
         return float((tmp_path / f"peak{n}").read_text())
 
     few, many = measure(40), measure(400)

@@ -11,8 +11,10 @@ import torch.distributed as dist
 from hooked_whisper.errors import StoreMismatchError
 from hooked_whisper.store import ActivationStore
 
+from ..processes import Child
+
 Harvest = Callable[..., ActivationStore]
-Fork = Callable[[Callable[[], object]], int]
+Fork = Callable[[Callable[[], object]], Child]
 
 
 @pytest.fixture
@@ -29,12 +31,11 @@ def in_ranks(in_child: Fork, tmp_path: Path) -> Callable[[Callable[[int], object
             dist.destroy_process_group()
 
         children = [in_child(lambda rank=rank: joined(rank)) for rank in range(n)]
-        return [os.waitpid(child, 0)[1] for child in children]
+        return [child.wait() for child in children]
 
     return run
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("n_ranks", [2, 4])
 def test_any_number_of_ranks_makes_the_same_store(
     small_harvest: Harvest,
@@ -55,7 +56,6 @@ def test_any_number_of_ranks_makes_the_same_store(
     assert contents_of(folder) == contents_of(tmp_path / "one")
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_every_rank_hears_of_a_mistake(
     small_harvest: Harvest, clips: Path, tmp_path: Path, in_ranks: Any
 ) -> None:

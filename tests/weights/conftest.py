@@ -119,7 +119,8 @@ def serve() -> Iterator[Callable[..., str]]:
     yield start
     for server, thread in servers:
         server.shutdown()
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive()
         server.server_close()
 
 

@@ -173,5 +173,6 @@ def test_HF_ENDPOINT_of_a_user(hub, serve, tmp_path):
         capture_output=True,
         text=True,
         check=True,
+        timeout=300,
     )
     assert run.stdout == "loaded org/whisper\n"

@@ -35,6 +35,7 @@ def measure(folder: Path, *cases: str) -> list[tuple[str, float]]:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,9 +32,7 @@ from hooked_whisper.sae.training.logs import TensorBoardLog
 from hooked_whisper.sae.training.sources import MemoryActivations
 from hooked_whisper.sae.training.train import train_sae, train_saes
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
-)
+from ...processes import Child
 
 Make = Callable[..., Iterator[Tensor]]
 InRanks = Callable[[Callable[[int], object], int], list[Any]]
@@ -68,22 +64,26 @@ CFG = TrainingConfig(
 def in_ranks(tmp_path_factory: pytest.TempPathFactory) -> InRanks:
     """`in_ranks(function, n)`: what `function(rank)` gives in each of n processes under gloo.
 
-    Of one that was killed or failed, its status.
+    Of one that was killed or failed, its exit code.
     """
 
     def run(function: Callable[[int], object], n: int) -> list[Any]:
         place = tmp_path_factory.mktemp("ranks")
         children = [start(function, rank, n, place) for rank in range(n)]
-        exits = [wait_for(child) for child in children]
+        try:
+            exits = [child.wait() for child in children]
+        finally:
+            for child in children:
+                child.end()
         return [
-            status or torch.load(place / str(rank), weights_only=False)
-            for rank, status in enumerate(exits)
+            code or torch.load(place / str(rank), weights_only=False)
+            for rank, code in enumerate(exits)
         ]
 
     return run
 
 
-def start(function: Callable[[int], object], rank: int, n: int, place: Path) -> int:
+def start(function: Callable[[int], object], rank: int, n: int, place: Path) -> Child:
     """A fork of this process that joins the others, and writes what the function gives."""
 
     def join() -> None:
@@ -91,37 +91,7 @@ def start(function: Callable[[int], object], rank: int, n: int, place: Path) -> 
         dist.init_process_group("gloo", f"file://{place}/meeting", rank=rank, world_size=n)
         torch.save(function(rank), place / str(rank))
 
-    return fork(join)
-
-
-def fork(function: Callable[[], object]) -> int:
-    """A child that runs a function and ends: 0 when all went well."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        os.setpgid(0, 0)  # so that it can be ended with all that it starts
-        jaxtyping.config.update("jaxtyping_disable", True)
-        torch.set_num_threads(1)  # the parent's pool of threads was not forked
-        function()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def wait_for(pid: int, patience_s: float = 90) -> int:
-    """The status of a child, which is killed if it takes too long: ranks can wait without end."""
-    end_s = time.monotonic() + patience_s
-    while time.monotonic() < end_s:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return status
-        time.sleep(0.01)
-    os.killpg(pid, signal.SIGKILL)
-    return os.waitpid(pid, 0)[1]
+    return Child(join)
 
 
 class Source:
@@ -358,7 +328,7 @@ def test_a_lost_rank_ends_all_and_other_numbers_of_ranks_go_on(
         return refused(lambda: trained(replace(cfg, folder=folder), source))
 
     found = in_ranks(lose, n_ranks)
-    assert found.pop(lost) == signal.SIGKILL
+    assert found.pop(lost) == -signal.SIGKILL
     assert all(re.search(r"rank \d of \d lost the others: .* all of them again", x) for x in found)
     with safe_open(folder / "checkpoint.safetensors", "pt") as file:
         assert json.loads(file.metadata()["training"])["step"] == (4 if lost else 3)
@@ -382,7 +352,9 @@ def test_a_lost_rank_ends_all_and_other_numbers_of_ranks_go_on(
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_torchrun_starts_it_again_and_it_goes_on(data: dict[str, Tensor], tmp_path: Path) -> None:
+def test_torchrun_starts_it_again_and_it_goes_on(
+    data: dict[str, Tensor], tmp_path: Path, in_child: Callable[..., Child]
+) -> None:
     """By torchrun's own agent, in a fork of this process, whose workers are forks again."""
     cfg = replace(CFG, checkpoint_every=2)
     whole = trained(cfg, Source(data, 40))
@@ -412,7 +384,7 @@ def test_torchrun_starts_it_again_and_it_goes_on(data: dict[str, Tensor], tmp_pa
             work,
         )()
 
-    assert wait_for(fork(agent)) == 0
+    assert in_child(agent).wait() == 0
     assert (tmp_path / "killed").exists()
     (first,) = tmp_path.glob("0.of.*")
     assert int(first.suffix[1:]) <= 4

@@ -1,12 +1,9 @@
 """What follows a training: the CSV file, TensorBoard, Weights & Biases, and logs that fail."""
 
-import multiprocessing
-import os
 import signal
 import sys
 import time
 import types
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +21,8 @@ from hooked_whisper.sae.training.checkpoint import read_checkpoint
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.logs import TensorBoardLog, TrainingLog, WandbLog
 from hooked_whisper.sae.training.train import train_sae, train_saes
+
+from ...processes import Child, shared_count
 
 Make = Callable[..., Iterator[Tensor]]
 Line = dict[str, Any]
@@ -179,7 +178,7 @@ def test_tensorboard_shows_the_config(sparse_batches: Make, tmp_path: Path) -> N
 
 
 def test_killed_and_gone_on_with_every_step_is_there_once(
-    sparse_batches: Make, tmp_path: Path, without_shape_checks: None
+    sparse_batches: Make, tmp_path: Path, in_child: Callable[..., Child], without_shape_checks: None
 ) -> None:
     """kill -9 of a real process, 5 steps or more after a checkpoint, with half a row behind it."""
     cfg = replace(CFG, n_steps=40, log_every=1, checkpoint_every=10, folder=tmp_path / "sae")
@@ -187,25 +186,18 @@ def test_killed_and_gone_on_with_every_step_is_there_once(
     lines: list[Line] = []
     quick(whole, sparse_batches(40), on_log=lines.append)
 
-    def train(steps: Any) -> None:
+    step = shared_count()
+
+    def train() -> None:
         def report(line: Line) -> None:
-            steps.send(line["step"])
+            step.value = line["step"]
             time.sleep(0.02)
 
-        torch.set_num_threads(1)
         quick(cfg, sparse_batches(40), on_log=[TensorBoardLog(tmp_path / "tb"), report])
 
-    here, there = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=train, args=(there,))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
-        process.start()
-    while here.recv() < 25:
-        pass
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    child = in_child(train)
+    child.wait_until(lambda: step.value >= 25)
+    assert child.kill(signal.SIGKILL) == -signal.SIGKILL
     assert curves(tmp_path / "tb")["training/loss"][-1][0] >= 25
     time.sleep(1)  # TensorBoard reads its files in the order of the seconds in their names
     with (cfg.folder / "log.csv").open("a") as file:

@@ -1,10 +1,8 @@
 import json
-import multiprocessing
 import os
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,8 @@ from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.logs import TrainingLog
 from hooked_whisper.sae.training.sources import MemoryActivations
 from hooked_whisper.sae.training.train import train_sae, train_saes
+
+from ...processes import Child, shared_count
 
 Make = Callable[..., Iterator[Tensor]]
 
@@ -161,30 +161,23 @@ def run_until_call(at: int | None, run: Callable[[], object]) -> int:
 
 
 def test_a_real_ctrl_c_in_another_process(
-    sparse_batches: Make, tmp_path: Path, without_shape_checks: None
+    sparse_batches: Make, tmp_path: Path, in_child: Callable[..., Child], without_shape_checks: None
 ) -> None:
     cfg = replace(CFG, n_vectors=None, n_steps=60, folder=tmp_path, log_every=5)
 
-    def train(steps: Any) -> None:
+    step = shared_count()
+
+    def train() -> None:
         def report(line: dict[str, Any]) -> None:
-            steps.send(line["step"])
+            step.value = line["step"]
             time.sleep(0.1)
 
-        torch.set_num_threads(1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         quick(cfg, sparse_batches(60), on_log=report)
 
-    here, there = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=train, args=(there,))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
-        process.start()
-    while here.recv() < 20:
-        pass
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)
-    process.join(60)
-    assert process.exitcode == 1
+    child = in_child(train)
+    child.wait_until(lambda: step.value >= 20)
+    assert child.kill(signal.SIGINT) == 1
     with safe_open(tmp_path / "checkpoint.safetensors", "pt") as file:
         assert 20 <= json.loads(file.metadata()["training"])["step"] < 60
     resumed = quick(cfg, sparse_batches(60), resume=True)
