@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 TL3 := .venv-tl3
 TL3_STAMP := $(TL3)/.installed
 TL3_TESTS := $(wildcard tests/hooks/test_points.py tests/hooks/test_root.py \
-  tests/hooks/test_run_with_cache.py tests/model/test_splicing.py \
+  tests/hooks/test_run_with_cache.py tests/hooks/test_splicing.py \
   tests/contract/test_transformer_lens.py tests/sae/test_sae_lens.py \
   tests/contract/test_coming_from.py tests/contract/test_comparison.py)
 

@@ -33,7 +33,7 @@ ATTACHING = {
         "hooks/points.py",
         "hooks/root.py",
         "hooks/splice_site.py",
-        "model/splicing.py",
+        "hooks/splicing.py",
         "interventions/edits.py",
     )
 }

@@ -1,7 +1,7 @@
 """Names for activations, and what reads, keeps and replaces them, in any model that has them.
 
 The one room that imports transformer_lens. A hook point has a name, axes and
-checked hooks (`points`); a root module finds them by `names` and runs with hooks
-and caches (`root`, `collector`, `cache`, `residual`); `splice` puts an autoencoder
-behind one; `passes` says what a hook can know of the pass that it fires in.
+checked hooks (`points`); `root` has the class that finds them by `names`, and runs with
+hooks (`attached`), caches (`collector`, `cache`, `residual`) and autoencoders (`splicing`
+at a `splice_site`, each a `splice`); `passes` says what a hook can know of its pass.
 """

@@ -1,11 +1,62 @@
-"""Hooks that go together: attached all or none, and taken away together, whenever Ctrl-C comes."""
+"""What is there for a while: hooks, all or none, whenever Ctrl-C comes; frozen parameters."""
 
-from collections.abc import Iterable
-from typing import Any
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
+from torch import nn
 from transformer_lens import hook_points as lens
 
+from hooked_whisper.errors import HookError
+from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.hooks.points import Direction, HookFunction, HookPoint, Scope
+from hooked_whisper.interrupts import Temporarily
+
+
+@runtime_checkable
+class HookedModel(Protocol):
+    """What functions beside `HookedEncoderDecoder` know of it."""
+
+    hook_dict: dict[str, HookPoint]
+    mod_dict: dict[str, nn.Module]
+    _scopes: list[Scope]
+    _attached: list[Any]
+
+    def hook_names(self, names_filter: NamesFilter = None) -> list[str]: ...
+    def axis_sizes(self, name: str) -> tuple[int | None, ...]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def clear_contexts(self) -> None: ...
+
+
+def open_scope(model: HookedModel, scope: Scope) -> None:
+    """Have a model for this thread for a while.
+
+    Raises:
+        HookError: Another one has it.
+    """
+    for other in list(model._scopes):
+        other.check("the model")
+    scope.thread = threading.get_ident()
+    model._scopes.append(scope)
+
+
+def close_scope(model: HookedModel, scope: Scope) -> None:
+    """Give it back; what is still attached then stays, for every thread."""
+    scope.thread = None
+    model._scopes = [each for each in model._scopes if each is not scope]
+
+
+def by_point(model: HookedModel, hooks: Iterable[Any]) -> list[tuple[HookPoint, HookFunction]]:
+    """Each function with every single point that it goes to, all checked before any is used."""
+    found = []
+    for pair in hooks:
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not callable(pair[1]):
+            raise HookError(
+                f"{pair!r} is no hook. Pass pairs of a name and a function of (value, hook)."
+            )
+        found += [(model.hook_dict[name], pair[1]) for name in model.hook_names(pair[0])]
+    return found
 
 
 class AttachedHooks:
@@ -58,16 +109,16 @@ class TemporaryHooks:
 
     def __init__(
         self,
-        model: Any,
+        model: HookedModel,
         fwd_hooks: Iterable[Any],
         bwd_hooks: Iterable[Any] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> None:
         self.model = model
-        self.hooks: dict[Direction, list[Any]] = {
-            "fwd": model._resolve(fwd_hooks),
-            "bwd": model._resolve(bwd_hooks),
+        self.hooks: dict[Direction, list[tuple[HookPoint, HookFunction]]] = {
+            "fwd": by_point(model, fwd_hooks),
+            "bwd": by_point(model, bwd_hooks),
         }
         self.stays, self.clears = not reset_hooks_end, clear_contexts
         self.scope = Scope()
@@ -75,11 +126,11 @@ class TemporaryHooks:
         self.is_whole = False
 
     def begin(self) -> None:
-        self.model._open_scope(self.scope)
+        open_scope(self.model, self.scope)
         level = len(self.model._scopes)
         for direction, pairs in self.hooks.items():
-            for name, function in pairs:
-                self.attached.add(self.model.hook_dict[name], function, direction, level=level)
+            for point, function in pairs:
+                self.attached.add(point, function, direction, level=level)
         self.is_whole = True
 
     def end(self) -> None:
@@ -87,4 +138,24 @@ class TemporaryHooks:
             self.attached.remove()
             if self.clears:
                 self.model.clear_contexts()
-        self.model._close_scope(self.scope)
+        close_scope(self.model, self.scope)
+
+
+@dataclass
+class _Freezing:
+    """The work of `frozen`."""
+
+    parameters: list[nn.Parameter]
+
+    def begin(self) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+
+    def end(self) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+
+
+def frozen(parameters: list[nn.Parameter]) -> Temporarily[None]:
+    """Parameters that need no gradients for the length of a `with` block."""
+    return Temporarily(None, lambda: _Freezing(parameters))

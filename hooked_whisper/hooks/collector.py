@@ -4,11 +4,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hooked_whisper.config import FRAMES_PER_POSITION
 from hooked_whisper.device import as_device
-from hooked_whisper.errors import CacheError
+from hooked_whisper.errors import CacheError, HookNameError
+from hooked_whisper.hooks.attached import HookedModel, frozen
+from hooked_whisper.hooks.names import NamesFilter, is_exact
 from hooked_whisper.hooks.points import HookPoint
 
 Index = int | slice | list[int] | Tensor
@@ -193,3 +195,35 @@ def check_dtype(dtype: Any) -> torch.dtype:
         names = ", ".join(map(str, FLOATS))
         raise CacheError(f"dtype is {dtype!r:.100}; activations are kept in one of {names}.")
     return dtype
+
+
+def run_backward(model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    """Run forward and backward without leaving gradients on the parameters."""
+    needed = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.enable_grad(), frozen(needed):
+        output = model(*args, **kwargs)
+        if not isinstance(output, Tensor) or output.numel() != 1:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise CacheError(
+                f"incl_bwd needs one number to start from; the model returned {shape}. "
+                'Pass return_type="loss".'
+            )
+        output.backward()
+    return output.detach()
+
+
+def check_fired(model: HookedModel, names_filter: NamesFilter, collector: Collector) -> None:
+    """Refuse to leave out in silence what was asked for by name, or to return nothing."""
+    if names_filter is None:
+        return
+    asked: list[Any] = [names_filter]
+    if isinstance(names_filter, (list, tuple, set)) and not is_exact(names_filter):
+        asked = list(names_filter)
+    exact = [name for each in asked if is_exact(each) for name in model.hook_names(each)]
+    missing = [name for name in exact if name not in collector.tensors]
+    if missing or not collector.tensors:
+        what = repr(missing[0]) if missing else f"none of {names_filter!r}"
+        raise HookNameError(
+            f"{what} did not fire in this run. The decoder's hooks need tokens, and those "
+            "behind stop_at_layer never run."
+        )

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, cast
 
-from hooked_whisper.config import Stack
+from hooked_whisper.config import HookedWhisperConfig, Stack
 from hooked_whisper.errors import HookDisabledError, HookNameError
 
 NamesFilter = str | Collection[Any] | Callable[[str], bool] | None
@@ -216,3 +216,26 @@ def explain_miss(wanted: str, names: Collection[str]) -> str:
         near = [name for name in names if name.split(".")[-1].removeprefix("hook_") == wanted][:3]
     hint = f"Nearest: {', '.join(near)}. " if near else ""
     return f"{what} {wanted!r}. {hint}List names with model.hook_names()."
+
+
+def axis_lengths(cfg: HookedWhisperConfig, name: str) -> dict[str, int | None]:
+    """The length of each axis that a hook may have; None where it depends on the input."""
+    base, stack = site_of(name), stack_of(name)
+    n_pos = None if stack == "decoder" else cfg.n_audio_ctx
+    sizes: dict[str, int | None] = {
+        "mel": cfg.n_mels,
+        "frame": cfg.n_frames,
+        "pos": n_pos,
+        "query": n_pos,
+        "key": cfg.n_audio_ctx if "cross" in name else n_pos,
+        "head": cfg.n_heads(stack),
+        "d_head": cfg.d_head(stack),
+        "d_model": cfg.d_model,
+        "d_mlp": cfg.d_mlp,
+        "vocab": cfg.d_vocab,
+    }
+    if base.endswith("hook_scale"):
+        sizes["d_model"] = 1  # one number for each vector
+    if ".ln1." in base and cfg.use_split_qkv_input:
+        sizes["head"] = 3 * cfg.n_heads(stack)  # the inputs of q, k and v, side by side
+    return sizes

@@ -3,14 +3,14 @@
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformer_lens import hook_points as lens
 
-from hooked_whisper.errors import HookDisabledError, HookError, HookResultError
+from hooked_whisper.errors import ConfigError, HookDisabledError, HookError, HookResultError
 
 Direction = Literal["fwd", "bwd"]
 
@@ -153,6 +153,22 @@ class HookPoint(lens.HookPoint):
         handle = handles[0 if prepend else -1]
         handle.user_hook = hook
         return handle
+
+
+def set_enabled(points: Iterable[HookPoint], flag: str, use: bool) -> None:
+    """Let the points that wait for a flag fire, or not.
+
+    Raises:
+        ConfigError: One of them has hooks, which would never fire; nothing was changed.
+    """
+    waiting = [point for point in points if point.flag == flag]
+    if not use and (hooked := [point.name for point in waiting if point.is_hooked]):
+        raise ConfigError(
+            f"{flag} cannot go off while {hooked[0]!r} has hooks or an SAE, which would never "
+            "fire. Call model.reset_hooks() or model.reset_saes() first."
+        )
+    for point in waiting:
+        point.enabled = use
 
 
 def is_watched(*modules: nn.Module) -> bool:

@@ -1,8 +1,6 @@
-"""What any hooked encoder-decoder has: hook names, temporary and lasting hooks, caching."""
+"""A hooked encoder-decoder: hook names, hooks that stay or go, caches, autoencoders."""
 
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -10,39 +8,32 @@ from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 
 from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.errors import CacheError, HookError, HookNameError
+from hooked_whisper.errors import CacheError
+from hooked_whisper.hooks import splicing
 from hooked_whisper.hooks.attached import AttachedHooks, TemporaryHooks
 from hooked_whisper.hooks.cache import WhisperCache
-from hooked_whisper.hooks.collector import Collector, Index, StepCollector
-from hooked_whisper.hooks.names import (
-    NamesFilter,
-    count_layers,
-    is_exact,
-    match_names,
-    site_of,
-    stack_of,
+from hooked_whisper.hooks.collector import (
+    Collector,
+    Index,
+    StepCollector,
+    check_fired,
+    run_backward,
 )
+from hooked_whisper.hooks.names import NamesFilter, axis_lengths, count_layers, match_names
 from hooked_whisper.hooks.points import Direction, HookPoint, Scope, is_watched
+from hooked_whisper.hooks.splice import Splice
+from hooked_whisper.hooks.splicing import SAEs
 from hooked_whisper.interrupts import Temporarily
 
 Hook = tuple[NamesFilter, Callable[..., Any]]
 """Where to hook, and the function of `(value, hook)`."""
 
-
 Model = TypeVar("Model", bound="HookedEncoderDecoder")
 
-_INHERITED = {
-    "add_caching_hooks",
-    "cache_all",
-    "cache_some",
-    "check_and_add_hook",
-    "check_hooks_to_add",
-    "context_level",
-    "get_caching_hooks",
-    "is_caching",
-    "remove_all_hook_fns",
-    "setup",
-}
+_INHERITED = set(
+    "add_caching_hooks cache_all cache_some check_and_add_hook check_hooks_to_add context_level "
+    "get_caching_hooks is_caching remove_all_hook_fns setup".split()
+)
 """What TransformerLens's root module has for itself, or from before `run_with_cache`."""
 
 
@@ -61,6 +52,16 @@ class HookedEncoderDecoder(HookedRootModule):
     def __dir__(self) -> list[str]:
         """The names that editors offer: without what TransformerLens calls inside."""
         return sorted({*super().__dir__()} - _INHERITED)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are kept in."""
+        return next(self.parameters()).dtype
 
     @property
     def _disabled(self) -> dict[str, str]:
@@ -87,26 +88,8 @@ class HookedEncoderDecoder(HookedRootModule):
         Args:
             name: A hook, also one of an autoencoder that is spliced in.
         """
-        cfg, point = self.cfg, self.hook_dict[name]
-        base, stack = site_of(name), stack_of(name)
-        n_pos = None if stack == "decoder" else cfg.n_audio_ctx
-        sizes: dict[str, int | None] = {
-            "mel": cfg.n_mels,
-            "frame": cfg.n_frames,
-            "pos": n_pos,
-            "query": n_pos,
-            "key": cfg.n_audio_ctx if "cross" in name else n_pos,
-            "head": cfg.n_heads(stack),
-            "d_head": cfg.d_head(stack),
-            "d_model": cfg.d_model,
-            "d_mlp": cfg.d_mlp,
-            "vocab": cfg.d_vocab,
-        }
-        if base.endswith("hook_scale"):
-            sizes["d_model"] = 1  # one number for each vector
-        if ".ln1." in base and cfg.use_split_qkv_input:
-            sizes["head"] = 3 * cfg.n_heads(stack)  # the inputs of q, k and v, side by side
-        sizes |= point.sizes
+        point = self.hook_dict[name]
+        sizes = {**axis_lengths(self.cfg, name), **point.sizes}
         return tuple(sizes.get(axis) for axis in point.axes)
 
     def add_hook(
@@ -142,6 +125,7 @@ class HookedEncoderDecoder(HookedRootModule):
     def setup(self) -> None:
         super().setup()
         self._scopes: list[Scope] = []
+        self._attached: list[Splice] = []
 
     def hooks(  # type: ignore[override]  # more than a generator's
         self: Model,
@@ -164,22 +148,6 @@ class HookedEncoderDecoder(HookedRootModule):
             self,
             lambda: TemporaryHooks(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts),
         )
-
-    def _open_scope(self, scope: Scope) -> None:
-        """Have the model for this thread for a while.
-
-        Raises:
-            HookError: Another one has it.
-        """
-        for other in list(self._scopes):
-            other.check("the model")
-        scope.thread = threading.get_ident()
-        self._scopes.append(scope)
-
-    def _close_scope(self, scope: Scope) -> None:
-        """Give it back; what is still attached then stays, for every thread."""
-        scope.thread = None
-        self._scopes = [each for each in self._scopes if each is not scope]
 
     def run_with_hooks(
         self,
@@ -283,85 +251,149 @@ class HookedEncoderDecoder(HookedRootModule):
         )
         caching = [(names, collector)] if names else []
         with self.hooks([*fwd_hooks, *caching], bwd_hooks, reset_hooks_end, clear_contexts):
-            if incl_bwd:
-                output = self._run_backward(*args, **kwargs)
-            else:
-                output = self(*args, **kwargs)
-        self._check_fired(names_filter, collector)
+            output = run_backward(self, *args, **kwargs) if incl_bwd else self(*args, **kwargs)
+        check_fired(self, names_filter, collector)
         if isinstance(output, Tensor) and collector.shares_memory(output):
             output = output.clone()
         return output, self._make_cache(collector, *args, **kwargs)
 
     def _make_cache(
-        self, collector: Collector | StepCollector, *args: Any, **kwargs: Any
+        self, collector: Collector | StepCollector, mel: Any = None, *_: Any, **options: Any
     ) -> WhisperCache:
-        """What was collected, in the model's order; subclasses may know more of their input."""
+        """What was collected, in the model's order, and how much of its mel holds sound."""
         found = collector.tensors
         names = dict.fromkeys(name for name in (*self.hook_dict, *found) if name in found)
-        tensors = {name: found[name] for name in names}
-        return WhisperCache(tensors, collector.axes, n_layers=self.layer_counts())
+        return WhisperCache(
+            {name: found[name] for name in names},
+            collector.axes,
+            getattr(mel, "n_frames", None),
+            self.layer_counts(),
+        )
 
     def layer_counts(self) -> dict[str, int]:
         """Layers of each stack."""
         return {stack: count_layers(stack, self.hook_dict) for stack in ("encoder", "decoder")}
 
-    def _check_fired(self, names_filter: NamesFilter, collector: Collector) -> None:
-        """Refuse to leave out in silence what was asked for by name, or to return nothing."""
-        if names_filter is None:
-            return
-        asked: list[Any] = [names_filter]
-        if isinstance(names_filter, (list, tuple, set)) and not is_exact(names_filter):
-            asked = list(names_filter)
-        exact = [name for each in asked if is_exact(each) for name in self.hook_names(each)]
-        missing = [name for name in exact if name not in collector.tensors]
-        if missing or not collector.tensors:
-            what = repr(missing[0]) if missing else f"none of {names_filter!r}"
-            raise HookNameError(
-                f"{what} did not fire in this run. The decoder's hooks need tokens, and those "
-                "behind stop_at_layer never run."
-            )
+    # Autoencoders
 
-    def _run_backward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run forward and backward without leaving gradients on the parameters."""
-        needed = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        with torch.enable_grad(), frozen(needed):
-            output = self(*args, **kwargs)
-            if not isinstance(output, Tensor) or output.numel() != 1:
-                shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-                raise CacheError(
-                    f"incl_bwd needs one number to start from; the model returned {shape}. "
-                    'Pass return_type="loss".'
-                )
-            output.backward()
-        return output.detach()
+    def add_sae(
+        self,
+        sae: Any,
+        hook_name: NamesFilter = None,
+        use_error_term: bool | None = None,
+        *,
+        speech_only: bool = False,
+        hook_name_out: str | None = None,
+    ) -> None:
+        """Splice an autoencoder in, until SAEs are reset; behind those that are there already.
 
-    def _resolve(self, hooks: Iterable[Hook]) -> list[Any]:
-        """Each function with every single name that it goes to, all checked before any is used."""
-        resolved = []
-        for pair in hooks:
-            if not isinstance(pair, Sequence) or len(pair) != 2 or not callable(pair[1]):
-                raise HookError(
-                    f"{pair!r} is no hook. Pass pairs of a name and a function of (value, hook)."
-                )
-            resolved += [(name, pair[1]) for name in self.hook_names(pair[0])]
-        return resolved
+        Args:
+            sae: Anything with `encode` and `decode`, on any leading axes.
+            hook_name: Where: a name, or a filter for several sites; None is
+                the hook that the autoencoder says it was trained on. At
+                `[... head d_head]` sites it may read one head's width or all heads' together.
+            use_error_term: Add what it fails to reconstruct, so that without
+                edits nothing changes; None is its own `use_error_term`, or False.
+            speech_only: In the encoder, leave the positions alone that are
+                padding, behind `Mel.n_positions`. Of a plain tensor: those of
+                mel frames that equal the window's last one, to its end.
+            hook_name_out: For a transcoder, the hook whose activation it
+                replaces, while it reads that of `hook_name`. Its hook points are there.
+                Needed where `hook_name` is not the one that its configuration names.
 
+        Raises:
+            HookNameError: No such hook, or one behind a flag that is off.
+            SpliceError: It does not fit there. Nothing was attached.
+        """
+        pair = (hook_name, sae)
+        splices = splicing.prepare(self, [pair], use_error_term, speech_only, hook_name_out)
+        splicing.attach(self, splices)
 
-@dataclass
-class _Freezing:
-    """The work of `frozen`."""
+    def reset_saes(self, names: NamesFilter = None) -> None:
+        """Take out all autoencoders, or those at some sites; hooks on the sites themselves stay.
 
-    parameters: list[nn.Parameter]
+        Raises:
+            HookNameError: No such hook.
+        """
+        sites = set(self.hook_names(names))
+        splicing.detach(self, [each for each in self._attached if each.site.hook_out in sites])
 
-    def begin(self) -> None:
-        for parameter in self.parameters:
-            parameter.requires_grad_(False)
+    @property
+    def acts_to_saes(self) -> dict[str, list[Any]]:
+        """The autoencoders at each site that has any, in the order in which they act."""
+        found: dict[str, list[Any]] = {}
+        for each in self._attached:
+            found.setdefault(each.site.hook_out, []).append(each.site.sae)
+        return found
 
-    def end(self) -> None:
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
+    def saes(
+        self: Model, saes: SAEs, use_error_term: bool | None = None, *, speech_only: bool = False
+    ) -> Temporarily[Model]:
+        """Have autoencoders spliced in for the length of a `with` block, however it ends.
 
+        Args:
+            saes: Autoencoders by hook name, `{hook_name: sae}`, a list of them
+                where several sit at one site in that order; or a list of
+                autoencoders that name their hook themselves.
+            use_error_term: As in `add_sae`, for all of them.
+            speech_only: As in `add_sae`, for those in the encoder.
 
-def frozen(parameters: list[nn.Parameter]) -> Temporarily[None]:
-    """Parameters that need no gradients for the length of a `with` block."""
-    return Temporarily(None, lambda: _Freezing(parameters))
+        Raises:
+            SpliceError: One does not fit; none was attached.
+            HookError: As in `hooks`, where two threads have the model at once.
+        """
+        return Temporarily(
+            self,
+            lambda: splicing.TemporarySplices(
+                self, splicing.prepare(self, splicing.pairs_of(saes), use_error_term, speech_only)
+            ),
+        )
+
+    def run_with_saes(
+        self,
+        *args: Any,
+        saes: SAEs = (),
+        use_error_term: bool | None = None,
+        speech_only: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the model once with autoencoders spliced in.
+
+        Args:
+            args, kwargs: What the model is called with: `mel`, `tokens`, `return_type`, ...
+            saes: Autoencoders by hook name, or those that name their hook; see `saes`.
+            use_error_term: As in `add_sae`, for all of them.
+            speech_only: As in `add_sae`, for those in the encoder.
+
+        Returns:
+            What the model returned.
+
+        Raises:
+            SpliceError: One does not fit; nothing was run.
+        """
+        with self.saes(saes, use_error_term, speech_only=speech_only):
+            return self(*args, **kwargs)
+
+    def run_with_cache_with_saes(
+        self,
+        *args: Any,
+        saes: SAEs = (),
+        use_error_term: bool | None = None,
+        speech_only: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, WhisperCache]:
+        """`run_with_cache` with autoencoders spliced in, whose activations are kept too."""
+        with self.saes(saes, use_error_term, speech_only=speech_only):
+            return self.run_with_cache(*args, **kwargs)
+
+    def run_with_hooks_with_saes(
+        self,
+        *args: Any,
+        saes: SAEs = (),
+        use_error_term: bool | None = None,
+        speech_only: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """`run_with_hooks` with autoencoders spliced in, whose hook points take hooks too."""
+        with self.saes(saes, use_error_term, speech_only=speech_only):
+            return self.run_with_hooks(*args, **kwargs)

@@ -1,6 +1,6 @@
 """How a Whisper is called: what it takes, checked; what it returns; and its types for editors.
 
-`WhisperBase` is what functions beside `HookedWhisper` know of it.
+`WhisperBase` is for those types alone: when the program runs, it is `HookedEncoderDecoder`.
 """
 
 import functools
@@ -17,10 +17,10 @@ from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import FLOATS, Index
 from hooked_whisper.hooks.names import NamesFilter
-from hooked_whisper.hooks.root import Hook
+from hooked_whisper.hooks.root import Hook, HookedEncoderDecoder
+from hooked_whisper.hooks.splicing import SAEs
 from hooked_whisper.model.decoder import Decoder
 from hooked_whisper.model.encoder import Encoder
-from hooked_whisper.model.splicing import SAEs, Splicing
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import check_tokens
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from typing import TypedDict, overload
 
     from typing_extensions import Unpack
-    from whisper.model import ModelDimensions
 
 ReturnType = Literal["logits", "loss", "both"] | None
 StopAt = tuple[Stack, int] | None
@@ -112,44 +111,19 @@ def check_layer(cfg: HookedWhisperConfig, name: str, given: Any) -> tuple[Stack,
     return stack, layer + n_layers if layer < 0 else layer
 
 
-class WhisperBase(Splicing):
-    """The parts of a Whisper, and its calls with what each returns.
+if TYPE_CHECKING:
 
-    A tensor by default and for the loss; with another `return_type`, or one
-    that is only known when the program runs, Any. The calls' meaning is said
-    where they are.
-    """
+    class WhisperBase(HookedEncoderDecoder):
+        """What functions beside `HookedWhisper` know of it, and what each call returns.
 
-    encoder: Encoder
-    decoder: Decoder
-    alignment_heads: Tensor
+        A tensor by default and for the loss; with another `return_type`, or one
+        that is only known when the program runs, Any. The calls' meaning is said
+        where they are.
+        """
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the weights are kept in."""
-        return next(self.parameters()).dtype
-
-    @property
-    def dims(self) -> "ModelDimensions":
-        """The sizes, as openai-whisper writes them."""
-        return self.cfg.dims
-
-    @property
-    def is_multilingual(self) -> bool:
-        """Whether the vocabulary has language tokens."""
-        return self.cfg.is_multilingual
-
-    @property
-    def num_languages(self) -> int:
-        """Languages in the vocabulary."""
-        return self.cfg.n_languages
-
-    if TYPE_CHECKING:
+        encoder: Encoder
+        decoder: Decoder
+        alignment_heads: Tensor
 
         class _Call(TypedDict, total=False):
             encoder_output: Tensor | None
@@ -303,6 +277,9 @@ class WhisperBase(Splicing):
         def run_with_cache_with_saes(
             self, *args: Any, **options: Any
         ) -> tuple[Any, WhisperCache]: ...
+
+else:
+    WhisperBase = HookedEncoderDecoder
 
 
 def check_stream(

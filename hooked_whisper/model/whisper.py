@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from hooked_whisper.config import FLAGS, HookedWhisperConfig, Stack
 from hooked_whisper.device import as_device
-from hooked_whisper.errors import ConfigError, TokenError
-from hooked_whisper.hooks.cache import WhisperCache
-from hooked_whisper.hooks.collector import Collector, StepCollector
+from hooked_whisper.errors import TokenError
 from hooked_whisper.hooks.passes import PassInfo
+from hooked_whisper.hooks.points import set_enabled
 from hooked_whisper.model import describe, openai_api, processing
 from hooked_whisper.model import generate as generation
 from hooked_whisper.model.calls import (
@@ -40,6 +39,7 @@ from hooked_whisper.weights.registry import load_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+    from whisper.model import ModelDimensions
 
 
 @by_name
@@ -50,9 +50,15 @@ class HookedWhisper(WhisperBase):
     `from_pretrained` for real ones. Activations run in the mel's dtype;
     `model.to_mel` gives the model's own.
 
+    Names and hooks (`hook_names`, `add_hook`, `hooks`, `run_with_hooks`), caches
+    (`run_with_cache`) and autoencoders (`add_sae`, `saes`, `run_with_saes`) are
+    `HookedEncoderDecoder`'s.
+
     Args:
         cfg: Sizes and switches.
     """
+
+    # Making one
 
     def __init__(self, cfg: HookedWhisperConfig) -> None:
         super().__init__()
@@ -145,17 +151,13 @@ class HookedWhisper(WhisperBase):
 
     @classmethod
     def _from_loaded(
-        cls,
-        loaded: LoadedWeights,
-        device: torch.device,
-        dtype: torch.dtype,
+        cls, loaded: LoadedWeights, device: torch.device, dtype: torch.dtype
     ) -> "Self":
         with torch.device("meta"):
             model = cls(loaded.cfg)
         assign_weights(model, loaded, device=device, dtype=dtype)
-        if loaded.alignment_heads is not None:
-            model.alignment_heads = loaded.alignment_heads.to_sparse()
-        model.alignment_heads = model.alignment_heads.to(device)
+        own, heads = model.alignment_heads, loaded.alignment_heads
+        model.alignment_heads = (own if heads is None else heads.to_sparse()).to(device)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -176,8 +178,45 @@ class HookedWhisper(WhisperBase):
                 as_device(place)
         return super().to(*args, **kwargs)
 
+    # What it is
+
     __repr__ = describe.as_text
     _repr_html_ = describe.as_html
+
+    @property
+    def dims(self) -> "ModelDimensions":
+        """The sizes, as openai-whisper writes them."""
+        return self.cfg.dims
+
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether the vocabulary has language tokens."""
+        return self.cfg.is_multilingual
+
+    @property
+    def num_languages(self) -> int:
+        """Languages in the vocabulary."""
+        return self.cfg.n_languages
+
+    @property
+    def W_E(self) -> Float[Tensor, "vocab d_model"]:
+        """The token embedding."""
+        return self.decoder.W_E
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model vocab"]:
+        """The unembedding; a view of the token embedding unless weights were processed."""
+        return self.decoder.W_U
+
+    @property
+    def b_U(self) -> Float[Tensor, " vocab"]:
+        """The unembedding's bias; zeros unless weights were processed."""
+        return self.decoder.b_U
+
+    @property
+    def W_pos(self) -> Float[Tensor, "pos d_model"]:
+        """The decoder's learned positions; the encoder's are `model.encoder.W_pos`."""
+        return self.decoder.W_pos
 
     # Running
 
@@ -287,16 +326,7 @@ class HookedWhisper(WhisperBase):
         """
         if tokens.shape[1] < 2:
             raise TokenError("the loss of 1 token is asked for; a first token has none before it.")
-        is_text = speech_tokens.is_text(tokens, self.cfg)
-        return next_token_loss(logits, tokens, is_text, per_token)
-
-    def _make_cache(
-        self, collector: Collector | StepCollector, *args: Any, **kwargs: Any
-    ) -> WhisperCache:
-        cache = super()._make_cache(collector, *args, **kwargs)
-        mel = args[0] if args else kwargs.get("mel")
-        cache.n_frames = mel.n_frames if isinstance(mel, Mel) else None
-        return cache
+        return next_token_loss(logits, tokens, speech_tokens.is_text(tokens, self.cfg), per_token)
 
     # Speech in, text out
 
@@ -340,33 +370,10 @@ class HookedWhisper(WhisperBase):
     detect_language = openai_api.detect_language
 
     # What openai-whisper's functions ask of its own class
-
     embed_audio = openai_api.embed_audio
     logits = openai_api.logits
     install_kv_cache_hooks = openai_api.install_kv_cache_hooks
     set_alignment_heads = openai_api.set_alignment_heads
-
-    # Weights by TransformerLens's names
-
-    @property
-    def W_E(self) -> Float[Tensor, "vocab d_model"]:
-        """The token embedding."""
-        return self.decoder.W_E
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model vocab"]:
-        """The unembedding; a view of the token embedding unless weights were processed."""
-        return self.decoder.W_U
-
-    @property
-    def b_U(self) -> Float[Tensor, " vocab"]:
-        """The unembedding's bias; zeros unless weights were processed."""
-        return self.decoder.b_U
-
-    @property
-    def W_pos(self) -> Float[Tensor, "pos d_model"]:
-        """The decoder's learned positions; the encoder's are `model.encoder.W_pos`."""
-        return self.decoder.W_pos
 
     # Flags
 
@@ -387,14 +394,7 @@ class HookedWhisper(WhisperBase):
         self._set_flag("use_hook_mlp_in", use)
 
     def _set_flag(self, flag: str, use: bool) -> None:
-        points = [point for point in self.hook_dict.values() if point.flag == flag]
-        if not use and (hooked := [point.name for point in points if point.is_hooked]):
-            raise ConfigError(
-                f"{flag} cannot go off while {hooked[0]!r} has hooks or an SAE, which would never "
-                "fire. Call model.reset_hooks() or model.reset_saes() first."
-            )
+        set_enabled(self.hook_dict.values(), flag, use)
         self.cfg = replace(self.cfg, **cast(dict[str, Any], {flag: use}))
-        for point in points:
-            point.enabled = use
         for block in [*self.encoder.blocks, *self.decoder.blocks]:
             block.declare_axes()

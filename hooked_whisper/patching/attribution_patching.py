@@ -23,11 +23,12 @@ from torch import Tensor
 
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError, MetricError
+from hooked_whisper.hooks.attached import frozen
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import GRADIENT_SUFFIX, Collector
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.hooks.points import HookPoint, is_watched
-from hooked_whisper.hooks.root import Hook, frozen
+from hooked_whisper.hooks.root import Hook
 from hooked_whisper.interventions.edits import check_fits
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.base import check_values, metric_name

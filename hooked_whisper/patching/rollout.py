@@ -21,8 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.errors import InterventionError, SiteError
+from hooked_whisper.hooks.attached import frozen
 from hooked_whisper.hooks.points import HookPoint
-from hooked_whisper.hooks.root import frozen
 from hooked_whisper.metrics.tokens import LogProb, TokenIds
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel

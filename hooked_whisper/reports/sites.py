@@ -17,7 +17,7 @@ from hooked_whisper.data.hook_rows import choose_hooks
 from hooked_whisper.errors import InputError, SpliceError
 from hooked_whisper.hooks.names import stack_of
 from hooked_whisper.hooks.splice_site import SpliceSite
-from hooked_whisper.model.splicing import splice_site
+from hooked_whisper.hooks.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import has_tokenizer

@@ -2,7 +2,7 @@
 
 from hooked_whisper.analysis.selectivity import selectivity
 from hooked_whisper.hooks.splice_site import SpliceSite
-from hooked_whisper.model.splicing import splice_site
+from hooked_whisper.hooks.splicing import splice_site
 from hooked_whisper.sae.architectures import ARCHITECTURES, make_sae
 from hooked_whisper.sae.architectures.batch_topk import (
     BatchTopKConfig,

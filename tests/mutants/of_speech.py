@@ -9,7 +9,7 @@ MUTANTS = [
         "speech/mel.py",
         "frames = torch.arange(1, mel.shape[-1] + 1, device=mel.device)",
         "frames = torch.arange(mel.shape[-1], device=mel.device)",
-        ("model/test_splicing.py::test_padding_can_be_left_alone",),
+        ("hooks/test_splicing.py::test_padding_can_be_left_alone",),
     ),
     Mutant(
         "padding-even",

@@ -13,7 +13,7 @@ from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.data.windows import AudioWindow
 from hooked_whisper.errors import InputError
-from hooked_whisper.model.splicing import splice_site
+from hooked_whisper.hooks.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.speech_labels import encoder_latents
 from hooked_whisper.speech.labels import values_at

@@ -16,7 +16,7 @@ from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.passes import PassInfo, first_positions, running
 from hooked_whisper.hooks.splice import Splice, at_positions
 from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
-from hooked_whisper.model.splicing import splice_site
+from hooked_whisper.hooks.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.downstream import KINDS, RecoveredMeter, transcript_scores
 from hooked_whisper.sae.evaluation.inputs import Batch, Inputs, own_rows, prepare

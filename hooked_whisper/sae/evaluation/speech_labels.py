@@ -25,7 +25,7 @@ from hooked_whisper.data.windows import AudioWindow, SkippedRecording, each_wind
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.splice_site import SpliceSite
-from hooked_whisper.model.splicing import splice_site
+from hooked_whisper.hooks.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.labels import steps_within, values_of_steps
 
