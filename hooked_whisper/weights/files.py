@@ -147,8 +147,31 @@ class TensorFile:
         self._n_read_bytes, self._find = 0, None
 
 
+class PieceTensor:
+    """A tensor that is read some rows at a time; a subclass says how."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Its rows from `start` to before `stop`; the whole of what has no axes."""
+        raise NotImplementedError
+
+    def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Its values, in memory that belongs to the caller alone."""
+        out = torch.empty(self.shape, device=device, dtype=dtype)
+        if not self.shape:
+            return out.copy_(self.rows(0, 1))
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        step = max(1, PIECE_BYTES // max(1, row_bytes))
+        for start in range(0, self.shape[0], step):
+            stop = min(start + step, self.shape[0])
+            out[start:stop].copy_(self.rows(start, stop))
+        return out
+
+
 @dataclass(frozen=True)
-class FileTensor:
+class FileTensor(PieceTensor):
     """A tensor of a `TensorFile`."""
 
     file: TensorFile
@@ -156,16 +179,8 @@ class FileTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        out = torch.empty(self.shape, device=device, dtype=dtype)
-        if not self.shape:
-            return out.copy_(self.file.read(self.key, ...))
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        step = max(1, PIECE_BYTES // max(1, row_bytes))
-        for start in range(0, self.shape[0], step):
-            rows = slice(start, min(start + step, self.shape[0]))
-            out[rows].copy_(self.file.read(self.key, rows))
-        return out
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.file.read(self.key, slice(start, stop) if self.shape else ...)
 
 
 def safetensors_tensors(path: Path) -> dict[str, StoredTensor]:

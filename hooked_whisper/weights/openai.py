@@ -108,7 +108,7 @@ def read_openai_file(
         raise CheckpointError(f"'model_state_dict' in {path} is a {type(state_dict).__name__}.")
     check_plain(state_dict, path)
     check_claims(state_dict, path)
-    cfg = config_from_dims(checkpoint["dims"], model_name or path.stem, str(path))
+    cfg = config_from_dims(checkpoint["dims"], model_name or path.stem, f"'dims' of {path}")
     stored: dict[str, StoredTensor]
     if is_mappable(path):
         stored = torch_tensors(path, "model_state_dict", state_dict)
@@ -130,7 +130,7 @@ def from_openai_state(model: Any) -> LoadedWeights:
     state_dict = model.state_dict()
     check_plain(state_dict, source)
     dims = {name: getattr(model.dims, name, None) for name in DIMS}
-    cfg = config_from_dims(dims, "custom", source)
+    cfg = config_from_dims(dims, "custom", f"'dims' of {source}")
     stored: dict[str, StoredTensor] = {
         key: MemoryTensor(value) for key, value in state_dict.items()
     }
@@ -145,19 +145,17 @@ def from_openai_state(model: Any) -> LoadedWeights:
 
 
 def config_from_dims(dims: Any, model_name: str, source: str) -> HookedWhisperConfig:
-    """The config for a checkpoint's `dims`."""
+    """The config for OpenAI's `dims`; `source` is what to call these in errors."""
     if not isinstance(dims, dict) or set(dims) != set(DIMS):
         held = type(dims).__name__
         if isinstance(dims, dict):
             held = shown(sorted(map(str, dims)))
-        raise ArchitectureError(f"'dims' in {source} holds {held}; a Whisper's are {sorted(DIMS)}.")
-    check_types(dims, dict.fromkeys(DIMS, int), f"'dims' of {source}")
+        raise ArchitectureError(f"{source} holds {held}; a Whisper's are {sorted(DIMS)}.")
+    check_types(dims, dict.fromkeys(DIMS, int), source)
     try:
         return HookedWhisperConfig.from_dims(SimpleNamespace(**dims), model_name)
     except ConfigError as error:
-        raise ArchitectureError(
-            f"'dims' in {source} are none of a Whisper: {str(error)[:300]}"
-        ) from error
+        raise ArchitectureError(f"{source} are none of a Whisper: {str(error)[:300]}") from error
 
 
 def _cache_folder() -> Path:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from hooked_whisper.config import release_names
 from hooked_whisper.errors import ArchitectureError, DownloadError, SourceError, shown
+from hooked_whisper.weights.ctranslate2 import CT2_FILE, ct2_kind, read_ct2_folder
 from hooked_whisper.weights.files import is_file, names_in, read_json
 from hooked_whisper.weights.huggingface import (
     GENERATION_FILE,
@@ -38,7 +39,8 @@ _MERGE = (
 _ALLOWED = (
     f"Allowed are {DIGITS!r}, a release of OpenAI ({', '.join(release_names())}), a path to an "
     "OpenAI .pt checkpoint, a folder that save_pretrained wrote (of this package or of "
-    "transformers, with safetensors), and a hub id such as 'openai/whisper-tiny'."
+    "transformers, with safetensors), a CTranslate2 folder, and a hub id such as "
+    "'openai/whisper-tiny'."
 )
 
 
@@ -125,10 +127,10 @@ def resolve(source: Any) -> Source:
 
 def _check_file(path: Path) -> None:
     """Refuse files that are only a part of a checkpoint, before they are opened as a whole one."""
-    if path.suffix in (".safetensors", ".json"):
+    if path.suffix in (".safetensors", ".json") or ct2_kind(path) is not None:
         raise SourceError(
             f"{path} is one file of a checkpoint. Give its folder {path.resolve().parent}, with "
-            "config.json and safetensors in it."
+            "what lies beside it."
         )
 
 
@@ -141,6 +143,13 @@ def _read_folder(folder: Path, d_vocab: int | None) -> LoadedWeights:
     for name in ADAPTER_FILES:
         if is_file(folder / name):
             raise ArchitectureError(f"{folder} holds {name}: {_MERGE}")
+    if (kind := ct2_kind(folder / CT2_FILE)) is not None:
+        if kind != "WhisperSpec":
+            raise ArchitectureError(
+                f"{folder / CT2_FILE} is a CTranslate2 model of another kind, {shown(kind, 40)}; "
+                "only those converted from a Whisper can be loaded."
+            )
+        return read_ct2_folder(folder, d_vocab)
     if not is_file(config):
         raise SourceError(
             f"{folder} has no {CONFIG_FILE}; {names_in(folder)}. Weights are in a "

@@ -87,16 +87,28 @@ def told_by_files(folder: Path) -> Told | None:
         if not is_file(path):
             continue
         try:
-            ids = _token_ids(read_json(path))
+            told = told_by_tokens(_token_ids(read_json(path)), name)
         except CheckpointError:
             continue
-        for token, meaning in (
-            ("<|notimestamps|>", _BY_NO_TIMESTAMPS),
-            ("<|startoftranscript|>", _BY_START),
-            ("<|endoftext|>", _BY_END),
-        ):
-            if sizes := _look_up(meaning, ids.get(token)):
-                return Told(sizes, f"{token} in {name} is {ids[token]}")
+        if told is not None:
+            return told
+    return None
+
+
+def told_by_tokens(ids: Mapping[str, Any], name: str) -> Told | None:
+    """What the ids of a few tokens say; the most exact goes first.
+
+    Args:
+        ids: Of each token.
+        name: What to call the file that they are from.
+    """
+    for token, meaning in (
+        ("<|notimestamps|>", _BY_NO_TIMESTAMPS),
+        ("<|startoftranscript|>", _BY_START),
+        ("<|endoftext|>", _BY_END),
+    ):
+        if sizes := _look_up(meaning, ids.get(token)):
+            return Told(sizes, f"{token} in {name} is {ids[token]}")
     return None
 
 

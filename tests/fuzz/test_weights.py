@@ -11,12 +11,13 @@ import torch
 from hooked_whisper import HookedWhisper
 from hooked_whisper.errors import HookedWhisperError
 
+from ..weights.ct2 import convert_to_ct2, small_vocabulary
 from .mutations import N, of_bytes, of_json_file
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory, make_model: Any, tiny_cfg: Any) -> Path:
-    """The same small model as a native folder, a transformers folder and a `.pt` file."""
+    """A small model in each format."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     from hooked_whisper.weights.rename import openai_name
@@ -36,10 +37,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory, make_model: Any, tiny_cfg:
     theirs.generation_config.suppress_tokens = None
     theirs.generation_config.begin_suppress_tokens = None
     theirs.save_pretrained(folder / "hf")
+    for kind in ("float16", "int8"):
+        convert_to_ct2(theirs, folder / f"ct2-{kind}", kind, small_vocabulary(60))
     return folder
 
 
-@pytest.mark.parametrize("kind", ["native", "hf", "pt"])
+@pytest.mark.parametrize("kind", ["native", "hf", "pt", "ct2-float16", "ct2-int8"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_outcome_is_a_model_or_an_error_of_ours(
     sources: Path, tmp_path: Path, kind: str, without_shape_checks: None

@@ -168,7 +168,7 @@ def test_a_file_of_something_else(write_pt, content, message):
         ({"n_audio_head": 5}, "n_audio_heads is 5, which does not divide d_model 24"),
         ({"n_audio_state": 48}, "n_audio_state is 48 and n_text_state is 24"),
         ({"n_audio_layer": 10**15}, "a config of 1000000000000000 encoder and 3 decoder layers"),
-        ({"n_experts": 8}, r"'dims' in .*small\.pt holds \['n_audio_ctx'.*'n_experts'.*; a Whis"),
+        ({"n_experts": 8}, r"'dims' of .*small\.pt holds \['n_audio_ctx'.*'n_experts'.*; a Whis"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -181,7 +181,7 @@ def test_dims_of_no_whisper(checkpoint, write_pt, changes, message):
 @pytest.mark.parametrize("dims", [{}, [80], None, {1: 2}], ids=str)
 def test_dims_that_are_none(checkpoint, write_pt, dims):
     checkpoint["dims"] = dims
-    with pytest.raises(ArchitectureError, match=r"'dims' in .* a Whisper's are"):
+    with pytest.raises(ArchitectureError, match=r"'dims' of .* a Whisper's are"):
         load_weights(write_pt(checkpoint))
 
 
