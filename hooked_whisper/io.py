@@ -216,7 +216,7 @@ def check_json(value: Any, kind: Any, error: type[Exception], where: str, remedy
 
     try:
         return msgspec.convert(value, kind)
-    except (ValueError, RecursionError) as wrong:  # msgspec's errors are ValueErrors
+    except (msgspec.MsgspecError, ValueError, RecursionError) as wrong:
         raise _unfit(error, where, wrong, remedy) from wrong
 
 

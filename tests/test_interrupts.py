@@ -118,7 +118,7 @@ class Tracer:
         if event in ("call", "line"):
             self.n += 1
             if self.n == self.at:
-                self.where = f"{frame.f_code.co_qualname}:{frame.f_lineno} {event}"
+                self.where = f"{frame.f_code.co_name}:{frame.f_lineno} {event}"
                 raise KeyboardInterrupt
         return self
 
