@@ -14,6 +14,7 @@
     │   │   ├── AudioRateError                 an unknown or impossible sampling rate
     │   │   └── AudioLengthError               too short, too long, wrong number of frames
     │   ├── MelError                           a mel with the wrong bands, axes, dtype or values
+    │   ├── LabelError                         words or phones whose times cannot be found or read
     │   └── TokenError                         tokens out of the vocabulary, too many, not integers
     ├── InterventionError        (ValueError)  an edit or a sweep that cannot be done
     │   ├── SiteError                          a part of an activation that does not exist
@@ -118,6 +119,10 @@ class AudioLengthError(AudioError):
 
 class MelError(InputError):
     """A mel spectrogram with the wrong bands, axes, dtype or values."""
+
+
+class LabelError(InputError):
+    """Words or phones whose times cannot be found in a recording, or read from a file."""
 
 
 class TokenError(InputError):

@@ -176,6 +176,7 @@ COMMANDS = {
     "attention": "hooked_whisper.cli.attention:attention",
     "features": "hooked_whisper.cli.features:features",
     "study": "hooked_whisper.cli.study:study",
+    "labels": "hooked_whisper.cli.labels:labels",
     "harvest": "hooked_whisper.cli.harvest:harvest",
     "store": "hooked_whisper.cli.store:store",
     "sae": "hooked_whisper.cli.sae:sae",

@@ -4,9 +4,16 @@ what a user has     files, folders, manifests, data sets, arrays: as_recordings
 one of them         Recording
 cut to the model    load_windows, or each_window when it is due: AudioWindow
 side by side        window_batches: WindowBatch, with its mel, tokens and masks
+what is said when   align_words, align_phones, add_alignments: labels of time; write_manifest
 """
 
 from hooked_whisper.data.batches import WindowBatch, window_batches
+from hooked_whisper.data.labelling import (
+    add_alignments,
+    align_phones,
+    align_words,
+    write_manifest,
+)
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.data.windows import AudioWindow, SkippedRecording, each_window, load_windows
@@ -16,8 +23,12 @@ __all__ = [
     "Recording",
     "SkippedRecording",
     "WindowBatch",
+    "add_alignments",
+    "align_phones",
+    "align_words",
     "as_recordings",
     "each_window",
     "load_windows",
     "window_batches",
+    "write_manifest",
 ]

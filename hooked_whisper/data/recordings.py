@@ -81,17 +81,22 @@ class Recording:
         return speaker_of(self.labels)
 
     @property
+    def timed(self) -> dict[str, tuple[TimedLabel, ...]]:
+        """The labels that change in time."""
+        return {
+            name: pieces
+            for name, label in self.labels.items()
+            if (pieces := timed_labels(label)) is not None
+        }
+
+    @property
     def words(self) -> tuple[TimedLabel, ...] | None:
         """The words of the text with their times; None where no label holds them.
 
         Of the labels that change in time, the one that reads like the text, whatever its case
         and punctuation; else the one called `words` or `word`.
         """
-        timed = {
-            name: pieces
-            for name, label in self.labels.items()
-            if (pieces := timed_labels(label)) is not None
-        }
+        timed = self.timed
         said = None if self.text is None else _plain(self.text)
         alike = (pieces for pieces in timed.values() if _read(pieces) == said)
         named = (timed[name] for name in WORD_LABELS if name in timed)

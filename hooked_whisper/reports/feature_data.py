@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from math import ceil, floor
 from typing import Any
 
-import torch
-
 from hooked_whisper.config import POSITION_S
-from hooked_whisper.data.windows import AudioWindow, mel_of
+from hooked_whisper.data.labelling import times_by_attention
+from hooked_whisper.data.windows import AudioWindow
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.examples import (
     BYTES_PER_S,
@@ -26,7 +25,7 @@ from hooked_whisper.reports.feature_activations import (
 )
 from hooked_whisper.reports.html import encode_values
 from hooked_whisper.reports.sites import FeatureSite, PageOptions
-from hooked_whisper.speech.alignment import AlignmentCollector, Times
+from hooked_whisper.speech.alignment import Times
 from hooked_whisper.speech.labels import values_at
 from hooked_whisper.speech.tokens import get_tokenizer, has_tokenizer
 
@@ -253,7 +252,7 @@ def token_times(
     if window.words and len(window.words) == len(words):
         spans: Times = [(start, end) for start, end, _ in window.words]
     else:
-        spoken = _times_by_attention(model, window, tokens, written[0])
+        spoken = times_by_attention(model, window, tokens, written[0])
         ends = [(spoken[places[0]], spoken[places[-1]]) for places in words]
         spans = [(first[0], last[1]) if first and last else None for first, last in ends]
     for places, span in zip(words, spans, strict=True):
@@ -262,16 +261,3 @@ def token_times(
     if written[0] > 0:
         times[written[0] - 1] = spans[0]
     return times
-
-
-@torch.no_grad()
-def _times_by_attention(
-    model: HookedWhisper, window: AudioWindow, tokens: Sequence[int], n_prompt: int
-) -> Times:
-    """When each token is said, as the alignment heads hear it."""
-    mel = mel_of(model, [window])
-    row = [*tokens, get_tokenizer(model.cfg).eot][: model.cfg.n_text_ctx]
-    collector = AlignmentCollector(model.alignment_heads, window.n_positions)
-    with model.hooks([(collector.names, collector)]):
-        model(mel, torch.tensor([row], device=model.device), return_type=None)
-    return [*collector.token_times(n_prompt), None][: len(tokens)]

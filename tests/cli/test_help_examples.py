@@ -11,7 +11,18 @@ from click.testing import CliRunner, Result
 from hooked_whisper import digits
 from hooked_whisper.cli import main
 
-FLEETING = ("recordings/", ".wav", ".mp3", ".csv", "sae_folder", "tiny", "small", "store", "suite")
+FLEETING = (
+    "recordings/",
+    ".wav",
+    ".mp3",
+    ".csv",
+    "sae_folder",
+    "tiny",
+    "small",
+    "store",
+    "suite",
+    "textgrids",
+)
 """What an example needs beside the package; one that has none of it is run for real."""
 
 Run = Callable[..., Result]

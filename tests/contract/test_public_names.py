@@ -37,6 +37,7 @@ ERRORS = {
     "AudioRateError": ("AudioError",),
     "AudioLengthError": ("AudioError",),
     "MelError": ("InputError",),
+    "LabelError": ("InputError",),
     "TokenError": ("InputError",),
     "InterventionError": ("HookedWhisperError", "ValueError"),
     "SiteError": ("InterventionError",),
@@ -85,8 +86,8 @@ ROOMS = {
         plot_sources plot_sweep plot_training plot_trajectories
     """,
     "data": """
-        AudioWindow Recording SkippedRecording WindowBatch as_recordings each_window load_windows
-        window_batches
+        AudioWindow Recording SkippedRecording WindowBatch add_alignments align_phones align_words
+        as_recordings each_window load_windows window_batches write_manifest
     """,
     "interventions": """
         Add Clamp CutAttention Edit Example Interventions MeanAblation Patch ProjectOut
