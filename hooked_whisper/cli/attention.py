@@ -10,7 +10,7 @@ from hooked_whisper.cli import options as opt
 @opt.command(
     opt.file_argument("recording", required=False),
     opt.option("--text", help="What is said; else the model writes it down."),
-    opt.LANGUAGE_OR_AUTO,
+    opt.LANGUAGE,
     opt.flag("--cut", help="Take the first 30 s of what is longer."),
     opt.option(
         "--max-mb",
@@ -23,7 +23,7 @@ from hooked_whisper.cli import options as opt
     hooked-whisper attention
     hooked-whisper attention clip.wav --model tiny.en --out clip.html
     hooked-whisper attention clip.wav --text ' three one four'
-    hooked-whisper attention speech.mp3 --model small --language auto --cut --max-mb 4
+    hooked-whisper attention speech.mp3 --model small --language de --cut --max-mb 4
     """,
 )
 def attention(args: opt.Options) -> None:
@@ -47,7 +47,7 @@ def attention(args: opt.Options) -> None:
         recording,
         path,
         text=None if args.text is None else opt.spaced(args.text),
-        language=None if args.language == "auto" else args.language,
+        language=args.language,
         cut=args.cut,
         max_mb=args.max_mb,
     )

@@ -55,7 +55,8 @@ def cache(args: opt.Options) -> None:
         mel = model.to_mel(recording.audio)
         tokens = None
         if needs_tokens:
-            tokens = _tokens(model, mel, args.text or recording.text, args.language)
+            language = recording.language or args.language
+            tokens = _tokens(model, mel, args.text or recording.text, language)
         frames = slice(0, int(mel.n_positions[0]))
         if window:
             frames = slice(*(round(time_s * POSITIONS_PER_SECOND) for time_s in window))
@@ -80,11 +81,15 @@ def cache(args: opt.Options) -> None:
     args.note(f"WhisperCache.load({str(folder / rows[0]['file'])!r}) reads one.")
 
 
-def _tokens(model: Any, mel: Any, text: str | None, language: str) -> Any:
-    """The tokens of what is said, or of what the model writes."""
-    if text is None:
-        return model.generate(mel, language=language).tokens[:, :-1]
-    return model.to_tokens(opt.spaced(text), language=language)
+def _tokens(model: Any, mel: Any, text: str | None, language: str | None) -> Any:
+    """The tokens of what is said, or of what the model writes; of silence those before a text."""
+    from hooked_whisper.data.batches import written_rows
+    from hooked_whisper.model.language import spoken_language
+
+    if text is not None:
+        return model.to_tokens(opt.spaced(text), language=spoken_language(model, mel, language))
+    written = model.generate(mel, language=language, skip_silence=True)
+    return written.tokens[:, : len(written_rows(written, model.cfg)[0])]
 
 
 def _row(path: Path, recording: Any, kept: Any, model: Any, tokens: Any) -> dict[str, Any]:

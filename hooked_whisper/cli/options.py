@@ -61,9 +61,11 @@ RECORDINGS = file_argument("recordings", nargs=-1, required=False)
 JSON = flag("--json", "as_json", help="Print one JSON document and nothing else.")
 QUIET = flag("--quiet", help="No progress and no notes.")
 OVERWRITE = flag("--overwrite", help="Replace what is there already.")
-LANGUAGE = option("--language", default="en", help="Of what is said, as a code such as de.")
-LANGUAGE_OR_AUTO = option(
-    "--language", default="en", help="Of what is said, as a code such as de; auto finds it out."
+LANGUAGE = option(
+    "--language",
+    callback=lambda ctx, parameter, value: None if value == "auto" else value,
+    help="Of what is said, as a code such as de; a manifest's column language goes first.  "
+    "[default: what a multilingual model hears]",
 )
 TASK = option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe")
 BATCH_SIZE = option("--batch-size", type=COUNT_FROM_1, default=8, help="Recordings side by side.")

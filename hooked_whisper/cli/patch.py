@@ -160,7 +160,7 @@ def _metric(model: Any, right: Any, wrong: Any, args: opt.Options) -> tuple[Any,
     """The metric, and what it measures in words."""
     from hooked_whisper import metrics
 
-    n_prompt = model.to_tokens("", language=args.language).shape[1]
+    n_prompt = model.to_tokens("").shape[1]
     text = model.to_string(right.tokens)[0].strip()
     if args.metric == "transcript":
         return metrics.ExactTranscript(text), f"measured is whether the transcript is {text!r}"

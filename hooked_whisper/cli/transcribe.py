@@ -14,7 +14,7 @@ FORMATS = ("text", "srt", "vtt", "tsv", "json")
 @opt.command(
     opt.RECORDINGS,
     *opt.MODEL,
-    opt.LANGUAGE_OR_AUTO,
+    opt.LANGUAGE,
     opt.TASK,
     opt.option("--beam-size", type=opt.COUNT_FROM_1, help="Beam search instead of greedy."),
     opt.option("--best-of", type=opt.COUNT_FROM_1, help="Samples to choose from."),
@@ -34,7 +34,7 @@ FORMATS = ("text", "srt", "vtt", "tsv", "json")
     examples="""
     hooked-whisper transcribe
     hooked-whisper transcribe clip.wav --model tiny.en
-    hooked-whisper transcribe clip.wav --model small --language auto --beam-size 5
+    hooked-whisper transcribe clip.wav --model small --language de --beam-size 5
     hooked-whisper transcribe clip.wav --format srt > clip.srt
     hooked-whisper transcribe recordings/ --format vtt --word-timestamps --out subtitles
     hooked-whisper transcribe --json --quiet
@@ -56,7 +56,8 @@ def transcribe(args: opt.Options) -> None:
     decoding = _decoding(args)
     documents = []
     for recording, path in args.with_bar(zip(recordings, paths, strict=True), "transcribing"):
-        result = model.transcribe(recording.audio, **decoding)
+        told = {"language": recording.language or args.language}
+        result = model.transcribe(recording.audio, **decoding, **told)
         documents.append(_document(recording, result))
         if path is not None:
             with path.open("w", encoding="utf-8") as file:
@@ -72,14 +73,12 @@ def transcribe(args: opt.Options) -> None:
 
 def _decoding(args: opt.Options) -> dict[str, Any]:
     """openai-whisper's arguments; what is not given keeps its own default."""
-    given = args.besides("temperatures", "prompt", "form")
+    given = args.besides("temperatures", "prompt", "form", "language")
     wanted = {name: value for name, value in given.items() if value is not None}
     if args.temperatures:
         wanted["temperature"] = tuple(args.temperatures)
     if args.prompt:
         wanted["initial_prompt"] = args.prompt
-    if wanted["language"] == "auto":
-        del wanted["language"]
     return wanted
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig, Stack
@@ -13,9 +13,10 @@ from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.windows import AudioWindow, mel_of
 from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.passes import first_positions
+from hooked_whisper.model.language import find_languages, put_languages
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
-from hooked_whisper.speech.tokens import check_tokens, get_tokenizer, to_tokens
+from hooked_whisper.speech.tokens import check_tokens, get_tokenizer, has_tokenizer, to_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +93,7 @@ def text_row(
     text: str,
     cfg: HookedWhisperConfig,
     *,
-    language: str = "en",
+    language: str | None = None,
     task: str = "transcribe",
     append_eot: bool = False,
 ) -> list[int]:
@@ -107,7 +108,7 @@ def recording_row(
     recording: Recording,
     cfg: HookedWhisperConfig,
     *,
-    language: str = "en",
+    language: str | None = None,
     task: str = "transcribe",
 ) -> list[int] | None:
     """The decoder's tokens for a recording: its own, or its text's; None where it has neither.
@@ -115,7 +116,7 @@ def recording_row(
     Args:
         recording: A label `language` goes before the argument.
         cfg: Of the model.
-        language: Of the text.
+        language: Of the text; None is English until `heard_rows` finds out.
         task: Of the prompt.
 
     Raises:
@@ -124,12 +125,36 @@ def recording_row(
     if recording.tokens is not None:
         row = list(recording.tokens)
     elif recording.text is not None:
-        language = recording.labels.get("language") or language
-        row = text_row(recording.text, cfg, language=language, task=task)
+        row = text_row(recording.text, cfg, language=recording.language or language, task=task)
     else:
         return None
     check_tokens(torch.tensor([row], dtype=torch.int64), cfg.d_vocab, cfg.n_text_ctx)
     return row
+
+
+def heard_rows(
+    model: HookedWhisper,
+    rows: Sequence[Sequence[int]],
+    encoder_output: Float[Tensor, "batch pos d_model"],
+    unknown: Sequence[bool],
+) -> list[list[int]]:
+    """Rows that begin with the language that the model hears, where nobody told it.
+
+    Args:
+        model: The model.
+        rows: Tokens of texts, prompt first.
+        encoder_output: Of their recordings.
+        unknown: Of which of them nobody told the language.
+    """
+    found = [list(row) for row in rows]
+    asked = [number for number, is_unknown in enumerate(unknown) if is_unknown]
+    if not asked or not model.cfg.is_multilingual or not has_tokenizer(model.cfg):
+        return found
+    languages = find_languages(model, encoder_output[asked])
+    changed = put_languages(model, [found[number] for number in asked], languages)
+    for number, row in zip(asked, changed, strict=True):
+        found[number] = row
+    return found
 
 
 def written_rows(generation: Any, cfg: HookedWhisperConfig) -> list[list[int]]:

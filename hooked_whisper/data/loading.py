@@ -35,14 +35,15 @@ class ReadingRules:
         long: What to do with a recording that is longer than the window:
             `"split"` it into windows, `"cut"` it after the first, `"skip"` it.
         text: Where the decoder's tokens come from; None where it does not run.
-        language: Of texts, unless the label `language` says otherwise.
+        language: Of texts, unless the label `language` says otherwise; None
+            where the model is to find out.
         task: Of the tokens' beginning.
     """
 
     cfg: HookedWhisperConfig
     long: LongRule
     text: TextRule | None
-    language: str
+    language: str | None
     task: str
 
 

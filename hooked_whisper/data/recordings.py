@@ -90,6 +90,11 @@ class Recording:
         }
 
     @property
+    def language(self) -> str | None:
+        """The label `language`; None where it says nothing."""
+        return str(self.labels.get("language") or "") or None
+
+    @property
     def words(self) -> tuple[TimedLabel, ...] | None:
         """The words of the text with their times; None where no label holds them.
 

@@ -42,6 +42,7 @@ class AudioWindow:
         tokens: What the decoder reads, prompt first, where it is given.
         mel: Its log-mel, where the recording came as one.
         is_whole: Whether it is the whole recording.
+        language: What is spoken, where a label says it.
     """
 
     recording: int
@@ -55,6 +56,7 @@ class AudioWindow:
     tokens: tuple[int, ...] | None = None
     mel: Mel | None = None
     is_whole: bool = True
+    language: str | None = None
 
     @property
     def speaker(self) -> str | None:
@@ -206,6 +208,7 @@ def read_windows(
             if isinstance(label, str | int | bool) and name not in ("text", "language")
         },
         tokens=recording.tokens,
+        language=recording.language,
     )
     words = recording.words
     if whole.text is None and words:

@@ -4,6 +4,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformer_lens import hook_points as lens
 
 from hooked_whisper.errors import ConfigError, HookDisabledError, HookError, HookResultError
+from hooked_whisper.interrupts import Temporarily
 
 Direction = Literal["fwd", "bwd"]
 
@@ -47,6 +49,28 @@ class Scope:
             )
 
 
+_SILENT: ContextVar[bool] = ContextVar("hooked_whisper_silent", default=False)
+"""Whether hook points let values pass unseen, in this thread."""
+
+
+class _Silence:
+    """The work of `without_hooks`."""
+
+    def __init__(self) -> None:
+        self.before = _SILENT.get()
+
+    def begin(self) -> None:
+        _SILENT.set(True)
+
+    def end(self) -> None:
+        _SILENT.set(self.before)
+
+
+def without_hooks() -> Temporarily[None]:
+    """A `with` block in which no hook point of this thread fires, hooked or spliced as it is."""
+    return Temporarily(None, _Silence)
+
+
 class HookPoint(lens.HookPoint):
     """A named place in the model where an activation can be read and replaced.
 
@@ -79,7 +103,7 @@ class HookPoint(lens.HookPoint):
         Raises:
             HookError: Another thread has hooks here for a while.
         """
-        if not self.is_hooked:
+        if not self.is_hooked or _SILENT.get():
             return value
         for scope in self.scopes:
             if not self.__dict__.get("_is_replica"):  # DataParallel runs those in threads

@@ -10,6 +10,7 @@ from torch import Tensor
 from hooked_whisper.config import FRAMES_PER_SECOND, HOP_LENGTH, SAMPLE_RATE_HZ
 from hooked_whisper.errors import AlignmentError, InputError
 from hooked_whisper.interventions.sites import Window, check_window, window_to_places
+from hooked_whisper.model.language import spoken_language
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import check_tokens
@@ -55,11 +56,13 @@ class Example:
             text: What is said, with the space before it; None has the model write it down.
             rate_hz: Sampling rate, for arrays.
             options: For `model.to_tokens`, or for `model.generate` where there is no text.
+                Without a `language`, a multilingual model finds it out.
         """
         mel = model.to_mel(audio, rate_hz=rate_hz)
         if text is None:
             tokens = model.generate(mel, **options).tokens[:, :-1]
         else:
+            options["language"] = spoken_language(model, mel, options.get("language"))
             tokens = model.to_tokens(text, **options)
         return cls(mel, tokens)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION
-from hooked_whisper.data.batches import recording_row
+from hooked_whisper.data.batches import heard_rows, recording_row
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.data.windows import mel_of, read_windows
@@ -211,7 +211,10 @@ def _runs(
         if needs_tokens:
             own = replace(each, text=window.text, tokens=window.tokens)
             _check_input(own, needs_tokens, needs_lengths=False)
-            tokens = torch.tensor([recording_row(own, model.cfg)], device=model.device)
+            row, mel = recording_row(own, model.cfg) or [], mel_of(model, [window])
+            if own.tokens is None and own.language is None and model.cfg.is_multilingual:
+                [row] = heard_rows(model, [row], model.encoder(mel), [True])
+            tokens = torch.tensor([row], device=model.device)
         yield mel_of(model, [window]), tokens
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.passes import running
 from hooked_whisper.model.generate import Generation
+from hooked_whisper.model.language import find_languages
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import check_tokens, get_tokenizer, has_tokenizer, is_text
@@ -179,6 +180,8 @@ def encoder_lens(
             )
         counted = counted_tokens(model, tokens)
     generations, logprobs = [], []
+    if transcribe and options.get("language") is None:  # Whisper itself hears it, not its layers
+        options["language"] = find_languages(model, model.encoder(mel))
     for _, output in encoder_outputs(model, mel, depths, final_ln=final_ln):
         if transcribe:
             generation = model.generate(None, max_new_tokens, encoder_output=output, **options)

@@ -18,6 +18,7 @@ from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import StepCollector
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.model.calls import WhisperBase, check_values
+from hooked_whisper.model.language import Language, find_languages, told_languages
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import get_tokenizer
 
@@ -34,7 +35,12 @@ else:
             return Any
 
 
-_DEFAULTS = {"language": "en", "without_timestamps": True, "suppress_blank": False}
+_DEFAULTS = {"without_timestamps": True, "suppress_blank": False}
+NO_SPEECH, UNSURE, SILENT = 0.6, -1.0, 0.9
+"""When a recording holds no speech: over such a `no_speech_prob` where the text's mean
+log-probability is no higher than this too, as openai-whisper's `transcribe` has it; over the last
+one whatever the text. tiny.en gives digital silence 0.95 and a sure "you", and the sentences that
+it was tried on 0.2 at most."""
 _MOST_TEXTS, _MOST_ROWS = 8, 50
 """Texts that are shown: in a line, and in a notebook's table."""
 _OF_SEARCH = ("beam_size", "best_of", "patience", "length_penalty")
@@ -44,7 +50,6 @@ class TokenRules(TypedDict, total=False):
     """Of openai-whisper's `DecodingOptions`: which tokens stand before the text and in it."""
 
     task: str
-    language: str | None
     prompt: str | list[int] | None
     prefix: str | list[int] | None
     suppress_tokens: str | Iterable[int] | None
@@ -119,6 +124,8 @@ def generate(
     encoder_output: Float[Tensor, "batch pos d_model"] | None = None,
     return_cache: bool = False,
     names_filter: NamesFilter = None,
+    language: Language = None,
+    skip_silence: bool = False,
     **options: Unpack[GenerateOptions],
 ) -> Generation:
     """Decode greedily or by sampling, with hooks firing in every step.
@@ -137,14 +144,18 @@ def generate(
         return_cache: Also return the activations of all steps, joined: the
             cache of one pass over the same tokens.
         names_filter: Which activations to return.
+        language: Of what is said: a code or a name, or one for each recording. None
+            has a multilingual model find out, in a pass in which no hook fires.
+        skip_silence: Write nothing where the model hears no speech, as `transcribe` does.
         options: Fields of openai-whisper's `DecodingOptions`. Here
-            `language="en"`, `without_timestamps=True` and
-            `suppress_blank=False` unless told otherwise; `temperature`
-            above 0 samples from torch's generator.
+            `without_timestamps=True` and `suppress_blank=False` unless told
+            otherwise; `temperature` above 0 samples from torch's generator.
 
     Raises:
         InputError: An unknown option, or one of beam search, which `decode` has;
-            neither or both of mel and encoder output.
+            neither or both of mel and encoder output; not as many languages as
+            recordings; silence skipped in a cache.
+        TokenError: A language or task that the model does not have.
         HookNameError: A name that matches nothing, or nothing that fires.
 
     Source: `whisper.decoding.DecodingTask`, whose loop, token filters and choice of tokens
@@ -157,7 +168,14 @@ def generate(
         raise InputError(f"{what} of mel and encoder_output given; pass one of them.")
     if encoder_output is not None:
         check_values("encoder_output", encoder_output)
-    get_tokenizer(model.cfg)  # refuses a vocabulary that is not Whisper's
+    if skip_silence and return_cache:
+        raise InputError(
+            "skip_silence drops texts after they were decoded, so that a cache would not be of the "
+            "tokens that are left. Look at no_speech_prob instead."
+        )
+    # Refuses a vocabulary that is not Whisper's, and a task that it has no token for.
+    get_tokenizer(model.cfg, None, options.get("task"))
+    told_languages(model.cfg, language)
     task = DecodingTask(model, _decoding_options(model.cfg, max_new_tokens, {**options}))
     task.decoder.reset()
     collector = StepCollector() if return_cache else None
@@ -175,19 +193,28 @@ def generate(
             encoder_output = model.encoder(mel)
     device, n_rows = encoder_output.device, len(encoder_output)
     prompt = torch.tensor([task.initial_tokens], device=device).repeat(n_rows, 1)
-    languages, _ = task._detect_language(encoder_output, prompt)
+    languages = find_languages(model, encoder_output, language)
+    if model.cfg.is_multilingual:
+        codes = [task.tokenizer.to_language_token(each) for each in languages]
+        prompt[:, task.sot_index + 1] = torch.tensor(codes, device=device)
     with collecting():
         tokens, sum_logprobs, no_speech = task._main_loop(encoder_output, prompt)
 
     n_prompt, eot = prompt.shape[1], task.tokenizer.eot
     written = [[token for token in row if token < eot] for row in tokens[:, n_prompt:].tolist()]
-    n_decoded = (tokens[:, n_prompt:] != eot).sum(dim=1) + 1
+    avg_logprob = sum_logprobs / ((tokens[:, n_prompt:] != eot).sum(dim=1) + 1)
+    no_speech_prob = torch.tensor(no_speech, device=device)
+    if skip_silence:
+        unsure = (no_speech_prob > NO_SPEECH) & (avg_logprob <= UNSURE)
+        for row in (unsure | (no_speech_prob > SILENT)).nonzero()[:, 0].tolist():
+            written[row] = []
+            tokens[row, n_prompt:] = eot
     return Generation(
         tokens=tokens,
         n_prompt=n_prompt,
         texts=[task.tokenizer.decode(row).strip() for row in written],
-        avg_logprob=sum_logprobs / n_decoded,
-        no_speech_prob=torch.tensor(no_speech, device=device),
+        avg_logprob=avg_logprob,
+        no_speech_prob=no_speech_prob,
         languages=languages,
         cache=model._make_cache(collector, mel) if collector else None,
     )
@@ -199,7 +226,12 @@ def _decoding_options(
     """openai-whisper's options, with this package's defaults."""
     from whisper.decoding import DecodingOptions
 
-    known = {field.name for field in fields(DecodingOptions)} - {*_OF_SEARCH, "fp16", "sample_len"}
+    known = {field.name for field in fields(DecodingOptions)} - {
+        *_OF_SEARCH,
+        "fp16",
+        "sample_len",
+        "language",
+    }
     for name in options:
         if name in _OF_SEARCH:
             raise InputError(
@@ -209,6 +241,6 @@ def _decoding_options(
             raise InputError(f"generate has no option {name!r}; it has {sorted(known)}.")
     if max_new_tokens is not None and not 1 <= max_new_tokens <= cfg.n_text_ctx:
         raise InputError(f"max_new_tokens is {max_new_tokens}; it can be 1 to {cfg.n_text_ctx}.")
-    if not cfg.is_multilingual and options.get("language", "") is None:
-        options = {**options, "language": "en"}  # nothing to detect
-    return DecodingOptions(**{**_DEFAULTS, **options}, fp16=False, sample_len=max_new_tokens)
+    return DecodingOptions(
+        **{**_DEFAULTS, **options}, language="en", fp16=False, sample_len=max_new_tokens
+    )

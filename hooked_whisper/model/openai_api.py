@@ -18,6 +18,7 @@ from hooked_whisper.config import SAMPLE_RATE_HZ, HookedWhisperConfig
 from hooked_whisper.model.calls import WhisperBase
 from hooked_whisper.model.generate import TokenRules, Unpack
 from hooked_whisper.model.kv_cache import KVCache
+from hooked_whisper.model.language import warn_english_only
 from hooked_whisper.speech.audio import load_audio
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import get_tokenizer
@@ -38,6 +39,7 @@ class TranscribeOptions(TokenRules, total=False):
     prepend_punctuations: str
     append_punctuations: str
     clip_timestamps: str | list[float]
+    language: str | None
     hallucination_silence_threshold: float | int | None
     sample_len: int | None
     best_of: int | None
@@ -109,9 +111,10 @@ def decode(model: WhisperBase, mel: Any, options: Any = None, **kwargs: Any) -> 
     """
     from whisper.decoding import DecodingOptions, decode
 
-    get_tokenizer(model.cfg)  # refuses a vocabulary that is not Whisper's
     if options is None:
         options = DecodingOptions(fp16=model.device.type != "cpu")
+    given = {"language": options.language, "task": options.task, **kwargs}
+    _check_prompt(model, given["language"], given["task"])
     return decode(model, mel.values if isinstance(mel, Mel) else mel, options, **kwargs)
 
 
@@ -136,16 +139,25 @@ def transcribe(
 
     Raises:
         AudioError: No usable audio; its subclasses say why.
-        TokenError: No such language.
+        TokenError: No such language, or a translation by an English-only model.
 
     Source: `whisper.transcribe.transcribe`, which this calls.
     """
     from whisper.transcribe import transcribe
 
-    # Refuses a vocabulary that is not Whisper's. English-only models take every language.
-    get_tokenizer(model.cfg, kwargs.get("language") if model.cfg.is_multilingual else None)
+    _check_prompt(model, kwargs.get("language"), kwargs.get("task"))
     if rate_hz is None and hasattr(audio, "shape"):
         rate_hz = SAMPLE_RATE_HZ
     samples = load_audio(audio, rate_hz)
     kwargs.setdefault("fp16", model.device.type != "cpu")
     return transcribe(model, samples, **kwargs)
+
+
+def _check_prompt(model: WhisperBase, language: Any, task: Any) -> None:
+    """Refuse a vocabulary that is not Whisper's, and a language or task that it has no token for.
+
+    An English-only model takes every language for English, and says so.
+    """
+    get_tokenizer(model.cfg, language if model.cfg.is_multilingual else None, task)
+    if not model.cfg.is_multilingual:
+        warn_english_only(model.cfg, [language])

@@ -13,6 +13,7 @@ from hooked_whisper.interventions.edits import Edit, Interventions
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.base import check_values
 from hooked_whisper.metrics.transcripts import check_value
+from hooked_whisper.model.language import language_of_tokens
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.grid import metric_for_each, one_by_one
 from hooked_whisper.patching.partial_forward import BaseRun
@@ -124,7 +125,12 @@ class CandidateRuns:
         metric = self.metrics[number]
         mel = None if encoder_output is not None else example.mel
         if metric.reads_transcript:
-            written = self.model.generate(mel, self.max_new_tokens, encoder_output=encoder_output)
+            written = self.model.generate(
+                mel,
+                self.max_new_tokens,
+                encoder_output=encoder_output,
+                language=language_of_tokens(self.model.cfg, example.tokens[0].tolist()),
+            )
             return check_value(metric(written.texts[0]), metric)
         logits = self.model(mel, example.tokens, encoder_output=encoder_output)
         return float(check_values(metric(logits), 1, metric))

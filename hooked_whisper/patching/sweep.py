@@ -18,6 +18,7 @@ from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import Site
 from hooked_whisper.metrics.base import check_values, metric_name
 from hooked_whisper.metrics.transcripts import check_value
+from hooked_whisper.model.language import language_of_tokens
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.grid import (
     Corrupted,
@@ -182,7 +183,8 @@ class _PairSweep:
         return float(check_values(self.metric.of_positions(logits), 1, self.metric))
 
     def _measure_text(self, encoder_output: Tensor) -> float:
-        text = self.model.generate(encoder_output=encoder_output).texts[0]
+        spoken = language_of_tokens(self.model.cfg, self.base.example.tokens[0].tolist())
+        text = self.model.generate(encoder_output=encoder_output, language=spoken).texts[0]
         return check_value(self.metric(text), self.metric)
 
     def values(self) -> Iterator[tuple[list[Any], Float[Tensor, " row"]]]:

@@ -16,6 +16,7 @@ from hooked_whisper.data.windows import AudioWindow, mel_of, read_windows
 from hooked_whisper.display import box, framed
 from hooked_whisper.errors import AudioLengthError, InputError, RecordingsError
 from hooked_whisper.hooks.root import Hook
+from hooked_whisper.model.language import spoken_language
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.attention_data import (
     KINDS,
@@ -72,7 +73,7 @@ def attention_page(
     *,
     text: str | None = None,
     words: Sequence[Any] | None = None,
-    language: str | None = "en",
+    language: str | None = None,
     cut: bool = False,
     max_mb: float | int = MAX_MB,
 ) -> AttentionPage:
@@ -92,7 +93,8 @@ def attention_page(
         words: `(start_s, end_s, word)` of what is said, to mark in the
             spectrogram. None takes the recording's own, else the text's words
             where cross-attention hears them.
-        language: Of the text, a code or name; None has the model find out.
+        language: Of the text, a code or name; None takes the recording's label, else a
+            multilingual model finds out.
         cut: Take the first 30 s of what is longer, instead of refusing it.
         max_mb: Megabytes that the patterns may take; wider bins are chosen until they fit.
 
@@ -113,7 +115,7 @@ def attention_page(
     mel = mel_of(model, [window])
     n_sound = max(1, int(mel.n_positions))
     choose_axes(model.cfg, n_sound, 2, max_mb)  # refused before the model writes a text
-    transcript = read_transcript(model, mel, text, language)
+    transcript = read_transcript(model, mel, text, language or window.language)
     axes = choose_axes(model.cfg, n_sound, transcript.tokens.shape[1], max_mb)
 
     reducer = PatternReducer(axes)
@@ -176,20 +178,20 @@ def read_transcript(
         model: The model.
         mel: One recording.
         text: What is said; begins with a space, or is given one, as Whisper writes.
-        language: A code or name; None has the model find out where it writes
-            itself, and means English for a text.
+        language: A code or name; None has a multilingual model find out.
 
     Raises:
         TokenError: No such language, or a text of more tokens than the decoder has positions.
     """
     if text is None:
-        made = model.generate(mel, language=language)
+        made = model.generate(mel, language=language, skip_silence=True)
         tokenizer = get_tokenizer(model.cfg, made.languages[0])
         row, n_prompt = made.tokens[0].tolist(), made.n_prompt
         written = [token for token in row[n_prompt:] if token != tokenizer.eot]
         written = written[: model.cfg.n_text_ctx - n_prompt - 1]
         tokens = torch.tensor([[*row[:n_prompt], *written, tokenizer.eot]])
     else:
+        language = spoken_language(model, mel, language)
         tokenizer = get_tokenizer(model.cfg, language)
         stripped = text.strip()
         spaced = f" {stripped}" if stripped and not stripped.startswith("<|") else stripped

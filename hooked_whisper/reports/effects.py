@@ -1,6 +1,7 @@
 """What features do to transcripts: written down with one of them ablated, and amplified."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 from hooked_whisper.data.batches import window_batches
 from hooked_whisper.data.windows import AudioWindow, mel_of
 from hooked_whisper.display import progress_bar
+from hooked_whisper.model.language import find_languages, told_languages
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.sites import FeatureSite, PageOptions
+from hooked_whisper.speech.tokens import has_tokenizer
 from hooked_whisper.speech.wer import n_wrong_words
 
 
@@ -36,6 +39,25 @@ class Effect(NamedTuple):
 
 
 @torch.no_grad()
+def with_languages(
+    model: HookedWhisper, windows: Sequence[AudioWindow], options: PageOptions
+) -> list[AudioWindow]:
+    """Windows that say what is spoken in them: by their label, as told, or as the model hears."""
+    if not has_tokenizer(model.cfg):
+        return list(windows)
+    found: list[AudioWindow] = []
+    for batch in window_batches(model, windows, options.batch_size):
+        told = [window.language or options.language for window in batch.windows]
+        if model.cfg.is_multilingual and None in told:
+            languages = find_languages(model, model.encoder(batch.mel), told)
+        else:
+            languages = [code or "en" for code in told_languages(model.cfg, told)]
+        pairs = zip(batch.windows, languages, strict=True)
+        found += [replace(window, language=language) for window, language in pairs]
+    return found
+
+
+@torch.no_grad()
 def transcripts(
     model: HookedWhisper, windows: Sequence[AudioWindow], options: PageOptions
 ) -> list[str]:
@@ -44,7 +66,8 @@ def transcripts(
     show = options.progress and bool(windows)
     with progress_bar(total=len(windows), desc="transcripts", unit="window", show=show) as bar:
         for batch in window_batches(model, windows, options.batch_size):
-            found += model.generate(batch.mel, language=options.language).texts
+            languages = [window.language for window in batch.windows]
+            found += model.generate(batch.mel, language=languages, skip_silence=True).texts
             bar.update(len(batch))
     return found
 
@@ -66,7 +89,7 @@ def effects(
         site: The features.
         windows: What is transcribed.
         pairs: Windows and features by their numbers.
-        options: How much more an amplified feature is, the language, the batch size.
+        options: How much more an amplified feature is, the batch size.
     """
     pairs = list(dict.fromkeys(pairs))
     numbers = list(dict.fromkeys(window for window, _ in pairs))
@@ -78,7 +101,9 @@ def effects(
     def write(stream: Tensor, numbers: Sequence[int]) -> list[str]:
         n_positions = torch.tensor([windows[number].n_positions for number in numbers])
         output = site.behind(stream, n_positions.to(stream.device))
-        return site.model.generate(encoder_output=output, language=options.language).texts
+        languages = [windows[number].language for number in numbers]
+        written = site.model.generate(encoder_output=output, language=languages, skip_silence=True)
+        return written.texts
 
     show, size = options.progress and bool(runs), options.batch_size
     with progress_bar(total=len(numbers) + len(runs), desc="effects", unit="run", show=show) as bar:

@@ -139,7 +139,7 @@ def feature_data(
         if site.stack == "encoder":
             return _around(activations, window, position)
         if window not in tokens:
-            tokens[window] = _timed_tokens(site, activations, window, options.language)
+            tokens[window] = _timed_tokens(site, activations, window)
         span = tokens[window][1][position - activations.first]
         length_s = activations.windows[window].seconds
         if span is None:
@@ -222,17 +222,15 @@ def _most_common(words: Sequence[str | None]) -> str | None:
 
 
 def _timed_tokens(
-    site: FeatureSite, activations: FeatureActivations, window: int, language: str
+    site: FeatureSite, activations: FeatureActivations, window: int
 ) -> tuple[list[str], Times]:
     """The tokens of a window that count, and when each is spoken."""
     tokens, first = activations.tokens[window], activations.first
-    times = token_times(site.model, activations.windows[window], tokens, language)
+    times = token_times(site.model, activations.windows[window], tokens)
     return token_names(site.model, tokens)[first:], times[first:]
 
 
-def token_times(
-    model: HookedWhisper, window: AudioWindow, tokens: Sequence[int], language: str = "en"
-) -> Times:
+def token_times(model: HookedWhisper, window: AudioWindow, tokens: Sequence[int]) -> Times:
     """Start and end of each token in its window, in seconds; None for those without a time.
 
     By the words' known times, or else by the model's cross-attention. Tokens of
@@ -242,7 +240,7 @@ def token_times(
     times: Times = [None] * len(tokens)
     if not has_tokenizer(model.cfg):
         return times
-    tokenizer = get_tokenizer(model.cfg, language)
+    tokenizer = get_tokenizer(model.cfg, window.language if model.cfg.is_multilingual else None)
     written = [i for i, token in enumerate(tokens) if token < tokenizer.eot]
     if not written:
         return times

@@ -11,7 +11,7 @@ from hooked_whisper.data.windows import AudioWindow, load_windows
 from hooked_whisper.display import box, count, fold, framed, table
 from hooked_whisper.errors import InputError
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.reports.effects import Effect, effects, transcripts
+from hooked_whisper.reports.effects import Effect, effects, transcripts, with_languages
 from hooked_whisper.reports.examples import encode_excerpts
 from hooked_whisper.reports.feature_activations import feature_activations
 from hooked_whisper.reports.feature_data import (
@@ -90,7 +90,7 @@ def feature_page(
     max_mb: float | int = 30,
     all_frames: bool = False,
     transcribe: bool = True,
-    language: str = "en",
+    language: str | None = None,
     batch_size: int = 8,
     seed: int = 0,
     title: str | None = None,
@@ -127,7 +127,8 @@ def feature_page(
         all_frames: Count padding too; in the decoder, the prompt.
         transcribe: Have the model write down the recordings that are shown and
             have no text.
-        language: Of the texts.
+        language: Of what is said, unless a label `language` says otherwise; None has a
+            multilingual model find out.
         batch_size: Windows side by side.
         seed: Of what is drawn from the range.
         title: Of the page.
@@ -157,7 +158,7 @@ def feature_page(
         seed=seed,
         progress=progress,
     )
-    windows = load_windows(model, recordings, texts)
+    windows = with_languages(model, load_windows(model, recordings, texts), options)
     if site.stack == "decoder":
         windows = _with_tokens(site, windows, options)
     activations = feature_activations(site, windows, options)
@@ -214,7 +215,7 @@ def _with_tokens(
             found.append(window)
             continue
         text = next(written) if window.text is None else window.text
-        row = text_row(text, model.cfg, language=options.language)
+        row = text_row(text, model.cfg, language=window.language)
         found.append(replace(window, text=text, tokens=tuple(row[: model.cfg.n_text_ctx])))
     return found
 

@@ -201,7 +201,7 @@ class PageOptions:
     max_mb: float
     all_frames: bool
     transcribe: bool
-    language: str
+    language: str | None
     batch_size: int
     seed: int
     title: str

@@ -47,7 +47,7 @@ def get_tokenizer(
             f"{D_VOCABS[1]} or {D_VOCABS[2]} tokens. Give this model token ids: an integer tensor "
             "[batch, pos]."
         )
-    code = _check_language(cfg, language)
+    code = language_code(cfg, language)
     task = "transcribe" if task is None else task
     if task not in TASKS:
         raise TokenError(f"task is {task!r}; it must be 'transcribe' or 'translate'.")
@@ -68,8 +68,8 @@ def _build_tokenizer(multilingual: bool, n_languages: int, code: str, task: str)
         return build(multilingual, num_languages=n_languages, language=code, task=task)
 
 
-def _check_language(cfg: HookedWhisperConfig, language: Any) -> str:
-    """The code of a language that the vocabulary has."""
+def language_code(cfg: HookedWhisperConfig, language: Any) -> str:
+    """The code of a language that the vocabulary has; None means English."""
     from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
     if language is None:

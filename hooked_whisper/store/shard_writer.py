@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
-from hooked_whisper.data.batches import written_rows
+from hooked_whisper.data.batches import heard_rows, written_rows
 from hooked_whisper.data.forward import collect_rows, row_counts
 from hooked_whisper.data.hook_rows import RowHooks, RowKind
 from hooked_whisper.data.loading import Loaded, ReadingRules
@@ -40,6 +40,8 @@ class ShardWindow:
         n_frames: Mel frames that hold sound.
         start_s: Where it begins in its recording, in seconds.
         tokens: For the decoder; those that the model writes are put here.
+        language: What is spoken, where somebody told.
+        is_given: Whether the tokens came with the recording.
         n_rows: Rows that it has, by their kind, once the model has run.
         text: What the model wrote, where it was asked to.
     """
@@ -48,6 +50,8 @@ class ShardWindow:
     n_frames: int
     start_s: float
     tokens: tuple[int, ...]
+    language: str | None
+    is_given: bool
     n_rows: dict[RowKind, int] = field(default_factory=dict)
     text: str | None = None
 
@@ -119,25 +123,26 @@ class ShardWriter:
         }
 
     def _windows(self, loaded: Loaded) -> list[ShardWindow]:
-        cfg = self.config.rules.cfg
+        cfg, recording = self.config.rules.cfg, loaded.job.recording
+        language = recording.language or self.config.rules.language
         windows = []
         for number, n_frames in enumerate(loaded.n_frames):
             mel = Mel(torch.from_numpy(loaded.mels[number])[None], torch.tensor([n_frames]))
             start_s = number * cfg.n_samples / SAMPLE_RATE_HZ
-            windows.append(ShardWindow(mel, n_frames, start_s, loaded.tokens or ()))
+            known = loaded.tokens or (), language, recording.tokens is not None
+            windows.append(ShardWindow(mel, n_frames, start_s, *known))
         return windows
 
     def _run(self, windows: list[ShardWindow]) -> None:
         config, all_frames = self.config, self.config.options.frames == "all"
         mel = Mel.cat([window.mel for window in windows if window.mel is not None])
         mel = mel.to(config.model.device, config.model.dtype)
-        write = partial(self._transcribe, windows) if config.rules.text == "transcript" else None
-        given = [window.tokens for window in windows] if config.hooks.needs_tokens else ()
+        tokens_of = self._transcribe if config.rules.text == "transcript" else self._begin
         rows = collect_rows(
             config.model,
             config.hooks,
             mel,
-            write or given,
+            partial(tokens_of, windows),
             all_frames=all_frames,
             dtype=config.options.dtype,
         )
@@ -152,13 +157,26 @@ class ShardWriter:
         self._collect()  # of the batch before: on a GPU it has arrived by now
         self._on_the_way = take
 
+    def _begin(self, windows: list[ShardWindow], encoder_output: Tensor) -> list[tuple[int, ...]]:
+        """The texts' tokens, with the language that the model hears where nobody told it."""
+        unknown = [window.language is None and not window.is_given for window in windows]
+        rows = [window.tokens for window in windows]
+        for window, row in zip(
+            windows, heard_rows(self.config.model, rows, encoder_output, unknown), strict=True
+        ):
+            window.tokens = tuple(row)
+        return [window.tokens for window in windows]
+
     def _transcribe(
         self, windows: list[ShardWindow], encoder_output: Tensor
     ) -> list[tuple[int, ...]]:
         """Have the model write down the windows; its tokens, without the end, become theirs."""
         model, rules = self.config.model, self.config.rules
         generation = model.generate(
-            encoder_output=encoder_output, language=rules.language, task=rules.task
+            encoder_output=encoder_output,
+            language=[window.language for window in windows],
+            task=rules.task,
+            skip_silence=True,
         )
         rows = written_rows(generation, model.cfg)
         for window, row, text in zip(windows, rows, generation.texts, strict=True):

@@ -51,7 +51,7 @@ def harvest(
     dtype: torch.dtype | str = "fp16",
     frames: str = "speech",
     text: TextRule = "label",
-    language: str = "en",
+    language: str | None = None,
     task: str = "transcribe",
     long: LongRule = "split",
     batch_size: int = 16,
@@ -82,7 +82,8 @@ def harvest(
             whole window.
         text: Where the decoder's tokens come from, if its hooks are asked
             for: the recordings' `"label"`, or the model's own `"transcript"`.
-        language: Of the tokens' beginning; a label `language` goes first.
+        language: Of the tokens' beginning; a label `language` goes first. None has a
+            multilingual model find out.
         task: Of the tokens' beginning.
         long: A recording longer than the window is `"split"` into windows,
             `"cut"` after the first, or counted as bad (`"skip"`).

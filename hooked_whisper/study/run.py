@@ -107,7 +107,7 @@ def study(
     n_vectors: int = 500_000,
     pages: bool = True,
     keep_activations: bool = False,
-    language: str = "en",
+    language: str | None = None,
     max_new_tokens: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -136,7 +136,8 @@ def study(
         n_vectors: Activations to train on, the same again where there are fewer.
         pages: Also write the page of features and that of attention.
         keep_activations: Leave the store of activations that were trained on.
-        language: Of what is said.
+        language: Of what is said, unless a label `language` says otherwise; None has a
+            multilingual model find out.
         max_new_tokens: Of the transcript of a window, at most.
         seed: Of the training.
         overwrite: Replace a report that is in the folder, and what another run left there.

@@ -17,6 +17,7 @@ from hooked_whisper.data import (
     each_window,
     window_batches,
 )
+from hooked_whisper.data.batches import written_rows
 from hooked_whisper.display import progress_bar, table
 from hooked_whisper.errors import RecordingsError
 from hooked_whisper.io import checksum_of_audio
@@ -59,7 +60,8 @@ class Transcripts:
 
     Args:
         recordings: Those that could be used.
-        rows: Of each its name, audio's checksum, length, text, transcript and number of windows.
+        rows: Of each its name, audio's checksum, length, language, text, transcript and number of
+            windows.
         skipped: Names of the others, and why.
     """
 
@@ -76,9 +78,12 @@ def run_windows(
     decoder: Sequence[Any],
     *,
     progress: bool,
+    language: str | None = None,
     **options: Any,
 ) -> Transcripts:
     """Run the model over what `as_recordings` gives, window by window; `generate` has the options.
+
+    Where the model hears no speech it writes nothing.
 
     Statistics, of the encoder and of the decoder while it reads what it wrote,
     say with `hooks(run)` what they hook.
@@ -91,15 +96,18 @@ def run_windows(
         found.skipped += [{"id": each.id, "reason": each.reason} for each in skipped]
         if skipped:
             continue
-        texts = []
+        texts, spoken = [], recording.language or language
         for batch in window_batches(model, windows, 1):
             run = WindowRun(batch.windows[0], batch.mel)
             with model.hooks([hook for each in encoder for hook in each.hooks(run)]):
                 encoder_output = model.encoder(run.mel.values)
             if has_tokenizer(model.cfg):
-                done = model.generate(None, encoder_output=encoder_output, **options)
-                run.tokens, run.n_start = done.tokens[:, :-1], done.n_prompt - 1
-                run.text = done.texts[0]
+                done = model.generate(
+                    encoder_output=encoder_output, language=spoken, skip_silence=True, **options
+                )
+                [row] = written_rows(done, model.cfg)
+                run.tokens, run.n_start = done.tokens[:, : len(row)], done.n_prompt - 1
+                [spoken], run.text = done.languages, done.texts[0]
                 texts.append(run.text)
             elif run.window.tokens is not None:  # the recording's own
                 run.tokens = torch.tensor([run.window.tokens], device=model.device)
@@ -112,6 +120,7 @@ def run_windows(
                 "id": recording.id,
                 "checksum": checksum_of_audio(recording.audio),
                 "seconds": sum(window.seconds for window in windows),
+                "language": spoken if texts else None,
                 "reference": recording.text,
                 "transcript": " ".join(texts) if texts else None,
                 "n_windows": len(windows),

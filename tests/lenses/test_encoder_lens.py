@@ -68,7 +68,8 @@ class TestLens:
         for place, layer in enumerate(lens.layers):
             heard = model(tiny_mel, stop_at_layer=("encoder", layer))
             heard = model.encoder.ln_final(heard) if final_ln else heard
-            generation = model.generate(None, 5, encoder_output=heard)
+            spoken = model.generate(tiny_mel, 1).languages
+            generation = model.generate(None, 5, encoder_output=heard, language=spoken)
             assert torch.equal(lens.generations[place].tokens, generation.tokens)
             assert lens.texts[place] == generation.texts
             logits = model(None, reference, encoder_output=heard).log_softmax(dim=-1)

@@ -52,7 +52,7 @@ class TestResult:
         )
         task = DecodingTask(make_reference(model), options)
         expected = task.run(tiny_mel)
-        generation = model.generate(tiny_mel, 8)
+        generation = model.generate(tiny_mel, 8, language="en")
         assert generation.n_prompt == N_PROMPT
         for row, text, result in zip(generation.tokens, generation.texts, expected, strict=True):
             decoded = row[N_PROMPT:].tolist()
@@ -324,7 +324,8 @@ class TestShown:
     def test_texts_and_numbers_of_each_recording(
         self, model: Any, tiny_mel: Tensor, shown: Callable[[Any], Any]
     ) -> None:
-        generation = model.generate(tiny_mel, 5, return_cache=True, names_filter="*.hook_z")
+        options = {"return_cache": True, "names_filter": "*.hook_z", "language": "en"}
+        generation = model.generate(tiny_mel, 5, **options)
         generation = replace(generation, texts=["<b>one</b>", "two"])
         found = shown(generation)
         assert [row[:3] for row in found.rows[1:3]] == [

@@ -17,6 +17,7 @@ from hooked_whisper.hooks.passes import PassInfo, first_positions, running
 from hooked_whisper.hooks.splice import Splice, at_positions
 from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
 from hooked_whisper.hooks.splicing import splice_site
+from hooked_whisper.model.language import put_languages
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.downstream import KINDS, RecoveredMeter, transcript_scores
 from hooked_whisper.sae.evaluation.inputs import Batch, Inputs, own_rows, prepare
@@ -39,7 +40,7 @@ def evaluate_sae(
     all_frames: bool | None = None,
     transcripts: bool = True,
     max_new_tokens: int | None = None,
-    language: str = "en",
+    language: str | None = None,
     normalize: Normalize = "basic",
     batch_size: int = 8,
     progress: bool = True,
@@ -66,7 +67,8 @@ def evaluate_sae(
             no frames: there the tokens of the text count.
         transcripts: Whether to transcribe freely too, which takes the most time.
         max_new_tokens: Of a transcript, at most.
-        language: Of the texts.
+        language: Of the texts, unless a label `language` says otherwise; None has a
+            multilingual model find out.
         normalize: What is done to texts before they are compared; see
             `speech.wer.Normalize`.
         batch_size: Recordings side by side.
@@ -94,7 +96,7 @@ def evaluate_saes(
     all_frames: bool | None = None,
     transcripts: bool = True,
     max_new_tokens: int | None = None,
-    language: str = "en",
+    language: str | None = None,
     normalize: Normalize = "basic",
     batch_size: int = 8,
     progress: bool = True,
@@ -187,6 +189,7 @@ class _Judging:
             for site in sites
         }
         self.own_texts: list[str] = []
+        self.languages: list[str] = []
         self.known_texts: list[str] = []
 
     def run(self, progress: bool) -> list[SAEEvaluation]:
@@ -200,7 +203,7 @@ class _Judging:
                 bar.update(batch.n_recordings)
             skipped = tuple(self.inputs.skipped)
             warn_of_skipped(skipped, len(self.inputs))
-            for batch in self.inputs.batches(rows):
+            for batch in self.inputs.batches(rows, self.languages):
                 clean = self._clean_run(batch)
                 for job in every_job:
                     self._splice(job, batch, clean)
@@ -219,9 +222,13 @@ class _Judging:
             values |= dict(cache.items())
         else:
             encoder_output = model.encoder(batch.mel)
+        languages = self.inputs.languages(batch, encoder_output)
+        self.languages += languages
+        if batch.rows and self.inputs.given is None:
+            batch = replace(batch, rows=put_languages(model, batch.rows, languages))
         if self.transcribes or not batch.rows:
             limit = self.options.max_new_tokens
-            own, texts = own_rows(self.inputs, encoder_output, max_new_tokens=limit)
+            own, texts = own_rows(self.inputs, encoder_output, languages, max_new_tokens=limit)
             self.own_texts += texts
             batch = batch if batch.rows else replace(batch, rows=own)
         self.known_texts += [window.text or "" for window in batch.windows]
@@ -262,7 +269,8 @@ class _Judging:
                 logits[kind] = self.model(None, batch.tokens, encoder_output=output)
                 if kind == "spliced" and self.transcribes:
                     limit = self.options.max_new_tokens
-                    job.texts += own_rows(self.inputs, output, max_new_tokens=limit)[1]
+                    options = {"max_new_tokens": limit}
+                    job.texts += own_rows(self.inputs, output, batch.languages, **options)[1]
         job.recovered.update(clean.logits, logits, batch.targets, batch.mask)
 
     @contextmanager

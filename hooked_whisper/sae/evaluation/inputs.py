@@ -20,6 +20,7 @@ from hooked_whisper.data.recordings import Recording, reason_of
 from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.data.windows import AudioWindow, SkippedRecording, each_window, with_texts
 from hooked_whisper.errors import AudioLengthError, InputError
+from hooked_whisper.model.language import find_languages
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import check_tokens, get_tokenizer, has_tokenizer
@@ -34,12 +35,14 @@ class Batch:
         mel: Their log-mels.
         rows: Token ids of each, prompt first and end-of-text last.
         start: The first token whose prediction counts.
+        languages: What is spoken in each, once the model has heard it.
     """
 
     windows: Sequence[AudioWindow]
     mel: Mel
     rows: list[list[int]]
     start: int
+    languages: Sequence[str] = ()
 
     @property
     def n_recordings(self) -> int:
@@ -78,7 +81,7 @@ class Inputs:
         has_texts: Whether what is said is known of all.
         given: The tokens of each recording, in place of texts.
         batch_size: Windows side by side.
-        language: Of the texts.
+        language: Of the texts; None has a multilingual model find out.
         skipped: Those that could not be used, once the windows have been read.
     """
 
@@ -87,7 +90,7 @@ class Inputs:
     has_texts: bool
     given: tuple[list[int], ...] | None
     batch_size: int
-    language: str
+    language: str | None
     skipped: list[SkippedRecording] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -99,21 +102,37 @@ class Inputs:
         """The first token whose prediction counts: the first of the text, or the second of rows."""
         if self.given is not None:
             return 1
-        return self.model.to_tokens("", language=self.language).shape[1]
+        return self.model.to_tokens("").shape[1]
 
-    def batches(self, rows: Sequence[list[int]] | None = None) -> Iterator[Batch]:
+    def languages(
+        self, batch: Batch, encoder_output: Float[Tensor, "batch pos d_model"]
+    ) -> list[str]:
+        """What is spoken in each window of a batch: by its label, as told, or as the model hears.
+
+        None where the vocabulary is not Whisper's.
+        """
+        if not has_tokenizer(self.model.cfg):
+            return []
+        told = [window.language or self.language for window in batch.windows]
+        return find_languages(self.model, encoder_output, told)
+
+    def batches(
+        self, rows: Sequence[list[int]] | None = None, languages: Sequence[str] = ()
+    ) -> Iterator[Batch]:
         """The windows with their tokens, read when they are due.
 
         Args:
             rows: The tokens of all windows; None takes what is known of them, and
                 leaves the batches without rows where nothing is.
+            languages: Of all windows, once they are known.
         """
         known: list[list[int] | None] = []
         for batch in window_batches(self.model, self._windows(known), self.batch_size):
             own = known[batch.first : batch.first + len(batch)]
             given = own if rows is None else rows[batch.first : batch.first + len(batch)]
             found = [row for row in given if row is not None]
-            yield Batch(batch.windows, batch.mel, found, self.start)
+            spoken = languages[batch.first : batch.first + len(batch)]
+            yield Batch(batch.windows, batch.mel, found, self.start, spoken)
 
     def _windows(self, known: list[list[int] | None]) -> Iterator[AudioWindow]:
         """The windows that can be used; their tokens, or None, are appended to `known`."""
@@ -147,7 +166,9 @@ class Inputs:
         if not self.has_texts:
             return None
         cfg = self.model.cfg
-        row = text_row(window.text or "", cfg, language=self.language, append_eot=True)
+        row = text_row(
+            window.text or "", cfg, language=window.language or self.language, append_eot=True
+        )
         _check_rows(self.model, [row])
         return row
 
@@ -159,7 +180,7 @@ def prepare(
     tokens: Any = None,
     *,
     batch_size: int = 8,
-    language: str = "en",
+    language: str | None = None,
 ) -> Inputs:
     """Recordings to judge on, once it is sure that they fit together.
 
@@ -170,7 +191,7 @@ def prepare(
         tokens: Instead of texts, the rows of token ids that the decoder reads
             and writes.
         batch_size: Windows side by side.
-        language: Of the texts.
+        language: Of the texts; None has a multilingual model find out.
 
     """
     check_batch_size(batch_size)
@@ -197,13 +218,17 @@ def prepare(
 def own_rows(
     inputs: Inputs,
     encoder_output: Float[Tensor, "batch pos d_model"],
+    languages: Sequence[str],
     *,
     max_new_tokens: int | None = None,
 ) -> tuple[list[list[int]], list[str]]:
-    """What the model itself writes: tokens with the end-of-text, and texts."""
+    """What the model itself writes: tokens with the end-of-text, and texts; of silence none."""
     cfg = inputs.model.cfg
     done = inputs.model.generate(
-        encoder_output=encoder_output, language=inputs.language, max_new_tokens=max_new_tokens
+        encoder_output=encoder_output,
+        language=languages,
+        max_new_tokens=max_new_tokens,
+        skip_silence=True,
     )
     width, eot = done.tokens.shape[1], get_tokenizer(cfg).eot
     rows = [row if len(row) == width else [*row, eot] for row in written_rows(done, cfg)]

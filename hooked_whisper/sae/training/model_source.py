@@ -1,13 +1,14 @@
 """Activations of a model that runs over recordings, shuffled in a buffer of bounded size."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hooked_whisper.data.batches import recording_row, text_row, written_rows
+from hooked_whisper.data.batches import heard_rows, recording_row, text_row, written_rows
 from hooked_whisper.data.forward import collect_rows, row_counts
 from hooked_whisper.data.hook_rows import RowHooks, RowKind, choose_hooks
 from hooked_whisper.data.recordings import Recording
@@ -22,11 +23,12 @@ from hooked_whisper.speech.tokens import check_tokens
 
 
 class _LoadedWindow(NamedTuple):
-    """A window, ready to run, and how many vectors it gives of each kind."""
+    """A window, ready to run; how many vectors it gives; whether the model hears its language."""
 
     mel: Mel
     tokens: list[int]
     n_rows: dict[RowKind, int]
+    is_unknown: bool
 
 
 class ModelActivations:
@@ -186,10 +188,13 @@ class ModelActivations:
                 tokens: list[int] = []
                 if needs_tokens:
                     known = self._known_tokens(recording, index) if len(mels) == 1 else None
-                    tokens = known or self._written_tokens(index, number, mel)
+                    language = recording.language
+                    tokens = known or self._written_tokens(index, number, mel, language)
                 counts = row_counts(mel, [tokens], all_frames=self.all_frames)
                 n_rows: dict[RowKind, int] = {kind: n for kind, [n] in counts.items()}
-                loaded.append(_LoadedWindow(mel, tokens, n_rows))
+                is_text = self.tokens is None and recording.tokens is None
+                unknown = is_text and recording.language is None
+                loaded.append(_LoadedWindow(mel, tokens, n_rows, unknown))
         except HookedWhisperError as error:
             raise TrainingError(f"recording {index} cannot be used: {error}") from error
         return loaded
@@ -200,16 +205,17 @@ class ModelActivations:
         if self.tokens is not None:
             row = torch.as_tensor(self.tokens[index]).flatten().tolist()
         elif self.texts is not None:
-            row = text_row(self.texts[index], cfg)
+            row = text_row(self.texts[index], cfg, language=recording.language)
         else:
             return recording_row(recording, cfg)
         check_tokens(torch.tensor([row]), cfg.d_vocab, cfg.n_text_ctx)
         return [int(token) for token in row]
 
-    def _written_tokens(self, index: int, number: int, mel: Mel) -> list[int]:
+    def _written_tokens(self, index: int, number: int, mel: Mel, language: str | None) -> list[int]:
         """What the model writes down of a window, the prompt first, without the end."""
         if (index, number) not in self._transcripts:
-            [row] = written_rows(self.model.generate(mel), self.model.cfg)
+            written = self.model.generate(mel, language=language, skip_silence=True)
+            [row] = written_rows(written, self.model.cfg)
             self._transcripts[index, number] = row
         return self._transcripts[index, number]
 
@@ -222,7 +228,12 @@ class ModelActivations:
                 self.model,
                 hooks,
                 Mel.cat([window.mel for window in together]),
-                [window.tokens for window in together],
+                partial(
+                    heard_rows,
+                    self.model,
+                    [window.tokens for window in together],
+                    unknown=[window.is_unknown for window in together],
+                ),
                 all_frames=self.all_frames,
             )
             for name, values in rows.items():
