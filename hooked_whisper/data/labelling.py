@@ -17,6 +17,7 @@ from hooked_whisper.data.windows import AudioWindow, mel_of, read_windows
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import LabelError, RecordingsError, shown
 from hooked_whisper.io import write_whole
+from hooked_whisper.model.language import spoken_language
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.alignment import (
     AlignmentCollector,
@@ -35,7 +36,7 @@ WORD, PHONE = "word", "phone"
 
 @torch.no_grad()
 def align_words(
-    model: HookedWhisper, recordings: Any, *, language: str = "en", progress: bool = True
+    model: HookedWhisper, recordings: Any, *, language: str | None = None, progress: bool = True
 ) -> list[Recording]:
     """Recordings with a label `word`: when each word is said, by the model's cross-attention.
 
@@ -46,7 +47,8 @@ def align_words(
     Args:
         model: The model, whose `alignment_heads` are read.
         recordings: What `as_recordings` takes.
-        language: Of the texts; a recording's label `language` goes before it.
+        language: Of the texts; a recording's label `language` goes before it. None has a
+            multilingual model find out.
         progress: Show a progress bar.
 
     Returns:
@@ -62,15 +64,16 @@ def align_words(
     get_tokenizer(model.cfg, language)
 
     def labelled(recording: Recording) -> Recording:
-        spoken = str(recording.labels.get("language") or language)
+        told = recording.language or language
         if recording.text is None:
-            return _transcribed(model, recording, spoken)
+            return _transcribed(model, recording, told)
         windows = read_windows(recording, 0, model.cfg)
         if len(windows) != 1 or not windows[0].is_whole:
             raise LabelError(
                 "it is longer than the model's window, and a text can be aligned with one alone. "
                 "Leave its text out, so that it is transcribed, or use align_phones."
             )
+        spoken = spoken_language(model, mel_of(model, windows), told)
         tokens = text_row(recording.text, model.cfg, language=spoken)
         n_prompt = len(text_row("", model.cfg, language=spoken))
         tokenizer = get_tokenizer(model.cfg, spoken)
@@ -215,7 +218,7 @@ def times_by_attention(
     return [*collector.token_times(n_prompt), None][: len(tokens)]
 
 
-def _transcribed(model: HookedWhisper, recording: Recording, language: str) -> Recording:
+def _transcribed(model: HookedWhisper, recording: Recording, language: str | None) -> Recording:
     found = model.transcribe(
         recording.load(), language=language, word_timestamps=True, temperature=0.0
     )

@@ -202,7 +202,8 @@ def generate(
 
     n_prompt, eot = prompt.shape[1], task.tokenizer.eot
     written = [[token for token in row if token < eot] for row in tokens[:, n_prompt:].tolist()]
-    avg_logprob = sum_logprobs / ((tokens[:, n_prompt:] != eot).sum(dim=1) + 1)
+    n_decoded = (tokens[:, n_prompt:] != eot).sum(dim=1) + 1
+    avg_logprob = sum_logprobs / n_decoded
     no_speech_prob = torch.tensor(no_speech, device=device)
     if skip_silence:
         unsure = (no_speech_prob > NO_SPEECH) & (avg_logprob <= UNSURE)
