@@ -38,10 +38,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
     It is brought to the disk first, so that a kill, or a machine that stops,
     leaves the old file or the new one. An error leaves the old one, and nothing beside it.
+    Who may read it is what the user's other new files say; safetensors' own are for the user alone.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode
         yield aside
+        aside.chmod(mode)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from hooked_whisper.io import replacing, save_tensors
+from hooked_whisper.io import replacing, save_tensors, write_whole
 
 KILLED = """
 import os, signal, sys
@@ -78,3 +78,15 @@ def test_tensors_and_texts_are_read_back(tmp_path: Path) -> None:
     with safe_open(tmp_path / "x", "pt") as file:
         assert file.metadata() == {"says": "hello"}
         assert torch.equal(file.get_tensor("x"), x.T) and torch.equal(file.get_tensor("y"), x)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077], ids=oct)
+def test_others_may_read_what_the_user_lets_them_read(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_tensors(tmp_path / "tensors", {"x": torch.ones(2)}, {})
+        write_whole(tmp_path / "bytes", lambda file: file.write(b"x"))
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {0o666 & ~umask}

@@ -21,7 +21,7 @@ from hooked_whisper.errors import (
     InputError,
     ReportError,
 )
-from hooked_whisper.io import lock_folder, make_folder, write_json
+from hooked_whisper.io import LOCK_FILE, lock_folder, make_folder, write_json
 from hooked_whisper.reports import attention_page, feature_page
 from hooked_whisper.sae import TopKConfig, TrainingConfig
 from hooked_whisper.speech import has_tokenizer
@@ -253,6 +253,8 @@ def _folder_of_its_own(folder: Path, *, overwrite: bool) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise ReportError(f"{folder} is a file; name a folder for the report.")
     found = [name for name in (REPORT, NUMBERS) if (folder / name).exists()]
+    if found == [REPORT] and (folder / LOCK_FILE).exists():
+        found = []  # of a study that was killed between the two: it goes on
     if found and not overwrite:
         raise ReportError(
             f"{folder} holds {found[0]} of another run. Name another folder, or pass "

@@ -1,7 +1,6 @@
 """Results of patching stay on the disk: as they grow, through kills, and checked when read."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from hooked_whisper.patching import (
 from hooked_whisper.patching import saved as module
 from hooked_whisper.patching.paths import PathEffects
 
-from ..processes import Child
+from ..kills import check_kills
 
 METRIC = LogProb(5)
+FILE = "result.safetensors"
 
 
 def sweep(model: Any, pair: Any, **options: Any) -> SweepResult:
@@ -74,24 +74,24 @@ def test_after_kills_at_any_moment_it_goes_on_to_the_same_numbers(
     pair: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    in_child: Callable[..., Child],
     without_shape_checks: None,
 ) -> None:
-    expected, path = WORK[name](tiny_model, pair), tmp_path / "result.safetensors"
+    expected = WORK[name](tiny_model, pair)
     monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
-    begun = time.monotonic()
-    WORK[name](tiny_model, pair, save_to=tmp_path / "timed.safetensors")
-    whole_s = time.monotonic() - begun
-    for number in range(20):
-        child = in_child(lambda: WORK[name](tiny_model, pair, save_to=path))
-        time.sleep(whole_s * (0.05 + 0.07 * number))
-        child.kill()
-        if path.exists():
-            type(expected).load(path)
-    found = WORK[name](tiny_model, pair, save_to=path)
-    assert found.complete and torch.equal(found.values, expected.values)
-    left = [each.name for each in tmp_path.iterdir() if each.name.startswith(".res")]
-    assert len([each for each in left if not each.endswith(".lock")]) <= 20
+
+    def work(folder: Path) -> None:
+        WORK[name](tiny_model, pair, save_to=folder / FILE)
+
+    def look(folder: Path) -> None:
+        if (folder / FILE).exists():
+            type(expected).load(folder / FILE)
+
+    def values(folder: Path) -> Any:
+        found = type(expected).load(folder / FILE)
+        assert found.complete and torch.equal(found.values, expected.values)
+        return found.values.tolist(), found.clean.tolist(), found.corrupted.tolist()
+
+    check_kills(work, look, values, tmp_path)
 
 
 def test_what_cannot_go_on_is_refused_before_anything_runs(

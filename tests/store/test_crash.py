@@ -1,11 +1,8 @@
 """Nothing is lost: kills, full disks, missing permissions, two at once, bad recordings."""
 
 import os
-import random
 import resource
 import shutil
-import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +22,7 @@ from hooked_whisper.errors import (
 from hooked_whisper.io import lock_folder, write_whole
 from hooked_whisper.store import ActivationStore, verify_store
 
+from ..kills import check_kills, whole_store
 from ..processes import Child
 
 Harvest = Callable[..., ActivationStore]
@@ -36,30 +34,15 @@ def test_kills_leave_no_trace(
     small_harvest: Harvest,
     clips: Path,
     ram_path: Path,
-    in_child: Fork,
     contents_of: Contents,
     without_shape_checks: None,
 ) -> None:
-    """Before the first shard, behind some of the 24, and wherever a few milliseconds lead then."""
+    """Byte for byte, and without a file more."""
 
-    def run(folder: Path) -> Callable[[], object]:
-        return lambda: small_harvest(clips, folder, batch_size=1, recordings_per_shard=1)
+    def work(folder: Path) -> None:
+        small_harvest(clips, folder, batch_size=1, recordings_per_shard=1)
 
-    small_harvest(clips / "clip00.wav", ram_path / "warm-up")  # what is imported then is forked
-    whole, broken = ram_path / "whole", ram_path / "broken"
-    assert in_child(run(whole)).wait() == 0
-    expected = contents_of(whole)
-
-    draw, n_kills, n_shards = random.Random(0), 0, set()
-    for wanted in (0, 1, 2, 4, 7, 10, 13, 16):
-        child = in_child(run(broken))
-        child.wait_until(lambda wanted=wanted: len(list(broken.glob("shard-*.json"))) >= wanted)
-        time.sleep(draw.uniform(0, 0.01))
-        n_kills += child.kill() == -signal.SIGKILL
-        n_shards.add(len(list(broken.glob("shard-*.json"))))
-    assert n_kills >= 5 and len(n_shards) >= 4, "the kills came too late"
-    assert in_child(run(broken)).wait() == 0
-    assert contents_of(broken) == expected
+    check_kills(work, whole_store, contents_of, ram_path)
 
 
 def test_an_interruption_in_the_middle_of_a_pass_leaves_the_same_store(
