@@ -3,8 +3,8 @@
 A metric is called with logits and returns a number for each row. One that
 reads some positions only says which (`positions`), so that a sweep need not
 compute the others' logits. Here are what all metrics share and how a function becomes
-one; those of single tokens are in `token_metrics`, of many in
-`sequence_metrics`, of the written text in `transcript_metrics`.
+one; those of single tokens are in `tokens`, of many in `sequences`, of the
+written text in `transcripts`.
 """
 
 from abc import ABC, abstractmethod
@@ -47,6 +47,10 @@ class Metric(ABC):
         """
         places = resolve_positions(self, logits.shape[1])
         return self.of_positions(logits if places is None else logits[:, places])
+
+    def of_some_tokens(self) -> "tuple[Metric, list[int]] | None":
+        """The same for the logits of some tokens alone, and these tokens; None if it reads all."""
+        return None
 
     def check(self, n_rows: int, n_pos: int, d_vocab: int) -> None:
         """Refuse a run that this metric cannot judge, before it is computed.

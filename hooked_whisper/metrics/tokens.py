@@ -72,6 +72,11 @@ class LogitDifference(_OfTokens):
     pos: int = -1
     _names: ClassVar[tuple[str, ...]] = ("right", "wrong")
 
+    def of_some_tokens(self) -> tuple[Metric, list[int]] | None:
+        if isinstance(self.right, int) and isinstance(self.wrong, int):
+            return LogitDifference(0, 1, self.pos), [self.right, self.wrong]
+        return None
+
     def of_positions(
         self, logits: Float[Tensor, "batch n_positions vocab"]
     ) -> Float32[Tensor, "batch"]:

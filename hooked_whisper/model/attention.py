@@ -89,6 +89,22 @@ class Attention(nn.Module):
             return result.sum(dim=2) + self.b_O.to(z.dtype)
         return self.out(z.flatten(start_dim=2))
 
+    def write_from(
+        self, query_input: Float[Tensor, "batch pos d_model"], source: Float[Tensor, "batch key m"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What cross-attention writes, without keys and values, with no hook of it firing.
+
+        Queries are taken to what keys are made of, and its mean to the heads' values: less
+        work than keys and values of all positions, for few queries. A bias of the keys adds
+        the same to all of a query's scores, so that it changes nothing.
+        """
+        q = self._project(self.query, query_input)
+        q = einsum(q * q.shape[-1] ** -0.5, self.W_K.to(q.dtype), "b p h d, h m d -> b h p m")
+        pattern = torch.bmm(q.flatten(1, 2), source.mT).softmax(dim=-1)
+        mean = torch.bmm(pattern, source).unflatten(1, (self.n_heads, -1))
+        z = einsum(mean, self.W_V.to(mean.dtype), "b h p m, h m d -> b p h d")
+        return self.write(z + self.b_V.to(z.dtype))
+
     @property
     def needs_scores(self) -> bool:
         """Whether anything looks at scores or pattern: a hook on them, or on the layer itself."""

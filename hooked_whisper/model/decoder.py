@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -89,9 +90,21 @@ class Decoder(TransformerStack):
             pos = self.hook_pos_embed(pos.expand(len(x), -1, -1).clone())
         return (x + pos).to(dtype)
 
-    def finish(self, resid: Residual) -> Float[Tensor, "batch pos vocab"]:
-        """The logits in float32, from the residual stream after the last block."""
+    def finish(
+        self, resid: Residual, tokens: list[int] | None = None
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """The logits in float32, from the residual stream after the last block.
+
+        Args:
+            resid: The stream.
+            tokens: Only theirs, in this order, which `hook_logits` does not see.
+        """
         resid = self.ln_final(resid)
+        if tokens is not None:
+            weight, bias = self.W_U.T[tokens].to(resid.dtype), None
+            if self.unembedding is not None:
+                bias = self.unembedding.bias[tokens].to(resid.dtype)
+            return F.linear(resid, weight, bias).float()
         if self.unembedding is None:
             logits = unembed(resid, self.W_E.to(resid.dtype))
         else:

@@ -26,7 +26,6 @@ from hooked_whisper.interventions.edits import SiteEdit
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import places_on
 from hooked_whisper.metrics.base import Metric, PositionMetric, check_values, resolve_positions
-from hooked_whisper.model.blocks import ALL, Step
 from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.patched_rows import (
@@ -38,6 +37,7 @@ from hooked_whisper.patching.patched_rows import (
 from hooked_whisper.patching.resume_point import (
     ResumePoint,
     StreamPosition,
+    decoder_steps,
     find_resume_point,
     join_rows,
     output_name,
@@ -47,6 +47,8 @@ from hooked_whisper.patching.resume_point import (
 DEFAULT_MAX_BYTES = 256 * 2**20
 """About how much memory runs side by side take, unless told otherwise."""
 
+_FRESH_BYTES = 24 * 2**20
+"""Of one activation on a CPU: for larger ones, malloc takes new pages from the system each time."""
 STARTS_TOGETHER = 4
 """Neighbouring first positions that run side by side: a few positions more, fewer passes."""
 ENCODER_OUTPUT = "encoder.ln_final.hook_normalized"
@@ -150,7 +152,11 @@ class BaseRun:
             numbers = sorted(keyed[key], key=lambda i: rows[i].order)
             start = min(rows[i].start for i in numbers)
             points = {rows[i].point for i in numbers}
-            n = max(1, max_bytes // max(self._row_bytes(point, start) for point in points))
+            n = max_bytes // max(self._row_bytes(point, start) for point in points)
+            if key[0] == "encoder" and self.model.device.type == "cpu":
+                cfg = self.model.cfg
+                n = min(n, _FRESH_BYTES // (4 * cfg.n_audio_ctx * cfg.d_mlp))
+            n = max(1, n)
             for first in range(0, len(numbers), n):
                 yield numbers[first : first + n]
 
@@ -258,28 +264,17 @@ class BaseRun:
     ) -> Tensor:
         """The last stream; of the last position alone, if nothing reads or hooks the others."""
         n_layers = len(self._decoder_blocks)
-        steps = [self._steps(layer, encoder_output, cache) for layer in range(n_layers)]
+        steps = [decoder_steps(block, encoder_output, cache) for block in self._decoder_blocks]
         is_seen = is_watched(*self._decoder_blocks[-1].modules()) or self._finish_is_hooked()
         if self._reads_last_only and not is_seen:
             last = slice(-1, None)
-            steps[-1] = self._steps(n_layers - 1, encoder_output, cache, last)
+            steps[-1] = decoder_steps(self._decoder_blocks[-1], encoder_output, cache, last)
             behind_keys = StreamPosition(n_layers - 1, 2)
             joins = {
                 position: resid[:, last] if position >= behind_keys else resid
                 for position, resid in joins.items()
             }
         return run_blocks_with_joins(steps, joins)
-
-    def _steps(
-        self, layer: int, encoder_output: Tensor, cache: KVCache | None, queries: slice = ALL
-    ) -> list[Step]:
-        """A decoder block's steps; rows of one recording attend to it as one row's queries."""
-        block = self._decoder_blocks[layer]
-        steps: list[Step] = block.steps(encoder_output, cache, queries)
-        if len(encoder_output) == 1 and not is_watched(*block.modules()):
-            cross = steps[2]
-            steps[2] = lambda resid: cross(resid.flatten(0, 1)[None]).view(resid.shape)
-        return steps
 
     def _embed(self, n_rows: int) -> Tensor:
         decoder, tokens = self.model.decoder, self.example.tokens.expand(n_rows, -1)
@@ -347,7 +342,7 @@ class BaseRun:
         places = torch.tensor([int(row.only_pos or 0) - start for row in rows])
         numbers = torch.arange(len(rows))
         changed = resid[numbers, places][:, None]
-        steps = self._steps(point.layer, self.encoder_output, cache)
+        steps = decoder_steps(self._decoder_blocks[point.layer], self.encoder_output, cache)
         for step in steps[point.position.step :]:
             changed = step(changed)
         behind = self._output(_behind_block(point.layer))[:, start:]
@@ -360,9 +355,11 @@ class BaseRun:
     @torch.no_grad()
     def measure(self, groups: Sequence[ResumedRows]) -> Float[Tensor, " row"]:
         """The metric of groups of rows with the same `first`, which read the unembedding once."""
-        metric, first = self.metric, groups[0].first
+        metric, first, tokens = self.metric, groups[0].first, None
         assert metric is not None
-        logits = self._logits(groups)
+        if (narrow := metric.of_some_tokens()) is not None and not self._finish_is_hooked():
+            metric, tokens = narrow
+        logits = self._logits(groups, tokens)
         n_rows = len(logits)
         if isinstance(metric, PositionMetric):
             numbers = metric.at_positions(logits, first)
@@ -371,8 +368,8 @@ class BaseRun:
                 numbers = torch.cat([before, numbers], dim=1)
             return check_values(metric.combine(numbers), n_rows, metric)
         if first:
-            before = self.base_logits[:, :first].expand(n_rows, -1, -1)
-            logits = torch.cat([before, logits], dim=1)
+            kept = self.base_logits if tokens is None else self.base_logits[..., tokens]
+            logits = torch.cat([kept[:, :first].expand(n_rows, -1, -1), logits], dim=1)
         return check_values(metric.of_positions(logits), n_rows, metric)
 
     @cached_property
@@ -381,10 +378,12 @@ class BaseRun:
         assert isinstance(self.metric, PositionMetric)
         return self.metric.at_positions(self.base_logits)
 
-    def _logits(self, groups: Sequence[ResumedRows]) -> Float[Tensor, "row n_some vocab"]:
+    def _logits(
+        self, groups: Sequence[ResumedRows], tokens: list[int] | None
+    ) -> Float[Tensor, "row n_some vocab"]:
         finish = self.model.decoder.finish
         if all(rows.logits is None for rows in groups):
-            return finish(join_rows([rows.resid for rows in groups]))
+            return finish(join_rows([rows.resid for rows in groups]), tokens)
         return join_rows(
             [finish(rows.resid) if rows.logits is None else rows.logits for rows in groups]
         )

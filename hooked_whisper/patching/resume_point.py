@@ -23,8 +23,10 @@ from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig, Stack
 from hooked_whisper.hooks.names import is_inside_sae, site_of, stack_of
+from hooked_whisper.hooks.points import is_watched
 from hooked_whisper.hooks.splice import Splice
-from hooked_whisper.model.blocks import Step
+from hooked_whisper.model.blocks import ALL, DecoderBlock, Step
+from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.whisper import HookedWhisper
 
 Kind = Literal["resid", "output", "z", "post", "hook", "start"]
@@ -190,6 +192,35 @@ def _sublayer_of(stack: Stack, rest: str) -> Sublayer:
     if "mlp" in first:
         return "mlp"
     return "cross_attn" if "cross" in first else "attn"
+
+
+def decoder_steps(
+    block: DecoderBlock, encoder_output: Tensor, cache: KVCache | None, queries: slice = ALL
+) -> list[Step]:
+    """A decoder block's steps, of which cross-attention takes the shorter way where none looks on.
+
+    Rows of one recording attend to it as one row's queries; few queries of a recording whose
+    keys and values nobody has yet read its encoder output itself.
+    """
+    steps: list[Step] = block.steps(encoder_output, cache, queries)
+    if is_watched(*block.modules()):
+        return steps
+    attend, attention = steps[2], block.cross_attn
+    most = encoder_output.shape[2] // attention.n_heads if encoder_output.dtype in _EXACT else 0
+
+    def cross_attend(resid: Tensor) -> Tensor:
+        if cache is None and resid.shape[1] <= most:
+            return resid + attention.write_from(block.ln2(resid), encoder_output)
+        if len(encoder_output) == 1:
+            return attend(resid.flatten(0, 1)[None]).view(resid.shape)
+        return attend(resid)
+
+    steps[2] = cross_attend
+    return steps
+
+
+_EXACT = (torch.float32, torch.float64)
+"""What another order of products changes in its last digits alone."""
 
 
 def run_blocks_with_joins(

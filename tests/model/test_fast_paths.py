@@ -147,6 +147,36 @@ def test_some_positions_of_a_block_are_those_of_all(
     assert torch.allclose(some, all_of_them[:, :n_queries], atol=1e-6)
 
 
+@pytest.mark.parametrize("has_key_bias", [False, True], ids=["plain", "folded"])
+@pytest.mark.parametrize("n_pos", [1, 5])
+def test_few_queries_read_the_encoder_as_through_keys_and_values(
+    fresh_model: Any, n_pos: int, has_key_bias: bool
+) -> None:
+    if has_key_bias:
+        fresh_model.process_weights_(center_writing_weights=False)
+    attention = fresh_model.decoder.blocks[1].cross_attn
+    with torch.no_grad():
+        for bias in (attention.query.bias, attention.value.bias, attention.out.bias):
+            bias.normal_()
+        if has_key_bias:
+            attention.key.bias.normal_()
+        queries, source = torch.randn(2, n_pos, 24), torch.randn(2, 30, 24)
+        direct = attention.write_from(queries, source)
+        assert torch.allclose(direct, attention(queries, source, source)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "processed"])
+def test_logits_of_some_tokens_are_those_of_all(fresh_model: Any, is_tied: bool) -> None:
+    decoder = fresh_model.decoder
+    if not is_tied:
+        fresh_model.process_weights_()
+        torch.nn.init.normal_(decoder.unembedding.bias)
+    with torch.no_grad():
+        resid = torch.randn(2, 3, 24)
+        some = decoder.finish(resid, [7, 3, 100])
+        assert torch.allclose(some, decoder.finish(resid)[..., [7, 3, 100]], atol=1e-6)
+
+
 @pytest.fixture
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(layers, "_SAME_IN_PIECES", {})

@@ -17,7 +17,7 @@ from hooked_whisper.hooks.passes import pass_info
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.base import Metric, as_metric
 from hooked_whisper.metrics.sequences import KLDivergence, SequenceLogProb
-from hooked_whisper.metrics.tokens import LogProb
+from hooked_whisper.metrics.tokens import LogitDifference, LogProb
 from hooked_whisper.metrics.transcripts import ExactTranscript
 from hooked_whisper.model.encoder import Encoder
 from hooked_whisper.patching.attribution_patching import attribution_patch
@@ -36,6 +36,8 @@ def whole_text(logits: Tensor) -> Tensor:
 METRICS = {
     "every-position": as_metric(whole_text),
     "last": as_metric(lambda logits: logits[:, 0, 3] - logits[:, 0, 5], positions=[-1]),
+    "two tokens": LogitDifference(3, 5),
+    "two tokens early": LogitDifference(3, 5, pos=2),
     "two": as_metric(lambda logits: logits[:, 0, 3] - logits[:, 1, 5], positions=[2, -3]),
 }
 
@@ -60,8 +62,8 @@ def cache_of(model: Any, example: Example) -> WhisperCache:
 @pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize(
     ("metric", "names_filter"),
-    [("every-position", "*"), ("last", "*.blocks.1.*"), ("two", "*.blocks.1.*")],
-    ids=["every-position", "last", "two"],
+    [("every-position", "*"), *((name, "*.blocks.1.*") for name in [*METRICS][1:])],
+    ids=METRICS,
 )
 def test_every_hook_whole(
     tiny_model: Any, pair: tuple[Example, Example], metric: str, names_filter: str
