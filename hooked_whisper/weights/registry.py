@@ -11,6 +11,7 @@ from hooked_whisper.config import release_names
 from hooked_whisper.errors import ArchitectureError, DownloadError, SourceError, shown
 from hooked_whisper.weights.ctranslate2 import CT2_FILE, ct2_kind, read_ct2_folder
 from hooked_whisper.weights.files import is_file, names_in, read_json
+from hooked_whisper.weights.ggml import GGML_MAGIC, read_ggml_file
 from hooked_whisper.weights.huggingface import (
     GENERATION_FILE,
     INDEX_FILE,
@@ -22,6 +23,7 @@ from hooked_whisper.weights.huggingface import (
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.native import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_native_folder
 from hooked_whisper.weights.openai import load_release, read_openai_file
+from hooked_whisper.weights.pieces import read_bytes
 from hooked_whisper.weights.vocabulary import NATIVE, TOKENIZER_FILES, as_it_says, told_by
 
 DIGITS = "digits"
@@ -39,8 +41,8 @@ _MERGE = (
 _ALLOWED = (
     f"Allowed are {DIGITS!r}, a release of OpenAI ({', '.join(release_names())}), a path to an "
     "OpenAI .pt checkpoint, a folder that save_pretrained wrote (of this package or of "
-    "transformers, with safetensors), a CTranslate2 folder, and a hub id such as "
-    "'openai/whisper-tiny'."
+    "transformers, with safetensors), a CTranslate2 folder, a GGML file of whisper.cpp, and a hub "
+    "id such as 'openai/whisper-tiny'."
 )
 
 
@@ -81,7 +83,7 @@ def load_weights(
     if found.kind == "hub":
         return load_from_hub(found.location, cache_folder=download_root, d_vocab=d_vocab)
     if found.kind == "file":
-        return read_openai_file(Path(found.location), d_vocab=d_vocab)
+        return _read_file(Path(found.location), d_vocab)
     return _read_folder(Path(found.location), d_vocab)
 
 
@@ -132,6 +134,19 @@ def _check_file(path: Path) -> None:
             f"{path} is one file of a checkpoint. Give its folder {path.resolve().parent}, with "
             "what lies beside it."
         )
+
+
+def _read_file(path: Path, d_vocab: int | None) -> LoadedWeights:
+    """A checkpoint in one file, by how it begins."""
+    magic = bytes(read_bytes(path, 0, min(4, path.stat().st_size)))
+    if magic == GGML_MAGIC:
+        return read_ggml_file(path, d_vocab)
+    if magic == b"GGUF":
+        raise ArchitectureError(
+            f"{path} is a GGUF file, in which there are no Whispers: those of whisper.cpp are GGML "
+            "files, such as ggml-tiny.en.bin. Give one of these."
+        )
+    return read_openai_file(path, d_vocab=d_vocab)
 
 
 def _read_folder(folder: Path, d_vocab: int | None) -> LoadedWeights:

@@ -13,7 +13,7 @@ model by size, and its text gibberish. What lies beside the weights says which i
 Source: openai-whisper's `tokenizer.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ _ENGLISH, _MULTILINGUAL = frozenset({51864}), frozenset({51865, 51866})
 _BY_NO_TIMESTAMPS = {50362: {51864}, 50363: {51865}, 50364: {51866}}
 _BY_END = {50256: _ENGLISH, 50257: _MULTILINGUAL}
 _BY_START = {50257: _ENGLISH, 50258: _MULTILINGUAL}
+_BY_BRACKET = {357: _ENGLISH, 522: _MULTILINGUAL}
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,13 @@ def told_by_tokens(ids: Mapping[str, Any], name: str) -> Told | None:
         if sizes := _look_up(meaning, ids.get(token)):
             return Told(sizes, f"{token} in {name} is {ids[token]}")
     return None
+
+
+def told_by_words(words: Sequence[bytes], name: str) -> Told | None:
+    """What a list of tokens without the special ones says: where a bracket stands in it."""
+    place = words.index(b" (") if b" (" in words else None
+    sizes = _look_up(_BY_BRACKET, place)
+    return Told(sizes, f"' (' in {name} is {place}") if sizes else None
 
 
 def as_it_says(loaded: LoadedWeights, told: Told | None, d_vocab: int | None) -> LoadedWeights:

@@ -12,6 +12,8 @@ from hooked_whisper import HookedWhisper
 from hooked_whisper.errors import HookedWhisperError
 
 from ..weights.ct2 import convert_to_ct2, small_vocabulary
+from ..weights.ggml_blocks import random_blocks
+from ..weights.ggml_files import write_ggml
 from .mutations import N, of_bytes, of_json_file
 
 
@@ -28,7 +30,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory, make_model: Any, tiny_cfg:
     (folder / "pt").mkdir()
     content = {"dims": dict(vars(tiny_cfg.dims)), "model_state_dict": state}
     torch.save(content, folder / "pt" / "a.pt")
-    sizes = {"d_model": 8, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": 60}
+    sizes = {"d_model": 32, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "vocab_size": 60}
     layers = {"encoder_layers": 1, "decoder_layers": 1, "max_source_positions": 10}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     ids = dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id"], 1)
@@ -39,10 +41,20 @@ def sources(tmp_path_factory: pytest.TempPathFactory, make_model: Any, tiny_cfg:
     theirs.save_pretrained(folder / "hf")
     for kind in ("float16", "int8"):
         convert_to_ct2(theirs, folder / f"ct2-{kind}", kind, small_vocabulary(60))
+    small = HookedWhisper.from_hf(theirs)
+    state = {openai_name(key): value for key, value in small.state_dict().items()}
+    for kind, quantise in (("f16", None), ("q8_0", lambda rows: random_blocks("q8_0", rows.size))):
+        (folder / f"ggml-{kind}").mkdir()
+        path = folder / f"ggml-{kind}" / "a.bin"
+        write_ggml(path, vars(small.cfg.dims), state, kind, quantise=quantise)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["native", "hf", "pt", "ct2-float16", "ct2-int8"])
+FILES = ("pt", "ggml-f16", "ggml-q8_0")
+FOLDERS = ("native", "hf", "ct2-float16", "ct2-int8")
+
+
+@pytest.mark.parametrize("kind", [*FOLDERS, *FILES])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_outcome_is_a_model_or_an_error_of_ours(
     sources: Path, tmp_path: Path, kind: str, without_shape_checks: None
@@ -59,7 +71,7 @@ def test_every_outcome_is_a_model_or_an_error_of_ours(
         else:
             path.write_bytes(of_bytes(before, seed))
         try:
-            model = HookedWhisper.from_pretrained(path if kind == "pt" else folder, device="cpu")
+            model = HookedWhisper.from_pretrained(path if kind in FILES else folder, device="cpu")
         except HookedWhisperError as error:
             assert len(str(error)) < 600 + 2 * len(str(folder)), f"seed {seed}: {error}"
             outcomes["refused"] += 1

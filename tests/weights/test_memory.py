@@ -1,5 +1,6 @@
 """Loading at Tiny's full size takes little more memory than the weights it leaves."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from .ct2 import convert_to_ct2, small_vocabulary
+from .ggml_blocks import random_blocks
+from .ggml_files import write_ggml
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to measure peaks"
@@ -28,11 +31,20 @@ def test_loading_peaks_at_the_weights(tmp_path, random_tiny_openai, random_tiny_
     random_tiny_hf.save_pretrained(tmp_path / "sharded", max_shard_size="50MB")
     openais = ["fp16.pt:float32", "fp16.pt:float32", "fp32.pt:float32", "fp32.pt:float16"]
     tokens = small_vocabulary(random_tiny_hf.config.vocab_size)
-    convert_to_ct2(random_tiny_hf, tmp_path / "ct2", "float16", tokens)
     convert_to_ct2(random_tiny_hf, tmp_path / "int8", "int8", tokens)
-    others = ["hf:float32", "hf:float16", "sharded:float32", "ct2:float32", "int8:float32"]
+    state, dims = random_tiny_openai.state_dict(), dataclasses.asdict(random_tiny_openai.dims)
+    blocks = {"quantise": lambda rows: random_blocks("q8_0", rows.size)}
+    write_ggml(tmp_path / "q8.bin", dims, state, "q8_0", **blocks)
+    others = [
+        "q8.bin:float32",
+        "q8.bin:float16",
+        "hf:float32",
+        "hf:float16",
+        "sharded:float32",
+        "int8:float32",
+    ]
     ratios = measure(tmp_path, *openais, *others)
-    assert len(ratios) == 9
+    assert len(ratios) == 10
     assert ratios[0][1] <= LIMIT + IMPORTS, ratios
     assert all(0.9 < ratio <= LIMIT for _, ratio in ratios[1:]), ratios
 
