@@ -109,12 +109,12 @@ def spoken_language(model: WhisperBase, mel: Mel, language: str | None = None) -
 def put_languages(
     model: WhisperBase, rows: Sequence[Sequence[int]], languages: Sequence[str]
 ) -> list[list[int]]:
-    """Rows of tokens that begin as Whisper's do, with another language in each beginning."""
+    """Rows of tokens that begin as Whisper's do, or are empty, with another language in each."""
     if not model.cfg.is_multilingual:
         return [list(row) for row in rows]
     tokenizer = get_tokenizer(model.cfg)
     return [
-        [row[0], tokenizer.to_language_token(code), *row[2:]]
+        [row[0], tokenizer.to_language_token(code), *row[2:]] if row else []
         for row, code in zip(rows, languages, strict=True)
     ]
 

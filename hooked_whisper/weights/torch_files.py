@@ -21,6 +21,7 @@ from hooked_whisper.weights.files import FileTensor, StoredTensor, TensorFile
 MAX_MADE_BYTES = 2**28
 """Most that calls in a pickle may make of the texts in it."""
 
+_ZIP = b"PK\x03\x04"
 _N_LEGACY_PICKLES = 5
 """Before torch 1.6: a number, the version, the machine's sizes, the content, names of storages."""
 
@@ -53,10 +54,11 @@ def check_claims(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def is_mappable(path: Path) -> bool:
-    """Whether a torch file has the zip layout (torch 1.6 and later), which can be mapped."""
+    """Whether `torch.load` takes a file for a zip (torch 1.6 and later), which can be mapped."""
     try:
-        return zipfile.is_zipfile(path)
-    except (OSError, zipfile.BadZipFile, ValueError):
+        with path.open("rb") as file:
+            return file.read(len(_ZIP)) == _ZIP
+    except OSError:
         return False
 
 
@@ -81,11 +83,14 @@ def _read_checked(path: Path) -> Any:
 
 
 def _check_pickles(path: Path) -> None:
-    """Refuse what would take more memory than the file has bytes, before any is given."""
+    """Refuse what would take more memory than the file has bytes, before any is given.
+
+    What cannot be looked through is refused too: `torch.load` might read it all the same.
+    """
     try:
         claim = _claim_in_zip(path) if is_mappable(path) else _claim_in_legacy(path)
-    except Exception:  # no such file; torch.load, which comes next, tells why
-        return
+    except Exception as error:  # a broken or hostile file can raise anything at all
+        raise CheckpointError(f"{path} {_why_unreadable(error)}") from error
     if claim:
         raise CheckpointError(
             f"{path} {claim}: it would take far more memory than the file has bytes. Whisper's "

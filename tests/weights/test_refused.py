@@ -66,6 +66,23 @@ def test_a_pickle_that_asks_for_memory(checkpoint, write_pt, zipped):
         load_weights(path)
 
 
+def test_a_pickle_that_cannot_be_looked_through(checkpoint, write_pt, tmp_path):
+    """PyTorch goes by how a file begins, and would read what a scan of its end passes over."""
+    legacy = write_pt({**checkpoint, "x": Big()}, _use_new_zipfile_serialization=False)
+    path = tmp_path / "both.pt"
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
+        pass
+    path.write_bytes(legacy.read_bytes() + (tmp_path / "empty.zip").read_bytes())
+    with pytest.raises(CheckpointError, match="makes a bytearray of any length"):
+        load_weights(path)
+    path.write_bytes(b"PK\x03\x04" + legacy.read_bytes())
+    with pytest.raises(CheckpointError, match="cannot be read as a torch checkpoint"):
+        load_weights(path)
+    path.write_bytes(legacy.read_bytes()[:300] + b"\xff" * 300)
+    with pytest.raises(CheckpointError, match="cannot be read as a torch checkpoint"):
+        load_weights(path)
+
+
 def test_a_compressed_pickle(checkpoint, write_pt, tmp_path):
     with (
         zipfile.ZipFile(write_pt(checkpoint)) as old,

@@ -114,7 +114,7 @@ class TranscriptScores:
     """Free greedy transcripts with the autoencoder spliced in, against those without.
 
     Words are compared without case and punctuation. What needs to know what
-    is true is None where that is unknown.
+    is true is over the recordings of which that is known; None where it is of none.
 
     Args:
         n_recordings: How many were transcribed.
@@ -142,7 +142,7 @@ class TranscriptScores:
 def transcript_scores(
     spliced: Sequence[str],
     model: Sequence[str],
-    texts: Sequence[str] | None = None,
+    texts: Sequence[str | None] | None = None,
     normalize: Normalize = "basic",
 ) -> TranscriptScores:
     """Judge transcripts made with an autoencoder spliced in.
@@ -150,7 +150,7 @@ def transcript_scores(
     Args:
         spliced: The transcripts.
         model: Those of the model without it.
-        texts: What is said, where that is known.
+        texts: What is said; None for those of which it is unknown.
         normalize: What is done to texts before; see `speech.wer.Normalize`.
 
     Raises:
@@ -165,13 +165,15 @@ def transcript_scores(
         )
     words = normalizer(normalize)
     ours, own = ([words(text) for text in texts_of] for texts_of in (spliced, model))
-    true = None if texts is None else [words(text) for text in texts]
+    told = [i for i, text in enumerate(texts or ()) if text is not None]
+    true = [words(text) for text in texts or () if text is not None]
+    ours_told, own_told = ([each[i] for i in told] for each in (ours, own))
     return TranscriptScores(
         n_recordings=len(ours),
-        sequence_accuracy_model=None if true is None else _share_equal(own, true),
-        sequence_accuracy=None if true is None else _share_equal(ours, true),
-        wer_model=None if true is None else word_error_rate(true, own, normalize=False),
-        wer=None if true is None else word_error_rate(true, ours, normalize=False),
+        sequence_accuracy_model=_share_equal(own_told, true) if true else None,
+        sequence_accuracy=_share_equal(ours_told, true) if true else None,
+        wer_model=word_error_rate(true, own_told, normalize=False) if true else None,
+        wer=word_error_rate(true, ours_told, normalize=False) if true else None,
         same_as_model=_share_equal(ours, own),
         wer_to_model=word_error_rate(own, ours, normalize=False),
     )

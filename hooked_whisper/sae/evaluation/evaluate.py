@@ -57,8 +57,9 @@ def evaluate_sae(
         recordings: What `hooked_whisper.data.as_recordings` takes; longer ones are
             judged window by window.
         hook_name: What it reads; None is what its configuration says.
-        texts: What is said in each recording. Where it is unknown, the
-            model's own transcripts stand in for cross-entropy and divergence.
+        texts: What is said in each recording. Where it is unknown, the model's own
+            transcripts stand in for cross-entropy and divergence, and word error rates
+            leave the recording out; `n_without_text` counts such windows.
         hook_name_out: What it replaces, for transcoders.
         tokens: Rows of token ids instead of texts; predictions of all tokens
             but the first count, else of those behind the prompt.
@@ -190,7 +191,7 @@ class _Judging:
         }
         self.own_texts: list[str] = []
         self.languages: list[str] = []
-        self.known_texts: list[str] = []
+        self.known_texts: list[str | None] = []
 
     def run(self, progress: bool) -> list[SAEEvaluation]:
         """Go through the recordings twice, and say what was found out of each site."""
@@ -224,14 +225,15 @@ class _Judging:
             encoder_output = model.encoder(batch.mel)
         languages = self.inputs.languages(batch, encoder_output)
         self.languages += languages
-        if batch.rows and self.inputs.given is None:
+        if self.inputs.given is None:
             batch = replace(batch, rows=put_languages(model, batch.rows, languages))
-        if self.transcribes or not batch.rows:
+        if self.transcribes or not all(batch.rows):
             limit = self.options.max_new_tokens
             own, texts = own_rows(self.inputs, encoder_output, languages, max_new_tokens=limit)
             self.own_texts += texts
-            batch = batch if batch.rows else replace(batch, rows=own)
-        self.known_texts += [window.text or "" for window in batch.windows]
+            both = zip(batch.rows, own, strict=True)
+            batch = replace(batch, rows=[row or written for row, written in both])
+        self.known_texts += map(self.inputs.text_of, batch.windows)
         if in_decoder:
             _, cache = model.run_with_cache(
                 None,
@@ -296,13 +298,12 @@ class _Judging:
     def _evaluation(
         self, site: SpliceSite, jobs: Sequence[_Job], skipped: tuple[SkippedRecording, ...]
     ) -> SAEEvaluation:
-        known = self.known_texts if self.inputs.has_texts else None
         extents = {}
         for job in jobs:
             scores = None
             if self.transcribes:
                 normalize = self.options.normalize
-                scores = transcript_scores(job.texts, self.own_texts, known, normalize)
+                scores = transcript_scores(job.texts, self.own_texts, self.known_texts, normalize)
             extents[job.extent] = FrameEvaluation(
                 job.reconstruction.result(), job.recovered.result(), scores, tuple(job.texts)
             )
@@ -320,6 +321,7 @@ class _Judging:
             extents=extents,
             transcripts_model=tuple(self.own_texts),
             skipped=skipped,
+            n_without_text=0 if self.inputs.given else self.known_texts.count(None),
         )
 
 

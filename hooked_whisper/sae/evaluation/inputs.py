@@ -33,7 +33,8 @@ class Batch:
     Args:
         windows: The windows.
         mel: Their log-mels.
-        rows: Token ids of each, prompt first and end-of-text last.
+        rows: Token ids of each, prompt first and end-of-text last; empty where nobody
+            says what is said.
         start: The first token whose prediction counts.
         languages: What is spoken in each, once the model has heard it.
     """
@@ -78,7 +79,6 @@ class Inputs:
     Args:
         model: The model.
         recordings: The recordings.
-        has_texts: Whether what is said is known of all.
         given: The tokens of each recording, in place of texts.
         batch_size: Windows side by side.
         language: Of the texts; None has a multilingual model find out.
@@ -87,7 +87,6 @@ class Inputs:
 
     model: HookedWhisper
     recordings: Sequence[Recording]
-    has_texts: bool
     given: tuple[list[int], ...] | None
     batch_size: int
     language: str | None
@@ -122,20 +121,25 @@ class Inputs:
         """The windows with their tokens, read when they are due.
 
         Args:
-            rows: The tokens of all windows; None takes what is known of them, and
-                leaves the batches without rows where nothing is.
+            rows: The tokens of all windows; None takes what is known of them.
             languages: Of all windows, once they are known.
         """
-        known: list[list[int] | None] = []
+        known: list[list[int]] = []
         for batch in window_batches(self.model, self._windows(known), self.batch_size):
             own = known[batch.first : batch.first + len(batch)]
             given = own if rows is None else rows[batch.first : batch.first + len(batch)]
-            found = [row for row in given if row is not None]
             spoken = languages[batch.first : batch.first + len(batch)]
-            yield Batch(batch.windows, batch.mel, found, self.start, spoken)
+            yield Batch(batch.windows, batch.mel, list(given), self.start, spoken)
 
-    def _windows(self, known: list[list[int] | None]) -> Iterator[AudioWindow]:
-        """The windows that can be used; their tokens, or None, are appended to `known`."""
+    def text_of(self, window: AudioWindow) -> str | None:
+        """What is said in a window, which may be nothing; None where nobody says."""
+        recording = self.recordings[window.recording]
+        if self.given is not None or (recording.text is None and not recording.words):
+            return None
+        return window.text or ""
+
+    def _windows(self, known: list[list[int]]) -> Iterator[AudioWindow]:
+        """The windows that can be used; their tokens are appended to `known`."""
         self.skipped.clear()
         for window in each_window(self.model.cfg, self.recordings, self.skipped):
             try:
@@ -147,15 +151,14 @@ class Inputs:
                 continue
             yield window
 
-    def _row(self, window: AudioWindow) -> list[int] | None:
-        """The tokens that are known of a window.
+    def _row(self, window: AudioWindow) -> list[int]:
+        """The tokens that are known of a window; none where nobody says what is said.
 
         Raises:
             InputError: Nobody knows which part of the text it has, or the text is too long.
         """
-        recording = self.recordings[window.recording]
-        is_unknown = self.given is not None or (self.has_texts and recording.words is None)
-        if is_unknown and not window.is_whole:
+        text, words = self.text_of(window), self.recordings[window.recording].words
+        if not window.is_whole and (self.given is not None or (text is not None and not words)):
             window_s = self.model.cfg.n_frames / FRAMES_PER_SECOND
             raise AudioLengthError(
                 f"it is longer than the window of {window_s:g} s, and no one says which part of "
@@ -163,12 +166,10 @@ class Inputs:
             )
         if self.given is not None:
             return self.given[window.recording]
-        if not self.has_texts:
-            return None
-        cfg = self.model.cfg
-        row = text_row(
-            window.text or "", cfg, language=window.language or self.language, append_eot=True
-        )
+        if text is None:
+            return []
+        language = window.language or self.language
+        row = text_row(text, self.model.cfg, language=language, append_eot=True)
         _check_rows(self.model, [row])
         return row
 
@@ -200,18 +201,17 @@ def prepare(
     found = list(as_recordings(recordings))
     if tokens is not None:
         given = _token_rows(model, tokens, len(found))
-        return Inputs(model, found, False, given, batch_size, language)
+        return Inputs(model, found, given, batch_size, language)
     if texts is not None:
         found = with_texts(found, texts)
         if any(recording.text is None for recording in found):
             raise InputError('texts hold None. Pass one string for each, "" where nothing is said.')
-    has_texts = all(each.text is not None or each.words for each in found)
     if not has_tokenizer(model.cfg):
         raise InputError(
             f"this model's vocabulary of {model.cfg.d_vocab} is not Whisper's, so that it neither "
             "reads texts nor writes any. Pass tokens=."
         )
-    return Inputs(model, found, has_texts, None, batch_size, language)
+    return Inputs(model, found, None, batch_size, language)
 
 
 @torch.no_grad()

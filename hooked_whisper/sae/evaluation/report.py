@@ -59,6 +59,8 @@ class SAEEvaluation:
             the encoder, the tokens of the `"text"` in the decoder.
         transcripts_model: What the model writes without it, if that was tried.
         skipped: Recordings that could not be used: number, name and reason of each.
+        n_without_text: Windows of which nobody says what is said. The model's own transcripts
+            stood in for cross-entropy and divergence there; word error rates are of the others.
     """
 
     hook_name: str
@@ -71,6 +73,7 @@ class SAEEvaluation:
     extents: dict[str, FrameEvaluation]
     transcripts_model: tuple[str, ...]
     skipped: tuple[SkippedRecording, ...] = ()
+    n_without_text: int = 0
 
     def __repr__(self) -> str:
         parts = []
@@ -81,6 +84,8 @@ class SAEEvaluation:
             if each.transcripts is not None and each.transcripts.sequence_accuracy is not None:
                 text += f", sequences right {each.transcripts.sequence_accuracy:.1%}"
             parts.append(text)
+        if self.n_without_text:
+            parts.append(f"{count(self.n_without_text, 'window')} without a text")
         return f"SAEEvaluation({self.hook_name}, {'; '.join(parts)})"
 
     def _repr_html_(self) -> str:
@@ -101,6 +106,8 @@ class SAEEvaluation:
         densities = {name: each.reconstruction.density for name, each in self.extents.items()}
         about = f"{self.architecture}, {self.d_sae:,} latents at {self.hook_name}, "
         about += f"judged on {count(self.n_recordings, 'recording')}"
+        if self.n_without_text:
+            about += f", {count(self.n_without_text, 'window')} without a text"
         drawn = picture(plot_density(densities), "how many latents have which density")
         return box(type(self).__name__, about, table(["", *numbers], rows), drawn)
 
@@ -124,6 +131,7 @@ class SAEEvaluation:
     def to_dict(self) -> dict[str, Any]:
         """Every number, in groups, in values that JSON has; what has no number is None."""
         plain = ("hook_name", "hook_name_out", "architecture", "d_in", "d_sae", "n_recordings")
+        plain += ("n_without_text",)
         return _finite(
             {
                 **{name: getattr(self, name) for name in plain},

@@ -160,7 +160,8 @@ def _tensors(
 def _fold_scale(tensors: dict[str, Tensor], cfg: dict[str, Any], folder: Path) -> None:
     """Fold the scale of the inputs in, as SAELens does at the end of training, or warn.
 
-    Latents keep their values.
+    Latents keep their values, and so does the matrix of a skip transcoder, which
+    takes scaled inputs to scaled outputs.
 
     Source: SAELens 6, `SAE.fold_activation_norm_scaling_factor`, `ActivationScaler.save`.
     """
@@ -168,13 +169,15 @@ def _fold_scale(tensors: dict[str, Tensor], cfg: dict[str, Any], folder: Path) -
     if path.exists():
         remedy = "Remove it, and multiply the activations with the scale yourself."
         scale = read_json(path, Scaler, SAEFileError, remedy)["scaling_factor"]
-    if scale is None or not {"W_enc", "W_dec", "b_dec"} <= set(tensors) or "W_skip" in tensors:
+    why = f"the scale is not in {SCALER_NAME} beside it" if scale is None else None
+    if not {"W_enc", "W_dec", "b_dec"} <= set(tensors):
+        why = why or f"the scale in {SCALER_NAME} cannot go into weights that are tied"
+    if scale is None or why:
         warnings.warn(
             f"{folder} expects activations that are scaled to a mean length of sqrt(d_in): it is "
-            f"a checkpoint from the middle of a SAELens training, and the scale is not in "
-            f"{SCALER_NAME} beside it. On plain activations its reconstructions are wrong. Take "
-            "the autoencoder of the end of training, or multiply what it gets with the scale, and "
-            "divide what it gives by it.",
+            f"a checkpoint from the middle of a SAELens training, and {why}. On plain activations "
+            "its reconstructions are wrong. Take the autoencoder of the end of training, or "
+            "multiply what it gets with the scale, and divide what it gives by it.",
             stacklevel=5,
         )
         return

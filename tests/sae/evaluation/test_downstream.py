@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hooked_whisper import HookedWhisper
+from hooked_whisper.data import Recording
 from hooked_whisper.digits import recordings
 from hooked_whisper.errors import InputError
 from hooked_whisper.sae import evaluate_sae, evaluate_saes
@@ -28,6 +29,9 @@ def test_scores_of_transcripts() -> None:
     assert exact.sequence_accuracy_model == 2 / 4
     unknown = transcript_scores(spliced, model)
     assert unknown.sequence_accuracy is None and unknown.same_as_model == 2 / 4
+    some = transcript_scores(spliced, model, [texts[0], None, None, texts[3]])
+    assert (some.n_recordings, some.same_as_model) == (4, 2 / 4)
+    assert (some.sequence_accuracy, some.wer_model, some.wer) == (1 / 2, 0, 1 / 3)
     with pytest.raises(InputError, match="2 transcripts spliced, 4 of the model and no texts"):
         transcript_scores(spliced[:2], model)
 
@@ -77,6 +81,35 @@ def test_a_spliced_identity_and_spliced_noise(model: HookedWhisper, plain_sae: A
     alone = evaluate_sae(noise, model, paths, bad.hook_name, transcripts=False, **options)
     assert alone.speech.transcripts is None
     assert alone.speech.recovered.ce_spliced == pytest.approx(bad.speech.recovered.ce_spliced)
+
+
+def test_recordings_without_a_text_are_counted_and_leave_the_others_theirs(
+    model: HookedWhisper, plain_sae: Any
+) -> None:
+    """One that cannot be used has no say in what is judged; of one that can, the result tells."""
+    sae, name = plain_sae(96, 10), "encoder.blocks.2.hook_resid_post"
+    told, untold = Recording("a", recordings()[2].path, text="seven"), recordings()[6].path
+    options: dict[str, Any] = {"all_frames": False, "max_new_tokens": 5, "progress": False}
+
+    def judge(*given: Any) -> Any:
+        return evaluate_sae(sae, model, [*given], name, batch_size=2, **options)
+
+    alone, other = judge(told), judge(untold)
+    with pytest.warns(UserWarning, match="1 of 2 recordings cannot be used"):
+        beside_bad = judge("nowhere.wav", told)
+    assert beside_bad.speech.transcripts == alone.speech.transcripts
+    assert beside_bad.speech.recovered == alone.speech.recovered
+    assert (alone.n_without_text, beside_bad.n_without_text) == (0, 0)
+    both = judge(untold, told)
+    assert both.n_without_text == 1 and "1 window without a text" in repr(both)
+    assert both.speech.transcripts.wer == alone.speech.transcripts.wer is not None
+    assert both.speech.transcripts.n_recordings == 2
+    assert other.n_without_text == 1 and other.speech.transcripts.wer is None
+    parts = [each.speech.recovered for each in (alone, other)]
+    n = sum(part.n_tokens for part in parts)
+    ce = sum(part.n_tokens * part.ce_spliced for part in parts) / n
+    assert both.speech.recovered.n_tokens == n
+    assert both.speech.recovered.ce_spliced == pytest.approx(ce, rel=1e-4)
 
 
 def test_texts_must_match_the_recordings(model: HookedWhisper, plain_sae: Any) -> None:

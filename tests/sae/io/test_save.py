@@ -288,7 +288,9 @@ def test_a_tied_folder_whose_encoder_is_another(tmp_path: Path) -> None:
         load_sae(folder)
 
 
-@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+@pytest.mark.parametrize(
+    "architecture", ["standard", "topk", "jumprelu", "gated", "transcoder", "skip_transcoder"]
+)
 def test_the_scale_beside_a_checkpoint_is_folded_in(architecture: str, tmp_path: Path) -> None:
     """SAELens multiplies activations with it before encoding, and divides what is decoded."""
     scaled = random_sae(architecture)
@@ -307,6 +309,16 @@ def test_the_scale_beside_a_checkpoint_is_folded_in(architecture: str, tmp_path:
     assert sae.cfg.normalize_activations == "none"
     (folder / "activation_scaler.json").write_text('{"scaling_factor": "x"}')
     with pytest.raises(SAEFileError, match="Remove it"):
+        load_sae(folder)
+
+
+def test_a_scale_that_cannot_be_folded_in_is_said(tmp_path: Path) -> None:
+    folder = save_sae(random_sae("standard", tied=True, apply_b_dec_to_input=False), tmp_path)
+    values = json.loads((folder / "cfg.json").read_text())
+    values["normalize_activations"] = "expected_average_only_in"
+    (folder / "cfg.json").write_text(json.dumps(values))
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.4}')
+    with pytest.warns(UserWarning, match="cannot go into weights that are tied"):
         load_sae(folder)
 
 
