@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import hooked_whisper
+from hooked_whisper.hooks.passes import PassInfo, pass_info
 from hooked_whisper.interrupts import Temporarily, uninterrupted
 from hooked_whisper.interventions import Interventions, Site, ZeroAblation
 from hooked_whisper.sae import TopKConfig
@@ -30,6 +31,7 @@ ATTACHING = {
     for name in (
         "interrupts.py",
         "hooks/attached.py",
+        "hooks/passes.py",
         "hooks/points.py",
         "hooks/root.py",
         "hooks/splice_site.py",
@@ -48,7 +50,7 @@ def left(model: Any, sae: nn.Module) -> list[Any]:
     """All that attaching leaves on a model, and what it lists."""
     points = [*model.hook_dict.values()]
     found: list[Any] = [[*model.hook_dict], [*model.mod_dict], len(model._attached)]
-    found.append(torch.is_grad_enabled())
+    found += [torch.is_grad_enabled(), vars(pass_info()) == vars(PassInfo())]
     for point in points:
         found.append((len(point.fwd_hooks), len(point.bwd_hooks), len(point.splices)))
         found.append((len(point.scopes), point.is_hooked))
@@ -98,6 +100,7 @@ def runs(
         "incl_bwd": lambda: model.run_with_cache(
             tiny_mel, tiny_tokens, "loss", incl_bwd=True, names_filter=SITE
         ),
+        "forward": lambda: model(tiny_mel, tiny_tokens),
         "add_hook": lasting,
         "add_sae": spliced,
     }
@@ -123,7 +126,14 @@ class Tracer:
         return self
 
 
-STEPS = {"hooks": 2, "saes": 9, "Interventions": 2, "run_with_hooks": 1, "incl_bwd": 17}
+STEPS = {
+    "forward": 1,
+    "hooks": 2,
+    "saes": 9,
+    "Interventions": 2,
+    "run_with_hooks": 1,
+    "incl_bwd": 17,
+}
 """Every how manieth line is tried: all lines of these take 50 s, and pass."""
 
 

@@ -4,14 +4,14 @@ It is a value that lives as long as the pass: whoever runs blocks says what they
 run on, and nothing is left behind for a later pass to find.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from hooked_whisper.interrupts import Temporarily
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +40,22 @@ def pass_info() -> PassInfo:
     return _present.get() or _NO_PASS
 
 
-@contextmanager
-def running(info: PassInfo) -> Iterator[None]:
+def running(info: PassInfo) -> Temporarily[None]:
     """Say what the blocks run on that run inside."""
-    token = _present.set(info)
-    try:
-        yield
-    finally:
-        _present.reset(token)
+    return Temporarily(None, lambda: _Running(info))
+
+
+class _Running:
+    """The work of `running`."""
+
+    def __init__(self, info: PassInfo) -> None:
+        self.info, self.before = info, _present.get()
+
+    def begin(self) -> None:
+        _present.set(self.info)
+
+    def end(self) -> None:
+        _present.set(self.before)
 
 
 def first_positions(

@@ -10,7 +10,6 @@ patches, nor are cross-attention's keys and values.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 from hooked_whisper.hooks.passes import PassInfo, running
 from hooked_whisper.hooks.points import is_watched
 from hooked_whisper.hooks.splice import Reader
+from hooked_whisper.interrupts import Temporarily
 from hooked_whisper.interventions.edits import SiteEdit
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import places_on
@@ -196,7 +196,7 @@ class BaseRun:
         """The last residual stream with each of the patches: a group of `groups`, in its order."""
         start = min(row.start for row in rows)
         first = int((self.positions < start).sum())
-        with self._running(rows, start):
+        with self._patching(rows, start), running(self._info(start)):
             if rows[0].point.stack == "encoder":
                 resid = self._run_decoder_anew(self._run_encoder(rows))
             else:
@@ -211,21 +211,22 @@ class BaseRun:
     @torch.no_grad()
     def encoder_outputs(self, rows: Sequence[PatchedRow]) -> Float[Tensor, "row pos d_model"]:
         """The encoder's output with each of some patches of the encoder, in order."""
-        with self._running(rows, 0):
+        with self._patching(rows, 0), running(self._info(0)):
             return self._run_encoder(rows)
 
-    @contextmanager
-    def _running(self, rows: Sequence[PatchedRow], start: int) -> Iterator[None]:
-        """Patch what nothing but a hook can; hooks know which position of what comes first."""
+    def _info(self, start: int) -> PassInfo:
+        """What hooks know: which position of what comes first."""
+        return PassInfo(first_pos=start, n_positions=self.example.mel.n_positions)
+
+    def _patching(self, rows: Sequence[PatchedRow], start: int) -> Temporarily[Any]:
+        """Patch what nothing but a hook can."""
         hooks, first_row = [], 0
         for point, of_point in groupby(rows, key=lambda row: row.point):
             some = list(of_point)
             if point.needs_hook:
                 hooks.append(hook_of_rows(some, start, first_row))
             first_row += len(some)
-        info = PassInfo(first_pos=start, n_positions=self.example.mel.n_positions)
-        with self.model.hooks(fwd_hooks=hooks), running(info):
-            yield
+        return self.model.hooks(fwd_hooks=hooks)
 
     def _run_encoder(self, rows: Sequence[PatchedRow]) -> Tensor:
         """The encoder's output with each patch."""

@@ -1,8 +1,7 @@
 """Everything that an autoencoder is judged by, over recordings, in one call."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from hooked_whisper.data.windows import SkippedRecording, warn_of_skipped
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.passes import PassInfo, first_positions, running
+from hooked_whisper.hooks.root import Hook
 from hooked_whisper.hooks.splice import Splice, at_positions
 from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
 from hooked_whisper.hooks.splicing import splice_site
@@ -267,7 +267,8 @@ class _Judging:
         }
         logits = {}
         for kind in KINDS:
-            with self._replaced(splice, puts[kind], batch, clean) as output:
+            with self.model.hooks(self._hooks(splice, puts[kind])):
+                output = self._encoder_output(splice, puts[kind], batch, clean)
                 logits[kind] = self.model(None, batch.tokens, encoder_output=output)
                 if kind == "spliced" and self.transcribes:
                     limit = self.options.max_new_tokens
@@ -275,25 +276,27 @@ class _Judging:
                     job.texts += own_rows(self.inputs, output, batch.languages, **options)[1]
         job.recovered.update(clean.logits, logits, batch.targets, batch.mask)
 
-    @contextmanager
-    def _replaced(
+    def _hooks(self, splice: Splice, put: Callable[[Tensor], Tensor]) -> list[Hook]:
+        """What replaces an activation; none where the encoder is run from it on."""
+        site, read = splice.site, splice.reader or (lambda value: value)
+        if _stream_layer(site) is not None:
+            return []
+        return [
+            (site.hook_in, lambda value, hook: read(value)),
+            (site.hook_out, lambda value, hook: put(value)),
+        ]
+
+    def _encoder_output(
         self, splice: Splice, put: Callable[[Tensor], Tensor], batch: Batch, clean: _Clean
-    ) -> Iterator[Tensor]:
-        """The encoder's output where an activation is replaced, as it is while the block lasts."""
+    ) -> Tensor:
+        """The encoder's output where an activation is replaced, with the hooks for it in place."""
         site, layer, n_positions = splice.site, _stream_layer(splice.site), batch.mel.n_positions
         if layer is not None:  # of the encoder's blocks only those behind run
             with running(PassInfo(n_positions=n_positions)):
                 resid = put(clean.streams[site.hook_in])
-            yield self.model.run_from(("encoder", layer + 1), resid, n_positions=n_positions)
-            return
-        read = splice.reader or (lambda value: value)
-        hooks = [
-            (site.hook_in, lambda value, hook: read(value)),
-            (site.hook_out, lambda value, hook: put(value)),
-        ]
-        with self.model.hooks(hooks):
-            in_decoder = site.stack == "decoder"
-            yield clean.encoder_output if in_decoder else self.model.encoder(batch.mel)
+            return self.model.run_from(("encoder", layer + 1), resid, n_positions=n_positions)
+        in_decoder = site.stack == "decoder"
+        return clean.encoder_output if in_decoder else self.model.encoder(batch.mel)
 
     def _evaluation(
         self, site: SpliceSite, jobs: Sequence[_Job], skipped: tuple[SkippedRecording, ...]
