@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -222,7 +223,7 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
         """Read what `save` wrote.
 
         Raises:
-            CacheError: No such file, or another kind of file.
+            CacheError: No such file, another kind of file, or a damaged one.
             DeviceError: A device that is not there.
         """
         device = as_device(device)
@@ -246,7 +247,13 @@ class WhisperCache(ResidualAnalysis, Mapping[str, Tensor]):
                 f"{where} cannot be read as an activation cache: {str(error)[:200]}."
             ) from error
         told = header.pop("xxh3_128", None)
-        if header["format"] == _FORMAT and told != _checksum(tensors, header):
+        if header["format"] == _FORMER_FORMAT:
+            warnings.warn(
+                f"{where} is a cache of an earlier release, without a checksum: damage to its "
+                "values cannot be seen. Save it again: WhisperCache.load(path).save(path).",
+                stacklevel=2,
+            )
+        elif told != _checksum(tensors, header):
             raise CacheError(f"{where} is damaged: its checksum is of other content. {_REMEDY}")
         from msgspec import Meta  # which `import hooked_whisper` does not need
 

@@ -7,7 +7,7 @@ whatever the dtype of the file and of the model.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -160,14 +160,20 @@ class PieceTensor:
     def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Its values, in memory that belongs to the caller alone."""
         out = torch.empty(self.shape, device=device, dtype=dtype)
+        for rows, piece in self.pieces():
+            out[rows].copy_(piece)
+        return out
+
+    def pieces(self) -> Iterator[tuple[Any, Tensor]]:
+        """Its values, some rows at a time, and which rows: to be used before more is asked for."""
         if not self.shape:
-            return out.copy_(self.rows(0, 1))
+            yield ..., self.rows(0, 1)
+            return
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         step = max(1, PIECE_BYTES // max(1, row_bytes))
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
-            out[start:stop].copy_(self.rows(start, stop))
-        return out
+            yield slice(start, stop), self.rows(start, stop)
 
 
 @dataclass(frozen=True)
@@ -183,8 +189,12 @@ class FileTensor(PieceTensor):
         return self.file.read(self.key, slice(start, stop) if self.shape else ...)
 
 
-def safetensors_tensors(path: Path) -> dict[str, StoredTensor]:
+def safetensors_tensors(path: Path, header: dict[str, str] | None = None) -> dict[str, FileTensor]:
     """Every tensor of a safetensors file by its name there.
+
+    Args:
+        path: The file.
+        header: Takes the texts that are in the file beside its tensors.
 
     Raises:
         CheckpointError: Another kind of file, one that was cut short, or quantised tensors.
@@ -200,8 +210,10 @@ def safetensors_tensors(path: Path) -> dict[str, StoredTensor]:
             ) from error
 
     handle = open_file()
+    if header is not None:
+        header |= handle.metadata() or {}
     file = TensorFile(path, lambda: open_file().get_slice)
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, FileTensor] = {}
     for key in handle.keys():
         stored = handle.get_slice(key)
         dtype = _SAFETENSORS_DTYPES.get(stored.get_dtype())

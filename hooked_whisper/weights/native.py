@@ -3,9 +3,10 @@
 `config.json` holds `format`, `version`, the `config` of HookedWhisperConfig,
 the `alignment_heads` as pairs of layer and head, and the names that are
 `omitted` from the weights. `model.safetensors` holds the tensors by the names
-of the model's state dict. An embedding of which few rows are used may be
-stored as `{name}.rows` with `{name}.row_ids`: the last of the rows stands for
-every id that is not listed.
+of the model's state dict, and in its header `xxh3_128`, the checksum of them and
+of the config's sizes and switches; older files have none. An embedding of which
+few rows are used may be stored as `{name}.rows` with `{name}.row_ids`: the last
+of the rows stands for every id that is not listed.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from jaxtyping import Bool
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -31,9 +33,10 @@ from hooked_whisper.errors import (
     WeightShapeError,
     shown,
 )
-from hooked_whisper.io import make_folder, replacing
+from hooked_whisper.io import bytes_of, make_folder, replacing
 from hooked_whisper.weights.files import (
     FLOAT_DTYPES,
+    FileTensor,
     RowsTensor,
     StoredTensor,
     check_floats,
@@ -50,6 +53,7 @@ FORMAT = "hooked_whisper"
 VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+CHECKSUM = "xxh3_128"
 
 _MAY_BE_OMITTED = ("encoder.positional_embedding",)
 _MOST_OMITTED_POSITIONS = 1500
@@ -94,7 +98,7 @@ def save_weights(
     try:
         with replacing(target / CONFIG_FILE) as config, replacing(target / WEIGHTS_FILE) as weights:
             config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            save_file(tensors, weights, metadata={"format": "pt"})
+            save_file(tensors, weights, {"format": "pt", CHECKSUM: _checksum(cfg, tensors)})
     except (OSError, SafetensorError) as error:
         raise StoreWriteError(
             f"the model cannot be written into {target}: {shown(str(error))}. Free some space or "
@@ -136,14 +140,35 @@ def read_native_folder(folder: Path) -> LoadedWeights:
     weights = folder / WEIGHTS_FILE
     if not is_file(weights):
         raise CheckpointError(f"{folder} has no {WEIGHTS_FILE} beside its config.json.")
-    stored = _unfold_rows(safetensors_tensors(weights), cfg, weights)
+    header: dict[str, str] = {}
+    found = safetensors_tensors(weights, header)
+    stored = _unfold_rows(dict(found), cfg, weights)
+    tensors = match_tensors(stored, cfg, lambda name: name, str(weights), omitted)
+    if header.get(CHECKSUM) not in (None, _checksum(cfg, found)):
+        raise CheckpointError(
+            f"{weights} is damaged, or is not of the {CONFIG_FILE} beside it: its checksum is of "
+            "other tensors or sizes. Copy both files again, or save the model again."
+        )
     return LoadedWeights(
         cfg=cfg,
-        tensors=match_tensors(stored, cfg, lambda name: name, str(weights), omitted),
+        tensors=tensors,
         source=str(weights),
         alignment_heads=heads_mask(values.get("alignment_heads"), cfg, path),
         omitted=tuple(omitted),
     )
+
+
+def _checksum(cfg: HookedWhisperConfig, tensors: Mapping[str, Tensor | FileTensor]) -> str:
+    """Of all that decides what the model computes; hooks' switches and its name do not."""
+    values = cfg.to_dict()
+    plain = {name: values[name] for name in values if not name.startswith(("use_", "model_name"))}
+    state = xxhash.xxh3_128(json.dumps(plain, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        state.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        pieces = [value] if isinstance(value, Tensor) else (piece for _, piece in value.pieces())
+        for piece in pieces:
+            state.update(bytes_of(piece.contiguous()))
+    return state.hexdigest()
 
 
 def heads_mask(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -241,9 +242,16 @@ class TestFile:
         with pytest.raises(CacheError, match=r"other is no activation cache: .*cache\.save"):
             WhisperCache.load(tmp_path / "other")
 
-    def test_holds_plain_json(self, cache: WhisperCache, tmp_path: Path) -> None:
-        from safetensors import safe_open
+    def test_one_without_a_checksum_says_so(self, cache: WhisperCache, tmp_path: Path) -> None:
+        cache.save(tmp_path / "run")
+        with safe_open(tmp_path / "run", framework="pt") as file:
+            header = {**file.metadata(), "format": "hooked_whisper.cache/1"}
+        del header["xxh3_128"]
+        save_file(dict(cache), tmp_path / "old", metadata=header)
+        with pytest.warns(UserWarning, match="without a checksum: damage"):
+            assert_same(WhisperCache.load(tmp_path / "old"), cache)
 
+    def test_holds_plain_json(self, cache: WhisperCache, tmp_path: Path) -> None:
         cache.save(tmp_path / "run")
         with safe_open(tmp_path / "run", framework="pt") as file:
             header = file.metadata()

@@ -88,6 +88,26 @@ def test_a_failed_save_leaves_the_earlier_one(folder, tiny_cfg, state, monkeypat
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_damage_between_saving_and_loading(folder):
+    """A bit that flips leaves a number that is finite; a size that changes may fit all shapes."""
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for at in (-1, -5000):
+        data = bytearray(whole)
+        data[at] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match="is damaged.*Copy both files again"):
+            load_weights(folder)
+    path.write_bytes(whole)
+    load_weights(folder)
+    config = json.loads((folder / "config.json").read_text())["config"]
+    change_config(folder, config={**config, "model_name": "mine", "use_attn_in": True})
+    assert load_weights(folder).cfg.model_name == "mine"
+    change_config(folder, config={**config, "n_audio_heads": 4})
+    with pytest.raises(CheckpointError, match=r"is not of the config\.json beside it"):
+        load_weights(folder)
+
+
 def test_another_packages_model_is_not_overwritten(hf_folder, tiny_cfg, state):
     with pytest.raises(SourceError, match=r"config\.json belongs to another package's model"):
         save_weights(hf_folder, tiny_cfg, state)
