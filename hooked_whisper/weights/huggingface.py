@@ -167,7 +167,7 @@ def unwrapped(model: Any) -> str:
 def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder's safetensors; one file goes before shards, as in transformers."""
     if is_file(folder / WEIGHTS_FILE):
-        stored = safetensors_tensors(folder / WEIGHTS_FILE)
+        stored: dict[str, StoredTensor] = {**safetensors_tensors(folder / WEIGHTS_FILE)}
     elif is_file(folder / INDEX_FILE):
         stored = _read_shards(folder)
     else:

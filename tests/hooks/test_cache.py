@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hooked_whisper.errors import CacheError, HookNameError
 from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.io import save_tensors
 from hooked_whisper.speech.mel import Mel
 
 
@@ -247,7 +248,7 @@ class TestFile:
         with safe_open(tmp_path / "run", framework="pt") as file:
             header = {**file.metadata(), "format": "hooked_whisper.cache/1"}
         del header["xxh3_128"]
-        save_file(dict(cache), tmp_path / "old", metadata=header)
+        save_tensors(tmp_path / "old", cache, header)
         with pytest.warns(UserWarning, match="without a checksum: damage"):
             assert_same(WhisperCache.load(tmp_path / "old"), cache)
 

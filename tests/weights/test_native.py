@@ -96,7 +96,7 @@ def test_damage_between_saving_and_loading(folder):
         data = bytearray(whole)
         data[at] ^= 1
         path.write_bytes(data)
-        with pytest.raises(CheckpointError, match="is damaged.*Copy both files again"):
+        with pytest.raises(CheckpointError, match=r"is damaged.*Copy both files again"):
             load_weights(folder)
     path.write_bytes(whole)
     load_weights(folder)

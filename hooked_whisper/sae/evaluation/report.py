@@ -130,8 +130,8 @@ class SAEEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, in groups, in values that JSON has; what has no number is None."""
-        plain = ("hook_name", "hook_name_out", "architecture", "d_in", "d_sae", "n_recordings")
-        plain += ("n_without_text",)
+        plain = ["hook_name", "hook_name_out", "architecture", "d_in", "d_sae"]
+        plain += ["n_recordings", "n_without_text"]
         return _finite(
             {
                 **{name: getattr(self, name) for name in plain},
