@@ -6,6 +6,9 @@ same bits as openai-whisper.
 """
 
 import math
+import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -132,38 +135,58 @@ class MLP(nn.Module):
 def unembed(
     x: Float[Tensor, "batch pos d_model"], weight: Float[Tensor, "vocab d_model"]
 ) -> Float[Tensor, "batch pos vocab"]:
-    """`x @ weight.T`; of a single position, as decoding has it, on all cores.
+    """`x @ weight.T`; of a single position, as decoding has it, at the speed of memory.
 
-    BLAS multiplies one row by a matrix on one core. With a piece of the vocabulary
-    for each core it is a batch of products, of the same bits where the library works
-    through every piece alike. That is seen at the first product of a shape; where
-    they differ, BLAS has the whole.
+    BLAS multiplies one row by a matrix on one core, and may wait for each line of memory.
+    Pieces of the vocabulary are a batch of products for all cores, and of the same bits where
+    the library works through every piece alike. Which way is the fastest with these bits is
+    seen at the first product of a shape.
     """
     n_threads = torch.get_num_threads()
     is_plain = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
-    is_large = len(weight) >= _LEAST_ROWS * n_threads
-    if not is_plain or not is_large or n_threads == 1 or x.numel() != x.shape[-1]:
+    is_single = x.numel() == x.shape[-1] and len(weight) >= _CHUNK * n_threads
+    if not is_plain or not is_single or torch.compiler.is_compiling():
         return x @ weight.T
     shape = (n_threads, *weight.shape)
-    if shape not in _SAME_IN_PIECES:
-        whole = x @ weight.T
-        _SAME_IN_PIECES[shape] = torch.equal(_unembed_in_pieces(x, weight, n_threads), whole)
-        return whole
-    return _unembed_in_pieces(x, weight, n_threads) if _SAME_IN_PIECES[shape] else x @ weight.T
+    if shape not in _FASTEST:
+        ways: list[_Way] = [lambda x, weight: x @ weight.T]
+        ways.append(partial(_unembed_in_pieces, n_pieces=n_threads, reads_ahead=False))
+        ways.append(partial(_unembed_in_pieces, n_pieces=n_threads, reads_ahead=True))
+        _FASTEST[shape] = _fastest_of(ways, x, weight)
+    return _FASTEST[shape](x, weight)
 
 
-_LEAST_ROWS = 512
-"""Of a piece: fewer do not pay."""
-_SAME_IN_PIECES: dict[tuple[int, ...], bool] = {}
-"""By number of threads and shape: whether products in pieces have the bits of the whole."""
+_Way = Callable[[Tensor, Tensor], Tensor]
+_CHUNK = 512
+"""Rows of a piece that is read ahead, so that it stays in a core's cache."""
+_FASTEST: dict[tuple[int, ...], _Way] = {}
+"""By number of threads and shape: how a single position is unembedded."""
 
 
-def _unembed_in_pieces(x: Tensor, weight: Tensor, n_pieces: int) -> Tensor:
-    n_rows = len(weight) // n_pieces // 4 * 4  # BLAS takes rows in fours: none is cut
-    n_done = n_pieces * n_rows
-    row, out = x.view(1, -1), x.new_empty(1, len(weight))
-    pieces = weight[:n_done].view(n_pieces, n_rows, -1).mT
-    torch.bmm(row.expand(n_pieces, 1, -1), pieces, out=out[:, :n_done].view(n_pieces, 1, n_rows))
+def _fastest_of(ways: list[_Way], x: Tensor, weight: Tensor) -> _Way:
+    """The one that takes least of those with the bits of the first."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    whole, seconds = ways[0](x, weight), [math.inf] * len(ways)
+    for _ in range(3):
+        for number, way in enumerate(ways):
+            start = clock()
+            if torch.equal(way(x, weight), whole):
+                seconds[number] = min(seconds[number], clock() - start)
+    return ways[seconds.index(min(seconds))]
+
+
+def _unembed_in_pieces(x: Tensor, weight: Tensor, n_pieces: int, reads_ahead: bool) -> Tensor:
+    """Products of pieces of the vocabulary, each on a core; all of it, or a chunk after another."""
+    n_rows = _CHUNK if reads_ahead else len(weight) // n_pieces // 4 * 4  # BLAS takes fours
+    row, out, size = x.view(1, -1), x.new_empty(1, len(weight)), n_pieces * n_rows
+    n_done = len(weight) // size * size
+    for start in range(0, n_done, size):
+        chunk = weight[start : start + size]
+        if reads_ahead:
+            chunk.sum()  # has it in the cache as fast as memory can give it
+        into = out[:, start : start + size].view(n_pieces, 1, n_rows)
+        pieces = chunk.view(n_pieces, n_rows, -1).mT
+        torch.bmm(row.expand(n_pieces, 1, -1), pieces, out=into)
     torch.mm(row, weight[n_done:].T, out=out[:, n_done:])
     return out.view(*x.shape[:2], -1)
 

@@ -177,30 +177,32 @@ def test_logits_of_some_tokens_are_those_of_all(fresh_model: Any, is_tied: bool)
         assert torch.allclose(some, decoder.finish(resid)[..., [7, 3, 100]], atol=1e-6)
 
 
-@pytest.fixture
-def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(layers, "_SAME_IN_PIECES", {})
+@pytest.fixture(params=[1, 2])
+def n_threads(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    monkeypatch.setattr(layers, "_FASTEST", {})
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
+    torch.set_num_threads(request.param)
+    yield request.param
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("way", range(3), ids=["whole", "pieces", "ahead"])
 @pytest.mark.parametrize("n_rows", [51864, 51865, 5003])
-def test_a_single_position_is_unembedded_on_two_cores_with_the_same_bits(
-    n_rows: int, two_threads: None
+def test_a_single_position_is_unembedded_every_way_with_the_same_bits(
+    n_rows: int, way: int, n_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(layers, "_fastest_of", lambda ways, *_: ways[way])
     weight = torch.randn(n_rows, 64)
     with torch.no_grad():
-        for _ in range(3):  # the first looks whether the bits are the same
+        for _ in range(2):
             x = torch.randn(1, 1, 64)
             logits = unembed(x, weight)
             assert torch.equal(logits, x @ weight.T) and logits.shape == (1, 1, n_rows)
-    assert layers._SAME_IN_PIECES.keys() == {(2, n_rows, 64)}
+    assert layers._FASTEST.keys() == {(n_threads, n_rows, 64)}
 
 
 def test_where_pieces_have_other_bits_the_whole_is_multiplied(
-    two_threads: None, monkeypatch: pytest.MonkeyPatch
+    n_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     multiply = torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda *args, out: multiply(*args, out=out).add_(1e-6))
@@ -211,13 +213,30 @@ def test_where_pieces_have_other_bits_the_whole_is_multiplied(
             assert torch.equal(unembed(x, weight), x @ weight.T)
 
 
+def test_the_fastest_way_with_the_same_bits_is_taken(n_threads: int) -> None:
+    def slow(x: Tensor, weight: Tensor) -> Tensor:
+        for _ in range(30):
+            product = x @ weight.T
+        return product
+
+    def quick(x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight.T
+
+    def wrong(x: Tensor, weight: Tensor) -> Tensor:
+        return x.new_zeros(1, 1, len(weight))
+
+    x, weight = torch.randn(1, 1, 64), torch.randn(5000, 64)
+    assert layers._fastest_of([slow, quick, wrong], x, weight) is quick
+    assert layers._fastest_of([slow, wrong], x, weight) is slow
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 64), (2, 1, 64)], ids=["positions", "rows"])
 def test_several_positions_and_gradients_take_the_plain_product(
-    shape: tuple[int, ...], two_threads: None
+    shape: tuple[int, ...], n_threads: int
 ) -> None:
     weight = torch.randn(5000, 64, requires_grad=True)
     with torch.no_grad():
         x = torch.randn(shape)
         assert torch.equal(unembed(x, weight), x @ weight.T)
     assert unembed(torch.randn(1, 1, 64), weight).requires_grad
-    assert not layers._SAME_IN_PIECES
+    assert not layers._FASTEST
