@@ -21,8 +21,11 @@ COLUMNS = {
     "architecture": "architecture",
     "d_sae": "latents",
     "fvu": "FVU",
+    "fvu_without_massive": "FVU without massive",
+    "fvu_normalized": "FVU normalised",
     "l0": "L0",
-    "dead_share": "dead",
+    "k": "k",
+    "dead_share": "never active",
     "ce_recovered": "CE recovered",
     "sequence_accuracy": "right",
     "wer": "WER",
@@ -75,6 +78,8 @@ def evaluate(args: opt.Options) -> None:
         saes = {name: evaluation.to_dict() for name, evaluation in judged.items()}
         opt.echo_json({"model": args.source, "saes": saes})
         return
+    for remark in (remark for each in judged.values() for remark in each.remarks):
+        args.note(remark)
     rows = evaluation_table(judged).to_dict("records")
     names = [name for name in COLUMNS if name in rows[0]]
     opt.echo_table([{COLUMNS[name]: row[name] for name in names} for row in rows])

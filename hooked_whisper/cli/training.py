@@ -26,17 +26,42 @@ _SHARE = click.FloatRange(0, 1)
 TRAINING = (
     opt.option("--architecture", type=click.Choice(ARCHITECTURES), default="topk"),
     opt.option("--sparsity", type=float, help="Weight of the L1 or L0 penalty."),
-    opt.option("--epochs", type=opt.OVER_0, help="How often each vector comes."),
+    opt.option(
+        "--epochs",
+        type=opt.OVER_0,
+        help="How often each vector comes.  [default: 1,000 steps' worth]",
+    ),
     opt.option("--vectors", "n_vectors", type=opt.COUNT_FROM_1, help="Instead of --epochs."),
     opt.option("--steps", "n_steps", type=opt.COUNT_FROM_1, help="Instead of --epochs."),
-    opt.option("--batch-size", type=opt.COUNT_FROM_1, default=4096, help="Over all ranks."),
-    opt.option("--lr", type=opt.OVER_0, default=3e-4, help="Learning rate."),
+    opt.option("--batch-size", type=opt.COUNT_FROM_1, default=1024, help="Over all ranks."),
+    opt.option("--lr", type=opt.OVER_0, default=1e-3, help="Learning rate."),
     opt.option("--lr-warm-up", type=_SHARE, default=0.02, help="Share of the steps."),
     opt.option("--lr-decay", type=_SHARE, default=0.2, help="Share of the steps."),
     opt.option("--sparsity-warm-up", type=_SHARE, default=0.05),
     opt.option("--dead-after-vectors", type=opt.COUNT_FROM_1, default=500_000),
     opt.option("--clip-grad-norm", type=opt.OVER_0, default=1.0),
     opt.option("--normalize/--no-normalize", default=True, help="Scale activations to one length."),
+    opt.option(
+        "--massive-activations",
+        type=click.Choice(["exclude", "clip", "normalize"]),
+        help="What becomes of vectors that are many times as long as the others.",
+    ),
+    opt.option(
+        "--max-activation-norm-multiple",
+        type=click.FloatRange(1, min_open=True),
+        default=3.0,
+        help="Over so many times the median length, they are massive.",
+    ),
+    opt.option(
+        "--held-out",
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Share of the recordings to judge on only.  [default: 0.1, of under ten 0]",
+    ),
+    opt.option(
+        "--early-stopping",
+        type=opt.COUNT_FROM_1,
+        help="Stop after so many log lines without a better held-out FVU.  [default: 5]",
+    ),
     opt.option("--seed", type=opt.COUNT, default=0),
     opt.option("--autocast", type=click.Choice(["bf16"]), help="Losses in bfloat16."),
     opt.option("--train-device", help="Where to train, such as cuda:1."),
@@ -49,6 +74,18 @@ TRAINING = (
     opt.flag("--resume", help="Go on from the checkpoints."),
 )
 """How each autoencoder is trained."""
+
+MIN_STEPS = 1000
+"""Steps that a training has unless it is told how many: few vectors come several times."""
+
+HELD_OUT, EARLY_STOPPING = 0.1, 5
+"""Share of recordings that are held out, and how many log lines without progress end a training."""
+
+FEWEST = 10
+"""Under so many recordings none are held out unless that is asked for."""
+
+PER_LATENT, SEEN = 10, 100
+"""With fewer vectors for each latent, or each seen more often, a training says so."""
 
 
 @opt.command(
@@ -83,8 +120,8 @@ def train(args: opt.Options) -> None:
     from hooked_whisper.store import ActivationStore
 
     folder: Any = args.out
-    store = ActivationStore(args.store)
-    names = match_names(list(args.hooks), store.hook_names)
+    store = _epochs(args, ActivationStore(args.store))
+    names = match_names(list(args.hooks), store.store.hook_names)
     cfgs = {}
     for name in names:
         own_folder = folder if len(names) == 1 else folder / name
@@ -133,19 +170,30 @@ def suite(args: opt.Options) -> None:
     hooks = list(args.hooks) or [opt.ENCODER_STREAM]
     logs = _logs(args, folder)
     if args.store is not None:
-        store = ActivationStore(args.store)
+        stored = ActivationStore(args.store)
     else:
         recordings, progress = args.chosen_recordings(), not args.quiet
         model = args.load_model()
-        store = harvest(model, recordings, hooks, folder / "activations", progress=progress)
+        stored = harvest(model, recordings, hooks, folder / "activations", progress=progress)
+    store = _epochs(args, stored)
     cfgs = {}
-    for name in match_names(hooks, store.hook_names):
+    for name in match_names(hooks, stored.hook_names):
         for width in args.widths or (None,):
             for k in args.ks or (None,):
                 place = Path(_variant(width, k, args), name)
                 cfgs[str(place)] = _training_config(args, store, name, folder / place, width, k)
     _train_from_store(args, store, cfgs, logs)
     args.note(f"hooked-whisper sae eval --sae {next(iter(cfgs.values())).folder.parent}")
+
+
+def _epochs(args: opt.Options, store: Any) -> Any:
+    """The store as a source of training, some of its recordings held out."""
+    from hooked_whisper.store import Epochs
+
+    share = args.held_out
+    if share is None:
+        share = HELD_OUT if store.n_recordings >= FEWEST else 0.0
+    return Epochs(store, share)
 
 
 def _variant(width: int | None, k: int | None, args: opt.Options) -> str:
@@ -166,7 +214,7 @@ def _training_config(
     lengths = (args.epochs, args.n_vectors, args.n_steps)
     if sum(length is not None for length in lengths) > 1:
         raise click.UsageError("give one of --epochs, --vectors and --steps.")
-    architecture, d_in = args.architecture, prod(store.row_shape(hook))
+    architecture, d_in = args.architecture, prod(store.store.row_shape(hook))
     sae = {"architecture": architecture, "d_in": d_in, "hook_name": hook}
     sae["d_sae"] = d_sae or 8 * d_in
     if args.sparsity is not None:
@@ -182,7 +230,11 @@ def _training_config(
     given = {option.name: getattr(args, option.name or "") for option in TRAINING}
     own = {name: value for name, value in given.items() if name in TrainingConfig.__annotations__}
     if args.n_vectors is None and args.n_steps is None:
-        own["n_vectors"] = max(1, round((args.epochs or 1) * store.n_rows(hook)))
+        n = round((args.epochs or 1) * store.n_rows(hook))
+        least = 1 if args.epochs else MIN_STEPS * args.batch_size
+        own["n_vectors"] = max(least, n)
+    if own["early_stopping"] is None and store.has_held_out:
+        own["early_stopping"] = EARLY_STOPPING
     return TrainingConfig(config_from_dict(sae), folder=folder, device=args.train_device, **own)
 
 
@@ -200,12 +252,14 @@ def _train_from_store(
     """Train in one pass over a store, and report each autoencoder."""
     from hooked_whisper.distributed import is_first_rank
     from hooked_whisper.sae import train_saes
-    from hooked_whisper.store.dataset import Epochs
+    from hooked_whisper.sae.evaluation.report import is_far
 
+    for remark in dict.fromkeys(r for cfg in cfgs.values() for r in _remarks(cfg, store)):
+        args.note(remark)
     with _answering_sigterm():
         trained = train_saes(
             cfgs,
-            Epochs(store),
+            store,
             seed=args.seed,
             resume=args.resume,
             progress=not args.quiet,
@@ -217,17 +271,54 @@ def _train_from_store(
     for name, sae in trained.items():
         cfg, last = cfgs[name], sae.cfg.metadata["training"]
         row = {"hook": sae.cfg.hook_name, "d_sae": sae.cfg.d_sae, "folder": cfg.folder}
-        row |= {key: last[key] for key in ("n_vectors", "fvu", "l0", "dead")}
+        row |= {key: last[key] for key in ("n_vectors", "fvu", "l0", "dead", "never_active")}
+        row |= {key: value for key, value in last.items() if key.startswith(("fvu_", "held_out_"))}
         rows.append(row)
         if not args.as_json:
-            fvu = "unknown" if last["fvu"] is None else f"{last['fvu']:.3f}"
-            click.echo(
-                f"{row['hook']}: {row['d_sae']} latents, {last['n_vectors']:,} vectors, "
-                f"FVU {fvu}, L0 {last['l0']:.1f}, {last['dead']:.1%} dead, "
-                f"in {cfg.folder}"
+            click.echo(_in_words(row))
+        if (k := getattr(cfg.sae, "k", None)) and is_far(last.get("held_out_l0"), k):
+            args.note(
+                f"{row['hook']}: in use, {last['held_out_l0']:.1f} latents are active at once on "
+                f"recordings that are held out, and k is {k}: massive activations take the "
+                "choice, or there is too little data. Try --massive-activations exclude."
             )
     if args.as_json:
         opt.echo_json({"saes": rows})
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
+    """What came of one training, in one line."""
+
+    def three(prefix: str) -> str:
+        found = (row.get(f"{prefix}{name}") for name in ("fvu", "fvu_without_massive"))
+        fvu, without = ("-" if each is None else f"{each:.3f}" for each in found)
+        return fvu if without == fvu else f"{fvu} ({without} without massive activations)"
+
+    text = f"{row['hook']}: {row['d_sae']} latents, {row['n_vectors']:,} vectors, FVU {three('')}"
+    if "held_out_fvu" in row:
+        text += f", held out {three('held_out_')}"
+    text += f", L0 {row['l0']:.1f}"
+    if "held_out_l0" in row:
+        text += f", held out {row['held_out_l0']:.1f}"
+    dead = "" if row["dead"] is None else f", {row['dead']:.1%} dead"
+    return f"{text}, {row['never_active']:.1%} never active{dead}, in {row['folder']}"
+
+
+def _remarks(cfg: Any, store: Any) -> list[str]:
+    """What is to be known of a training before it begins."""
+    n = store.n_rows(cfg.sae.hook_name)
+    found, d_sae, times = [], cfg.sae.d_sae, cfg.total_vectors / max(1, n)
+    if n < PER_LATENT * d_sae:
+        found.append(
+            f"{n:,} vectors are few for {d_sae:,} latents: what is learned of them may not hold "
+            f"for other speech. Harvest more recordings, or train fewer --latents."
+        )
+    if times > SEEN:
+        found.append(
+            f"each of {n:,} vectors is to be seen {times:,.0f} times: it may be learned by heart. "
+            "Harvest more recordings, hold some out (--held-out), or train fewer --steps."
+        )
+    return found
 
 
 @contextmanager

@@ -41,6 +41,9 @@ class SAEConfig:
         normalize_activations: How inputs are scaled at run time, as SAELens
             writes it: `"none"`, `"layer_norm"`, `"constant_norm_rescale"`,
             or `"expected_average_only_in"`, which is left to whoever gives the inputs.
+        max_activation_norm: Longer inputs are scaled down to this length before they are
+            encoded, and what is decoded is scaled back up; None takes all as they are.
+            SAELens has no such field: there, files with one encode long inputs as they are.
         unit_norm_decoder: Keep the decoder's rows at length 1 while training.
         metadata: Anything else to keep with it, in values that JSON has.
 
@@ -55,6 +58,7 @@ class SAEConfig:
     hook_name: str | None = None
     apply_b_dec_to_input: bool = True
     normalize_activations: str = "none"
+    max_activation_norm: float | int | None = None
     unit_norm_decoder: bool = True
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -84,6 +88,21 @@ class SAEConfig:
                 f"normalize_activations is {self.normalize_activations!r}; it can be one of "
                 f"{', '.join(self.NORMALIZATIONS)}."
             )
+        longest = self.max_activation_norm
+        if longest is not None and (not is_number(longest) or longest <= 0):
+            raise SAEConfigError(
+                f"max_activation_norm is {longest!r}; it must be a positive number or None."
+            )
+        if longest is not None and (self.scales_each or self.is_transcoder):
+            raise SAEConfigError(
+                f"max_activation_norm is {longest}, and {self.normalize_activations!r} scales each "
+                "vector anyhow, or a transcoder writes another one. Leave it None."
+            )
+
+    @property
+    def scales_each(self) -> bool:
+        """Whether each input is brought to one length at run time."""
+        return self.normalize_activations in ("layer_norm", "constant_norm_rescale")
 
     @property
     def d_out(self) -> int:
@@ -312,6 +331,9 @@ class SAE(nn.Module, ABC):
         if self.cfg.unit_norm_decoder:
             self.W_dec /= self.W_dec.norm(dim=-1, keepdim=True)
 
+    def calibrate_(self, x: Float[Tensor, "batch d_in"]) -> None:
+        """Set what is needed in use and not in training, by one batch; here nothing."""
+
     def inference(self) -> "SAE":
         """The autoencoder to use and to save; another architecture where training has its own.
 
@@ -345,17 +367,22 @@ class SAE(nn.Module, ABC):
             factor = x.std(dim=-1, keepdim=True)
             self._scale = Scale(factor, shift)
             return (x - shift) / (factor + 1e-5)
+        if self.cfg.max_activation_norm is not None:
+            factor = x.norm(dim=-1, keepdim=True) / self.cfg.max_activation_norm
+            self._scale = Scale(factor.clamp_min(1), None)
+            return x / self._scale.factor
         return x
 
     def _denormalize(self, recons: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
         """Undo the normalisation of the activations that were encoded last."""
-        if self.cfg.normalize_activations not in ("constant_norm_rescale", "layer_norm"):
+        if not self.cfg.scales_each and self.cfg.max_activation_norm is None:
             return recons
         if self._scale is None or self._scale.factor.shape[:-1] != recons.shape[:-1]:
             last = "nothing" if self._scale is None else tuple(self._scale.factor.shape[:-1])
             raise SAEError(
-                f"normalize_activations is {self.cfg.normalize_activations!r}: decode undoes what "
-                f"encode did to the same activations. Latents of shape {tuple(recons.shape[:-1])} "
+                f"normalize_activations is {self.cfg.normalize_activations!r} and "
+                f"max_activation_norm {self.cfg.max_activation_norm}: decode undoes what encode "
+                f"did to the same activations. Latents of shape {tuple(recons.shape[:-1])} "
                 f"came in, and what was encoded last was {last}. Call encode on their "
                 "activations first."
             )

@@ -29,7 +29,7 @@ OWN_KEY = "hooked_whisper"
 FORMAT_VERSION = "6.54.0"
 """The sae-lens whose format is written; below 6, sae-lens would read it as an older one."""
 
-IN_METADATA = ("hook_name", "hook_name_out")
+IN_METADATA = ("hook_name", "hook_name_out", "max_activation_norm")
 """Fields of configurations here that are metadata there."""
 
 WITH_TOP_K = "topk_"

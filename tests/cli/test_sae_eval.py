@@ -1,6 +1,7 @@
 """`hooked-whisper sae eval`."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,12 +32,15 @@ def test_a_table_and_the_same_numbers_as_json(
     done = run("sae", "eval", *options)
     assert done.exit_code == 0, done.output
     names, row = done.stdout.splitlines()
-    assert names.split()[:7] == ["hook", "frames", "architecture", "latents", "FVU", "L0", "dead"]
+    wanted = ["hook", "frames", "architecture", "latents", "FVU", "FVU without massive"]
+    wanted += ["FVU normalised", "L0", "k", "never active"]
+    assert re.split(r"\s{2,}", names)[:10] == wanted
     assert row.split()[:4] == [HOOK, "speech", "topk", "768"]
     monkeypatch.setattr(room, "evaluate_saes", lambda *args, **options: judged[0])
     told = json.loads(run("sae", "eval", *options, "--json").stdout)["saes"][HOOK]
     fvu = told["speech"]["reconstruction"]["fvu"]
     assert float(row.split()[4]) == pytest.approx(fvu, rel=1e-3) and 0 < fvu < 0.3
+    assert [row.split()[n] for n in (7, 8)] == ["32", "32"] and told["k"] == 32
     assert told["n_recordings"] == 1
 
 

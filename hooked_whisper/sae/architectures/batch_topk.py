@@ -47,8 +47,11 @@ class BatchTopKSAE(TopKSAE):
     """Latents are the `k * batch` largest pre-activations of a batch, as far as they are positive.
 
     In use, latents over a threshold are active, so that no vector depends on others:
-    the running mean of the smallest active latent of each training batch. It
-    begins with the first batch's. Until there is one, `encode` too takes the batch's largest.
+    the running mean of the smallest active latent of each training batch, as in SAELens.
+    Where SAELens begins with 0, it begins with the first batch's; and as a running mean of
+    0.01 a step lags behind the weights, `train_sae` sets it anew for each line of the log and at
+    the end, to what leaves `k` latents a vector in the last batch, by the weights of then. Until
+    there is one, `encode` too takes the batch's largest.
 
     Source: Bussmann et al. 2024, "BatchTopK sparse autoencoders".
     """
@@ -91,6 +94,16 @@ class BatchTopKSAE(TopKSAE):
             return
         rate = torch.where(self.topk_threshold < 0, 1.0, self.cfg.topk_threshold_lr)
         self.topk_threshold += rate * (least - self.topk_threshold)
+
+    @torch.no_grad()
+    def calibrate_(self, x: Float[Tensor, "batch d_in"]) -> None:
+        """Set the threshold to the smallest active latent of a batch with these weights."""
+        scale, n = self._scale_of_latents, self.cfg.k * len(x)
+        inputs = self._encoder_input(x)
+        values, selection = select_top_of_batch(inputs, self.W_enc, self.b_enc, n, scale, None)
+        if len(values):
+            values = values if scale is None else values * scale[selection.indices]
+            self.topk_threshold.copy_(values.min())
 
     def inference(self) -> SAE:
         """A JumpReLU autoencoder with the same latents."""

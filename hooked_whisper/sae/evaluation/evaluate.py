@@ -323,9 +323,19 @@ class _Judging:
             decoder=decoder_cosines(site.sae),
             extents=extents,
             transcripts_model=tuple(self.own_texts),
+            k=_k_of(site.sae),
             skipped=skipped,
             n_without_text=0 if self.inputs.given else self.known_texts.count(None),
         )
+
+
+def _k_of(sae: Any) -> int | None:
+    """How many latents are to be active at once; a BatchTopK's that became a JumpReLU too."""
+    cfg = getattr(sae, "cfg", None)
+    metadata = getattr(cfg, "metadata", None)
+    kept = metadata.get("k") if isinstance(metadata, Mapping) else None
+    k = getattr(cfg, "k", None) or kept
+    return int(k) if isinstance(k, int | float) and k else None
 
 
 def _measure(

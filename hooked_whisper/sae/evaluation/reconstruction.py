@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from hooked_whisper.analysis.massive_activations import SumsByNorm
 from hooked_whisper.analysis.moments import Histogram, RunningMoments
 from hooked_whisper.errors import InputError, SpliceError
 
@@ -29,6 +30,12 @@ class Reconstruction:
         n_vectors: How many vectors were judged.
         fvu: Fraction of variance unexplained: squared error over squared
             distance from the mean vector. 0 is perfect, 1 as good as the mean.
+        fvu_without_massive: The same of all vectors but the massive ones, which are over 3
+            times as long as the median vector (to 1 %) and may carry most of the variance.
+        fvu_normalized: The same of vectors that are divided by their length, and their
+            reconstructions by the same: every position counts alike.
+        massive_share: Share of the vectors that are massive.
+        massive_variance: Their share of the squared distances from the mean vector.
         explained_variance: 1 less the variance of the error over that of the
             vectors. A constant error, which `fvu` counts, does not lower it.
         mse: Squared error of a vector, summed over its width.
@@ -40,6 +47,10 @@ class Reconstruction:
 
     n_vectors: int
     fvu: float
+    fvu_without_massive: float
+    fvu_normalized: float
+    massive_share: float
+    massive_variance: float
     explained_variance: float
     mse: float
     cosine: float
@@ -86,14 +97,14 @@ class Reconstruction:
         }
 
 
-class ReconstructionMeter:
-    """Takes batches of vectors one after the other; `result()` says how they were given back."""
+class VarianceMeter:
+    """Takes batches of vectors and what they were given back as; says what is unexplained."""
 
     def __init__(self) -> None:
+        self._by_norm = SumsByNorm()
         self._target = RunningMoments()
-        self._error = RunningMoments()
-        self._sums = {"squared_error": 0.0, "cosine": 0.0, "length": 0.0, "length_back": 0.0}
-        self._active: Int[Tensor, " latent"] | None = None
+        self._directions = RunningMoments()
+        self.squared_error = self._normalized_error = 0.0
 
     @property
     def n_vectors(self) -> int:
@@ -106,6 +117,60 @@ class ReconstructionMeter:
         if not self.n_vectors:
             raise InputError("no vectors were given; there is nothing to judge.")
         return self._target.mean
+
+    @property
+    def spread(self) -> float:
+        """The squared distances of all vectors from the mean vector, summed up."""
+        return self._target.spread
+
+    @torch.no_grad()
+    def update(
+        self, target: Float[Tensor, "vector d_out"], recons: Float[Tensor, "vector d_out"]
+    ) -> None:
+        """Take one batch: what was to be given back, and what was."""
+        target = target.double()
+        errors = (target - recons).square().sum(dim=1)
+        lengths = target.norm(dim=1).clamp_min(1e-150)
+        self._target.add(target)
+        self._by_norm.add(target, errors)
+        self._directions.add(target / lengths[:, None])
+        self.squared_error += float(errors.sum())
+        self._normalized_error += float((errors / lengths.square()).sum())
+
+    def numbers(self) -> dict[str, float]:
+        """Those of `Reconstruction` that are shares of variance, by their names there."""
+        usual, every = self._by_norm.parted()
+        without = _ratio(usual.squared_error, usual.spread)
+        by_massive = every.spread - usual.spread_about(every)
+        fvu = _ratio(self.squared_error, self.spread)
+        some = usual.n < every.n
+        return {
+            "fvu": fvu,
+            "fvu_without_massive": without if some else fvu,
+            "fvu_normalized": _ratio(self._normalized_error, self._directions.spread),
+            "massive_share": 1 - usual.n / every.n,
+            "massive_variance": _ratio(by_massive, every.spread) if some else 0.0,
+        }
+
+
+class ReconstructionMeter:
+    """Takes batches of vectors one after the other; `result()` says how they were given back."""
+
+    def __init__(self) -> None:
+        self._variance = VarianceMeter()
+        self._error = RunningMoments()
+        self._sums = {"cosine": 0.0, "length": 0.0, "length_back": 0.0}
+        self._active: Int[Tensor, " latent"] | None = None
+
+    @property
+    def n_vectors(self) -> int:
+        """Vectors so far."""
+        return self._variance.n_vectors
+
+    @property
+    def mean(self) -> Float64[Tensor, " d_out"]:
+        """The mean of the vectors that were to be given back."""
+        return self._variance.mean
 
     @torch.no_grad()
     def update(
@@ -120,10 +185,8 @@ class ReconstructionMeter:
         active = (latents != 0).sum(dim=0).cpu()
         self._active = active if self._active is None else self._active + active
         target, recons = target.double().cpu(), recons.double().cpu()
-        error = target - recons
-        self._target.add(target)
-        self._error.add(error)
-        self._sums["squared_error"] += float(error.square().sum())
+        self._variance.update(target, recons)
+        self._error.add(target - recons)
         self._sums["cosine"] += float(F.cosine_similarity(target, recons, dim=-1).sum())
         self._sums["length"] += float(target.norm(dim=-1).sum())
         self._sums["length_back"] += float(recons.norm(dim=-1).sum())
@@ -136,25 +199,14 @@ class ReconstructionMeter:
         density = self._active.double() / n
         return Reconstruction(
             n_vectors=n,
-            fvu=_ratio(self._sums["squared_error"], self._target.spread),
-            explained_variance=1 - _ratio(self._error.spread, self._target.spread),
-            mse=self._sums["squared_error"] / n,
+            **self._variance.numbers(),
+            explained_variance=1 - _ratio(self._error.spread, self._variance.spread),
+            mse=self._variance.squared_error / n,
             cosine=self._sums["cosine"] / n,
             norm_ratio=_ratio(self._sums["length_back"], self._sums["length"]),
             l0=float(density.sum()),
             density=density,
         )
-
-
-@torch.no_grad()
-def fraction_unexplained(
-    target: Float[Tensor, "vector d_out"], recons: Float[Tensor, "vector d_out"]
-) -> float:
-    """`Reconstruction.fvu` alone, of one batch; NaN for errors in vectors that are all alike."""
-    target = target.double()
-    spread = RunningMoments()
-    spread.add(target)
-    return _ratio(float((target - recons).square().sum()), spread.spread)
 
 
 @torch.no_grad()

@@ -9,13 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hooked_whisper.data.windows import SkippedRecording
-from hooked_whisper.display import box, count, picture, table
+from hooked_whisper.display import box, count, note, picture, table
 from hooked_whisper.errors import InputError
 from hooked_whisper.sae.evaluation.downstream import LossRecovered, TranscriptScores
 from hooked_whisper.sae.evaluation.reconstruction import DecoderCosines, Reconstruction
 
 if TYPE_CHECKING:
     import pandas
+
+MOST_OF_THE_VARIANCE = 0.2
+"""Massive positions with more of the variance than this make an FVU one of theirs."""
+
+FAR = 1.25
+"""An L0 over so many times k, or under k over this, is far from it."""
+
+
+def is_far(l0: float | None, k: int) -> bool:
+    """Whether so many active latents are far from the k that were asked for."""
+    return l0 is not None and not k / FAR <= l0 <= k * FAR
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +64,8 @@ class SAEEvaluation:
         architecture: What kind it is.
         d_in: Width of what it reads.
         d_sae: Number of latents.
+        k: How many of them are active at once by its configuration; None where it has no such
+            number.
         n_recordings: On how many recordings it was judged.
         decoder: How alike its directions are.
         extents: What was found by extent: `"speech"` and `"all"` frames in
@@ -72,6 +85,7 @@ class SAEEvaluation:
     decoder: DecoderCosines
     extents: dict[str, FrameEvaluation]
     transcripts_model: tuple[str, ...]
+    k: int | None = None
     skipped: tuple[SkippedRecording, ...] = ()
     n_without_text: int = 0
 
@@ -79,7 +93,10 @@ class SAEEvaluation:
         parts = []
         for extent, each in self.extents.items():
             numbers = each.reconstruction
-            text = f"{extent}: FVU {numbers.fvu:.4f}, L0 {numbers.l0:.1f}, "
+            text = f"{extent}: FVU {numbers.fvu:.4f}"
+            if numbers.massive_share:
+                text += f" ({numbers.fvu_without_massive:.4f} without massive activations)"
+            text += f", L0 {numbers.l0:.1f}{f' of k {self.k}' if self.k else ''}, "
             text += f"dead {numbers.dead_share:.1%}, CE recovered {each.recovered.ce_recovered:.4f}"
             if each.transcripts is not None and each.transcripts.sequence_accuracy is not None:
                 text += f", sequences right {each.transcripts.sequence_accuracy:.1%}"
@@ -109,7 +126,27 @@ class SAEEvaluation:
         if self.n_without_text:
             about += f", {count(self.n_without_text, 'window')} without a text"
         drawn = picture(plot_density(densities), "how many latents have which density")
-        return box(type(self).__name__, about, table(["", *numbers], rows), drawn)
+        said = [note(remark) for remark in self.remarks]
+        return box(type(self).__name__, about, *said, table(["", *numbers], rows), drawn)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be known before the numbers are believed, a sentence each."""
+        found = []
+        for extent, each in self.extents.items():
+            numbers = each.reconstruction
+            if numbers.massive_variance > MOST_OF_THE_VARIANCE:
+                found.append(
+                    f"{self.hook_name}, {extent}: {numbers.massive_share:.1%} of the positions are "
+                    f"massive and carry {numbers.massive_variance:.0%} of the variance; FVU is "
+                    f"{numbers.fvu:.3f}, and {numbers.fvu_without_massive:.3f} of all others."
+                )
+            if self.k and is_far(numbers.l0, self.k):
+                found.append(
+                    f"{self.hook_name}, {extent}: {numbers.l0:.1f} latents are active at once, and "
+                    f"k is {self.k}."
+                )
+        return found
 
     @property
     def speech(self) -> FrameEvaluation:
@@ -130,7 +167,7 @@ class SAEEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, in groups, in values that JSON has; what has no number is None."""
-        plain = ["hook_name", "hook_name_out", "architecture", "d_in", "d_sae"]
+        plain = ["hook_name", "hook_name_out", "architecture", "d_in", "d_sae", "k"]
         plain += ["n_recordings", "n_without_text"]
         return _finite(
             {
@@ -168,6 +205,7 @@ def evaluation_table(
                 "frames": extent,
                 "architecture": evaluation.architecture,
                 "d_sae": evaluation.d_sae,
+                "k": evaluation.k,
             }
             for group in found.to_dict().values():
                 row |= {k: v for k, v in (group or {}).items() if not isinstance(v, dict | list)}

@@ -7,6 +7,7 @@ checksum of both stands beside it: another bit would be another training.
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +15,12 @@ import xxhash
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from hooked_whisper.errors import SAEFileError, TrainingError
 from hooked_whisper.io import checksum_of_tensors, parse_json, save_tensors
 from hooked_whisper.sae.saving import explained_writing
+from hooked_whisper.sae.training.config import TrainingConfig
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT = "hooked_whisper.training"
@@ -32,6 +34,13 @@ Count = Annotated[int, Meta(ge=0)]
 Factor = Annotated[float, Meta(gt=0)]
 
 
+class BestLine(TypedDict):
+    """The line of the log with the best held-out FVU, and how many came since."""
+
+    line: dict[str, Any] | None
+    n_worse: Count
+
+
 class Values(TypedDict):
     """What a checkpoint holds beside tensors."""
 
@@ -43,6 +52,8 @@ class Values(TypedDict):
     position: Annotated[list[Count], Meta(min_length=2, max_length=2)]
     scales: Annotated[list[Factor], Meta(min_length=2, max_length=2)]
     log: list[dict[str, Any]]
+    longest: NotRequired[float]
+    best: NotRequired[BestLine]
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> None:
@@ -102,3 +113,36 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
             )
     values.pop("version")
     return tensors, values
+
+
+def check_same(folder: Path, values: Mapping[str, Any], cfg: TrainingConfig, data: Any) -> None:
+    """Refuse a checkpoint of another training, or of data in another order."""
+    now, then = cfg.to_dict(), values["cfg"]
+    defaults = {each.name: each.default for each in fields(TrainingConfig)}
+    pairs = {name: (then.get(name, defaults[name]), now[name]) for name in now}
+    sae = then.get("sae")
+    sae = sae if isinstance(sae, dict) else {}
+    pairs |= {f"sae.{n}": (sae.get(n), v) for n, v in now["sae"].items()}
+    pairs.pop("sae")
+    pairs["the order of the data"] = (values["data"], data)
+    for name, (before, value) in pairs.items():
+        if before != value:
+            raise TrainingError(
+                f"{folder} holds another training: {name} was {repr(before)[:150]} and "
+                f"is now {repr(value)[:150]}. Pass the same, or name another folder."
+            )
+
+
+def check_whole(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint that lacks a tensor, or has one of another shape or of NaN."""
+    for name in sorted({*wanted, *tensors}):
+        got, value = (
+            None if each is None else f"{tuple(each.shape)} {each.dtype}"
+            for each in (tensors.get(name), wanted.get(name))
+        )
+        if got == value and bool(tensors[name].isfinite().all()):
+            continue
+        raise TrainingError(
+            f"{name[:60]} in {path} is {got}, or not finite; this training has "
+            f"{value}. Going on from it would give other weights. {RESTART}"
+        )

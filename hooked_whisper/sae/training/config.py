@@ -1,7 +1,7 @@
 """How a sparse autoencoder is trained."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,8 +33,20 @@ class TrainingConfig:
         normalize: Scale activations so that their mean length is `sqrt(d_in)`, which makes
             `lr` and sparsity coefficients mean the same everywhere. The scale comes from the
             first batch and is folded into the weights at the end.
+        massive_activations: What becomes of vectors over `max_activation_norm_multiple` times
+            the first batch's median length, which else take the loss, and a BatchTopK's
+            choice of latents, for themselves. `"exclude"` leaves them out of training alone.
+            `"clip"` scales them down to that length; the autoencoder keeps it, as
+            `max_activation_norm`, and does the same in use. `"normalize"` brings every vector
+            to one length, and its error too: `normalize_activations` of the autoencoder is then
+            `"constant_norm_rescale"`, or `"layer_norm"` where it says so. None takes all as they
+            are.
+        max_activation_norm_multiple: How long that is. The name is dictionary_learning's.
         init_b_dec: The decoder's bias at first: `"geometric_median"` or `"mean"` of the
             first batch (of the targets), or `"zeros"`.
+        early_stopping: End after so many lines of the log whose held-out FVU is no new least,
+            and keep the weights that had the least; None goes on to the end, and keeps the last.
+            Needs held-out vectors.
         folder: Where to write the autoencoder, checkpoints and the log; None writes nothing.
         checkpoint_every: Steps between checkpoints; None writes one only when training ends,
             in whatever way.
@@ -60,13 +72,17 @@ class TrainingConfig:
     seed: int = 0
     autocast: str | None = None
     normalize: bool = True
+    massive_activations: str | None = None
+    max_activation_norm_multiple: float | int = 3.0
     init_b_dec: str = "geometric_median"
+    early_stopping: int | None = None
     folder: str | Path | None = None
     checkpoint_every: int | None = None
     log_every: int = 100
     device: str | None = None
 
     INITS: ClassVar[tuple[str, ...]] = ("geometric_median", "mean", "zeros")
+    MASSIVE: ClassVar[tuple[str | None, ...]] = ("exclude", "clip", "normalize", None)
     AUTOCASTS: ClassVar[tuple[str | None, ...]] = ("bf16", None)
     NOT_OF_THE_RESULT: ClassVar[tuple[str, ...]] = (
         "folder",
@@ -90,9 +106,10 @@ class TrainingConfig:
         self._check_counts()
         self._check_numbers()
         self._check_choices()
+        self._check_massive()
 
     def _check_counts(self) -> None:
-        may_be_none = ("n_vectors", "n_steps", "checkpoint_every")
+        may_be_none = ("n_vectors", "n_steps", "checkpoint_every", "early_stopping")
         for name in (*may_be_none, "batch_size", "dead_after_vectors", "log_every"):
             value = getattr(self, name)
             if value is None and name in may_be_none:
@@ -119,18 +136,38 @@ class TrainingConfig:
             raise SAEConfigError(f"betas is {self.betas!r}; it must be two numbers, 0 to under 1.")
 
     def _check_choices(self) -> None:
-        for name, allowed in (("init_b_dec", self.INITS), ("autocast", self.AUTOCASTS)):
+        for name, allowed in (
+            ("init_b_dec", self.INITS),
+            ("autocast", self.AUTOCASTS),
+            ("massive_activations", self.MASSIVE),
+        ):
             if getattr(self, name) not in allowed:
                 raise SAEConfigError(
                     f"{name} is {getattr(self, name)!r}; it can be one of "
                     f"{', '.join(map(repr, allowed))}."
                 )
-        at_run_time = ("layer_norm", "constant_norm_rescale")
-        if self.normalize and self.sae.normalize_activations in at_run_time:
+        each = self.massive_activations == "normalize"
+        if self.normalize and self.sae.scales_each and not each:
             raise SAEConfigError(
                 f"normalize_activations is {self.sae.normalize_activations!r}, which scales each "
-                "activation at run time; another scale would be lost in it. Pass normalize=False."
+                "activation at run time; another scale would be lost in it. Pass normalize=False, "
+                'or massive_activations="normalize", which counts the errors of all alike.'
             )
+
+    def _check_massive(self) -> None:
+        multiple, how = self.max_activation_norm_multiple, self.massive_activations
+        if not is_number(multiple) or multiple <= 1:
+            raise SAEConfigError(
+                f"max_activation_norm_multiple is {multiple!r}; it must be a number over 1."
+            )
+        if how in ("clip", "normalize") and self.sae.is_transcoder:
+            raise SAEConfigError(
+                f"massive_activations is {how!r}, and a transcoder writes vectors of other lengths "
+                'than it reads. Pass massive_activations="exclude", or None.'
+            )
+        if how == "normalize" and not self.sae.scales_each:
+            sae = replace(self.sae, normalize_activations="constant_norm_rescale")
+            object.__setattr__(self, "sae", sae)
 
     @property
     def total_vectors(self) -> int:

@@ -59,10 +59,13 @@ class DeadLatents:
         """Which latents count as dead."""
         return self.n_since_active >= self.after_vectors
 
-    @property
-    def share(self) -> float:
-        """Share of the latents that count as dead."""
-        return float(self.is_dead.float().mean())
+    def share(self, n_vectors: int) -> float | None:
+        """Share of the latents that count as dead; None after too few vectors for any to be."""
+        return None if n_vectors < self.after_vectors else float(self.is_dead.float().mean())
+
+    def never_active(self, n_vectors: int) -> float:
+        """Share of the latents that were active on none of all vectors so far."""
+        return float((self.n_since_active >= n_vectors).float().mean())
 
 
 def geometric_median(
@@ -94,6 +97,30 @@ def find_scale(x: Float[Tensor, "batch width"]) -> float:
     """What to multiply activations with so that their mean length is the root of their width."""
     mean_length = float(x.detach().norm(dim=-1).double().mean())
     return x.shape[-1] ** 0.5 / mean_length if mean_length > 0 else 1.0
+
+
+def longest_norm(x: Float[Tensor, "batch width"], multiple: float | int) -> float:
+    """The length over which vectors count as massive: so many times the batch's median."""
+    return float(multiple * x.detach().norm(dim=-1).median())
+
+
+def without_massive(
+    x: Float[Tensor, "batch d_in"],
+    target: Float[Tensor, "batch d_out"] | None,
+    how: str | None,
+    longest: float,
+) -> tuple[Float[Tensor, "left d_in"], Float[Tensor, "left d_out"] | None]:
+    """A batch as `TrainingConfig.massive_activations` wants it.
+
+    A batch of massive vectors alone is taken as it is, so that a training ends as it should.
+    """
+    lengths = x.norm(dim=-1, keepdim=True)
+    if how == "clip":
+        return x * (longest / lengths).clamp(max=1), target
+    usual = lengths[:, 0] <= longest
+    if how != "exclude" or bool(usual.all()) or not bool(usual.any()):
+        return x, target
+    return x[usual], None if target is None else target[usual]
 
 
 def first_b_dec(kind: str, target: Float[Tensor, "batch d_out"]) -> Float[Tensor, " d_out"]:

@@ -20,6 +20,7 @@ from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.saving import as_path, explained_writing
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.distributed import agreed_ranks, concatenated, round_robin
+from hooked_whisper.sae.training.held_out import HeldOut, held_out_vectors
 from hooked_whisper.sae.training.logs import LoggedTraining, Logs, OnLog
 from hooked_whisper.sae.training.sources import ActivationSource, check_batch
 from hooked_whisper.sae.training.trainer import Trainer
@@ -29,6 +30,7 @@ def train_sae(
     cfg: TrainingConfig,
     activations: Any,
     *,
+    held_out: Any = None,
     resume: bool = False,
     progress: bool = True,
     on_log: OnLog = None,
@@ -52,7 +54,10 @@ def train_sae(
         activations: An iterable of batches `[n, d_in]` of any size (for transcoders pairs
             of what is read and what is written), or an `ActivationSource`, such as
             `ModelActivations(model, recordings)` or a store, which gives the activations of
-            `cfg.sae.hook_name`.
+            `cfg.sae.hook_name`, again and again where they are fewer than it asks for.
+        held_out: Vectors `[n, d_in]` of other recordings (for transcoders a pair), on which each
+            line of the log judges the autoencoder as it is in use: `held_out_fvu` and so on.
+            None takes those that a source holds out, as `Epochs(store, held_out=0.1)` does.
         resume: Go on from the checkpoint in `cfg.folder`, which must be there; from the start
             if it has no checkpoint yet. A plain iterable has to give the same batches again;
             those that were used are passed over.
@@ -74,11 +79,20 @@ def train_sae(
     """
     if isinstance(activations, ActivationSource):
         seed = cfg.seed
+        given = None if held_out is None else _by_hook(cfg, held_out)
         return train_saes(
-            {"": cfg}, activations, seed=seed, resume=resume, progress=progress, on_log=on_log
+            {"": cfg},
+            activations,
+            seed=seed,
+            held_out=given,
+            resume=resume,
+            progress=progress,
+            on_log=on_log,
         )[""]
+    judged = {} if held_out is None else {"": held_out_vectors(cfg.sae, held_out)}
     with ExitStack() as locks:
-        run = _Run({"": cfg}, "an iterable of batches", resume, progress, on_log, locks)
+        data = "an iterable of batches"
+        run = _Run({"": cfg}, data, judged, resume, progress, on_log, locks)
         return run(run.numbered(activations), lambda item, trainer: item)[""]
 
 
@@ -87,6 +101,7 @@ def train_saes(
     activations: Any,
     *,
     seed: int = 0,
+    held_out: Mapping[str, Tensor] | None = None,
     resume: bool = False,
     progress: bool = True,
     on_log: OnLog = None,
@@ -100,6 +115,7 @@ def train_saes(
         cfgs: By names of your own. `cfg.sae.hook_name` says what each one learns from.
         activations: An `ActivationSource`, or an iterable of dicts of batches by hook.
         seed: Of the order of the data.
+        held_out: Vectors by hook, those of a transcoder's two hooks aligned; see `train_sae`.
         resume: This and the others are `train_sae`'s; `"sae"` in a line of the log is the name.
             One of the folders must be there; the others begin from the start.
 
@@ -113,13 +129,23 @@ def train_saes(
     hook_names = list(dict.fromkeys(name for cfg in cfgs.values() for name in _hooks(cfg)))
     batch_size = max(cfg.batch_size for cfg in cfgs.values())
     is_source = isinstance(activations, ActivationSource)
+    if held_out is None and hasattr(activations, "held_out"):
+        held_out = activations.held_out(hook_names)
+    judged = {
+        name: held_out_vectors(cfg.sae, _of_hooks(held_out, cfg))
+        for name, cfg in cfgs.items()
+        if held_out is not None and set(_hooks(cfg)) <= set(held_out)
+    }
     data: Any = "an iterable of dicts of batches"
     if is_source:
         data = {"hook_names": hook_names, "batch_size": batch_size, "seed": seed}
+        data |= getattr(activations, "chosen", {})
     with ExitStack() as locks:
-        run = _Run(cfgs, data, resume, progress, on_log, locks)
+        run = _Run(cfgs, data, judged, resume, progress, on_log, locks)
         if not is_source:
-            return run(run.numbered(activations), _of_hooks)
+            return run(
+                run.numbered(activations), lambda item, trainer: _of_hooks(item, trainer.cfg)
+            )
         return _run_source(run, activations, hook_names, batch_size, seed)
 
 
@@ -130,6 +156,8 @@ def _run_source(
     ranks, takes = run.ranks, inspect.signature(activations.stream).parameters
     first = run.first_needed if "skip" in takes else 0
     options: dict[str, Any] = {"seed": seed, **({"skip": first} if first else {})}
+    if "n_epochs" in takes:
+        options["n_epochs"] = None
     shares_reading = ranks.n > 1 and {"skip", "turn"} <= set(takes)
     if shares_reading:
         options["turn"] = (ranks.rank, ranks.n)
@@ -138,7 +166,10 @@ def _run_source(
         own = stream
         if not shares_reading:  # each rank makes all batches, and gives its turns
             own = islice(stream, (ranks.rank - first) % ranks.n, None, ranks.n)
-        return run(round_robin(own, ranks, first), _of_hooks)
+        return run(
+            round_robin(own, ranks, first),
+            lambda item, trainer: _of_hooks(_flat(item), trainer.cfg),
+        )
 
 
 class _Run:
@@ -148,13 +179,16 @@ class _Run:
         self,
         cfgs: Mapping[str, TrainingConfig],
         data: Any,
+        held_out: Mapping[str, HeldOut],
         resume: bool,
         progress: bool,
         on_log: OnLog,
         locks: ExitStack,
     ) -> None:
         self.ranks = agreed_ranks(cfgs)
-        trainers = [Trainer(cfg, name, data, self.ranks) for name, cfg in cfgs.items()]
+        trainers = [
+            Trainer(cfg, name, data, self.ranks, held_out.get(name)) for name, cfg in cfgs.items()
+        ]
         self.ranks.run_on_first(lambda: _lock_folders(trainers, resume, locks))
         for trainer in trainers:
             trainer.prepare_folder(resume=resume)
@@ -245,8 +279,8 @@ class _Run:
         self.bar.update(trainer.n_vectors - n_before)
         if watch:
             self._watched_s = now_s
-            shown = ("loss", "fvu", "l0", "dead")
-            numbers = {name: trainer.latest[name] for name in shown}
+            shown = ("loss", "fvu", "held_out_fvu", "l0", "never_active")
+            numbers = {name: trainer.latest.get(name) for name in shown}
             self.bar.set_description(trainer.name)
             self.bar.set_postfix({name: f"{n:.3g}" for name, n in numbers.items() if n is not None})
 
@@ -267,6 +301,7 @@ class _Run:
 
     def _finish(self, trainer: Trainer) -> None:
         """Keep what a trainer came to, and write it where it has a folder."""
+        trainer.settle()
         sae = trainer.result()
 
         def write() -> None:
@@ -303,17 +338,30 @@ class _Run:
             )
 
 
-def _of_hooks(item: Any, trainer: Trainer) -> Any:
+def _flat(item: Any) -> Any:
+    """What a source gives, heads side by side."""
+    if not isinstance(item, Mapping):
+        return item
+    return {name: rows.flatten(1) if rows.ndim > 2 else rows for name, rows in item.items()}
+
+
+def _by_hook(cfg: TrainingConfig, held_out: Any) -> dict[str, Tensor]:
+    """Held-out vectors, or a pair of them, by the hooks that they are of."""
+    parts = held_out if cfg.sae.is_transcoder else (held_out,)
+    return dict(zip(_hooks(cfg), parts, strict=True))
+
+
+def _of_hooks(item: Any, cfg: TrainingConfig) -> Any:
     """A trainer's part of a dict of batches; None where it has none in this one."""
     if not isinstance(item, Mapping):
         raise TrainingError(
             f"the activations gave a {type(item).__name__}; for several autoencoders they must "
             "give dicts of tensors by hook name."
         )
-    parts = [item.get(name) for name in _hooks(trainer.cfg)]
+    parts = [item.get(name) for name in _hooks(cfg)]
     if any(part is None for part in parts):
         return None
-    return tuple(parts) if trainer.has_target else parts[0]
+    return tuple(parts) if cfg.sae.is_transcoder else parts[0]
 
 
 def _hooks(cfg: TrainingConfig) -> list[str]:

@@ -1,7 +1,7 @@
 """One autoencoder while it is trained: all that changes is in one object."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from math import isfinite
@@ -17,25 +17,29 @@ from hooked_whisper.errors import TrainingError
 from hooked_whisper.interrupts import uninterrupted
 from hooked_whisper.sae.architectures import make_sae
 from hooked_whisper.sae.base import SAE, Losses
-from hooked_whisper.sae.evaluation.reconstruction import fraction_unexplained
+from hooked_whisper.sae.evaluation.reconstruction import VarianceMeter
 from hooked_whisper.sae.saving import CFG_NAME, WEIGHTS_NAME, as_path
 from hooked_whisper.sae.training.checkpoint import (
     CHECKPOINT_FILE,
-    RESTART,
+    check_same,
+    check_whole,
     read_checkpoint,
     write_checkpoint,
 )
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.distributed import SharedBatch, losses_on_all_ranks
+from hooked_whisper.sae.training.held_out import Best, HeldOut, judge
 from hooked_whisper.sae.training.optim import (
     DeadLatents,
-    find_scale,
     first_b_dec,
-    fold_scale_,
     lr_share,
     warm_up_share,
 )
+from hooked_whisper.sae.training.preparation import Preparation, Prepared
 from hooked_whisper.sae.training.sources import Batches, Position
+
+FVUS = ("fvu", "fvu_without_massive", "fvu_normalized")
+"""What a line of the log says of the variance; as in `Reconstruction`."""
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -52,6 +56,7 @@ class Trainer:
         name: What it is called where several are trained.
         data: A description of the data's order, which a resumed run must share.
         ranks: The processes that train it together; None is this one alone.
+        held_out: What it is judged on while it trains.
     """
 
     def __init__(
@@ -60,8 +65,14 @@ class Trainer:
         name: str = "",
         data: Any = None,
         ranks: ProcessGroup | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
-        self.cfg, self.name, self.data = cfg, name, data
+        self.cfg, self.name, self.data, self.held_out = cfg, name, data, held_out
+        if cfg.early_stopping is not None and held_out is None:
+            raise TrainingError(
+                f"early_stopping is {cfg.early_stopping}, and nothing is held out{self._of}. Pass "
+                "held_out=, or a source that holds some out: Epochs(store, held_out=0.1)."
+            )
         self.ranks = ranks or ProcessGroup(error=TrainingError)
         self.sae: SAE = make_sae(cfg.sae, torch.Generator().manual_seed(cfg.seed)).train()
         self.has_target = cfg.sae.is_transcoder
@@ -69,7 +80,9 @@ class Trainer:
         self.batches = Batches()
         self.position = Position()
         self.step = self.n_vectors = 0
-        self.scale_in = self.scale_out = 1.0
+        self.preparation = Preparation(cfg, self.sae)
+        self.best = Best()
+        self._last: Tensor | None = None
         self.log: list[dict[str, Any]] = []
         self.latest: dict[str, Any] = {}
         self.dead = DeadLatents(cfg.sae.d_sae, cfg.dead_after_vectors)
@@ -82,7 +95,13 @@ class Trainer:
     @property
     def is_done(self) -> bool:
         """Whether all activations that were asked for were trained on."""
-        return self.n_vectors >= self.cfg.total_vectors
+        return self.n_vectors >= self.cfg.total_vectors or self.has_stopped
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether held-out vectors have not been given back better for long."""
+        limit = self.cfg.early_stopping
+        return limit is not None and self.best.n_worse >= limit
 
     @property
     def next_size(self) -> int:
@@ -116,7 +135,7 @@ class Trainer:
                 losses = self.gradients(x, target)
                 self._check(losses)
                 if is_logged:
-                    recons = SharedBatch(self.ranks, n).whole_recons(losses.recons)
+                    recons = SharedBatch(self.ranks, len(x)).whole_recons(losses.recons)
                     losses = losses._replace(recons=recons)
             lr = self.cfg.lr * lr_share(
                 self.step, self.cfg.total_steps, self.cfg.lr_warm_up, self.cfg.lr_decay
@@ -124,7 +143,9 @@ class Trainer:
             self.update(losses, n, lr)
             if is_logged or (watch and self.ranks.n == 1):
                 self._measure(losses, x if target is None else target, lr)
+            self._last = x
             if is_logged:
+                self._judge()
                 self.log.append(self.latest)
 
     def gradients(
@@ -166,15 +187,14 @@ class Trainer:
         self.n_vectors += n_vectors
         self.position = self.batches.position
 
-    def _prepare(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """A batch in float32, where the weights are, scaled; the first one sets all that up."""
+    def _prepare(self, x: Tensor, target: Tensor | None) -> Prepared:
+        """A batch as the autoencoder gets it; the first one sets all up."""
         if not self._is_placed:
             self._place(torch.device(self.cfg.device or x.device))
-        x = x.to(self.sae.device, torch.float32)
-        target = None if target is None else target.to(self.sae.device, torch.float32)
         if not self.step:
-            self._begin(x, x if target is None else target)
-        return x * self.scale_in, None if target is None else target * self.scale_out
+            self.preparation.begin(x, target, self.ranks)
+            self._begin(*self.preparation(x, target))
+        return self.preparation(x, target)
 
     def _place(self, device: torch.device) -> None:
         """Bring everything that takes part in a step to one device."""
@@ -188,11 +208,9 @@ class Trainer:
         self._is_placed = True
 
     @torch.no_grad()
-    def _begin(self, x: Tensor, target: Tensor) -> None:
-        if self.cfg.normalize:
-            self.scale_in, self.scale_out = find_scale(x), find_scale(target)
-        self.sae.b_dec.copy_(first_b_dec(self.cfg.init_b_dec, target * self.scale_out))
-        self.scale_in, self.scale_out = self.ranks.broadcast_object((self.scale_in, self.scale_out))
+    def _begin(self, x: Tensor, target: Tensor | None) -> None:
+        """The first weights, as far as they follow from the first batch."""
+        self.sae.b_dec.copy_(first_b_dec(self.cfg.init_b_dec, x if target is None else target))
         for value in self._weights().values():
             self.ranks.broadcast_(value)
 
@@ -226,7 +244,9 @@ class Trainer:
     @torch.no_grad()
     def _measure(self, losses: Losses, target: Tensor, lr: float) -> None:
         """What the log says of a step, whose losses are those before its update."""
-        fvu = fraction_unexplained(target, losses.recons)
+        variance = VarianceMeter()
+        variance.update(target, losses.recons)
+        numbers = variance.numbers()
         self.latest = {
             **({"sae": self.name} if self.name else {}),
             "step": self.step,
@@ -234,10 +254,25 @@ class Trainer:
             "lr": lr,
             "loss": float(losses.total),
             **{f"loss_{name}": float(value) for name, value in losses.parts.items()},
-            "fvu": fvu if isfinite(fvu) else None,
+            **{name: numbers[name] if isfinite(numbers[name]) else None for name in FVUS},
             "l0": float(losses.l0),
-            "dead": self.dead.share,
+            "dead": self.dead.share(self.n_vectors),
+            "never_active": self.dead.never_active(self.n_vectors),
         }
+
+    def _judge(self) -> None:
+        """Add what the held-out vectors say, and see whether it gets better."""
+        self.calibrate()
+        if self.held_out is None:
+            return
+        self.latest |= judge(self.sae, *self.preparation(*self.held_out))
+        if self.cfg.early_stopping is not None:
+            self.best.see(self.latest, self._weights())
+
+    def calibrate(self) -> None:
+        """Set what the autoencoder needs in use, such as a threshold, by the last batch."""
+        if self._last is not None:
+            self.sae.calibrate_(self._last)
 
     @property
     def _of(self) -> str:
@@ -253,6 +288,7 @@ class Trainer:
         for name, parameter in self.parameters.items():
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"adam.{name}.{each}": value for each, value in moments.items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.weights.items()}
         tensors["n_since_active"] = self.dead.n_since_active
         values = {
             "cfg": self.cfg.to_dict(),
@@ -260,7 +296,9 @@ class Trainer:
             "step": self.step,
             "n_vectors": self.n_vectors,
             "position": list(self.position),
-            "scales": [self.scale_in, self.scale_out],
+            "scales": [self.preparation.scale_in, self.preparation.scale_out],
+            "longest": self.preparation.longest,
+            "best": self.best.to_dict(),
             "log": self.log,
         }
         with uninterrupted():
@@ -310,8 +348,8 @@ class Trainer:
                 "resume=True, or name another folder."
             )
         if found is not None:
-            self._check_same(found[1])
-            self._check_whole(found[0])
+            check_same(self.folder, found[1], self.cfg, self.data)
+            check_whole(self._checkpoint, found[0], self._wanted(found[1]))
         return found
 
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -326,62 +364,44 @@ class Trainer:
         self.step, self.n_vectors = values["step"], values["n_vectors"]
         self.position = Position(*values["position"])
         self.batches = Batches(self.position)
-        self.scale_in, self.scale_out = values["scales"]
+        self.preparation.scale_in, self.preparation.scale_out = values["scales"]
+        self.preparation.longest = values.get("longest", 0.0)
+        self.best = Best.of(values.get("best"), tensors)
         self.log = values["log"]
         self.latest = self.log[-1] if self.log else {}
 
-    def _check_same(self, values: dict[str, Any]) -> None:
-        now, then = self.cfg.to_dict(), values["cfg"]
-        pairs = {name: (then.get(name), now[name]) for name in now}
-        sae = then.get("sae")
-        sae = sae if isinstance(sae, dict) else {}
-        pairs |= {f"sae.{n}": (sae.get(n), v) for n, v in now["sae"].items()}
-        pairs.pop("sae")
-        pairs["the order of the data"] = (values["data"], self.data)
-        for name, (before, value) in pairs.items():
-            if before != value:
-                raise TrainingError(
-                    f"{self.folder} holds another training: {name} was {repr(before)[:150]} and "
-                    f"is now {repr(value)[:150]}. Pass the same, or name another folder."
-                )
-
-    def _check_whole(self, tensors: dict[str, Tensor]) -> None:
-        """Refuse a checkpoint that lacks a tensor, or has one of another shape or of NaN."""
+    def _wanted(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What a whole checkpoint's tensors are like."""
         wanted = {f"sae.{name}": value for name, value in self._weights().items()}
+        if values.get("best", {}).get("line") is not None:
+            wanted |= {f"best.{name}": value for name, value in self._weights().items()}
         for name, parameter in self.parameters.items():
             wanted |= {f"adam.{name}.{each}": parameter for each in _MOMENTS[:2]}
             wanted[f"adam.{name}.step"] = torch.zeros(())
-        wanted["n_since_active"] = self.dead.n_since_active
-        for name in sorted({*wanted, *tensors}):
-            got, value = (
-                None if each is None else f"{tuple(each.shape)} {each.dtype}"
-                for each in (tensors.get(name), wanted.get(name))
-            )
-            if got == value and bool(tensors[name].isfinite().all()):
-                continue
-            raise TrainingError(
-                f"{name[:60]} in {self._checkpoint} is {got}, or not finite; this training has "
-                f"{value}. Going on from it would give other weights. {RESTART}"
-            )
+        return wanted | {"n_since_active": self.dead.n_since_active}
 
     def _weights(self) -> dict[str, Tensor]:
         return {**dict(self.sae.named_parameters()), **dict(self.sae.named_buffers())}
 
     # The end
 
+    def settle(self) -> None:
+        """Take the weights that had the best held-out FVU, where they were kept, for the last."""
+        with torch.no_grad():
+            for name, value in self._weights().items():
+                value.copy_(self.best.weights.get(name, value))
+        self.calibrate()
+
     def result(self) -> SAE:
         """The autoencoder as it is now, of activations as they are: the scale is folded in."""
         sae = copy.deepcopy(self.sae).eval()
-        if (self.scale_in, self.scale_out) != (1.0, 1.0):
-            fold_scale_(sae, self.scale_in, self.scale_out)
+        self.preparation.undo_(sae)
         training = {name: v for name, v in self.cfg.to_dict().items() if name != "sae"}
-        line = self.log[-1] if self.log else {}
-        last = {name: line.get(name) for name in ("fvu", "l0", "dead")}
+        line = self.best.line or (self.log[-1] if self.log else {})
+        last = {name: line.get(name) for name in (*FVUS, "l0", "dead", "never_active")}
+        last |= {name: value for name, value in line.items() if name.startswith("held_out_")}
         training |= {"n_vectors": self.n_vectors, "n_steps": self.step, **last}
-        changes: dict[str, Any] = {"metadata": {**sae.cfg.metadata, "training": training}}
-        if self.cfg.normalize and sae.cfg.normalize_activations == "expected_average_only_in":
-            changes["normalize_activations"] = "none"  # as it is folded in now
-        sae.cfg = replace(sae.cfg, **changes)
+        sae.cfg = replace(sae.cfg, metadata={**sae.cfg.metadata, "training": training})
         return sae
 
 

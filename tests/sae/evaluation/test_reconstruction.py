@@ -1,5 +1,6 @@
 """What an autoencoder gives back, against the formulas over all vectors at once."""
 
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,15 +65,54 @@ def test_memory_holds_sums_and_no_vectors(plain_sae: Any) -> None:
     for seed in range(3):
         x = vectors(100 + seed, 6)
         meter.update(x, x, sae.encode(x))
-    held = [value for each in vars(meter).values() for value in _tensors(each)]
-    # How often each latent was active; mean and squared distance, of vectors and of errors.
-    assert sum(each.numel() for each in held) <= 12 + 2 * 2 * 6
+    # How often each latent was active; mean and squared distance, of vectors, of their directions
+    # and of errors; and the sums of vectors whose lengths are alike to 1 %, of 0.3 to 10 times
+    # the root mean square.
+    assert sum(each.numel() for each in _tensors(meter)) <= 12 + 3 * 2 * 6 + 355 * (6 + 3)
 
 
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    return [each for each in getattr(value, "__dict__", {}).values() if isinstance(each, Tensor)]
+    held = value.values() if isinstance(value, dict) else getattr(value, "__dict__", {}).values()
+    return [tensor for each in held for tensor in _tensors(each)]
+
+
+def spiked(n: int, d: int, offset: float = 0.0) -> Tensor:
+    """Vectors of which every fifth is thirty times as long, and in one direction."""
+    x = vectors(n, d, offset)
+    x[::5] = 30 * x.norm(dim=1).median() * torch.eye(d)[0] + x[::5]
+    return x
+
+
+@pytest.mark.parametrize(("n", "d", "d_sae"), SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("offset", [0.0, 40.0], ids=["about 0", "far from 0"])
+def test_shares_of_variance_with_massive_vectors(
+    n: int, d: int, d_sae: int, offset: float, plain_sae: Any
+) -> None:
+    sae, x = plain_sae(d, d_sae), spiked(n, d, offset)
+    recons = sae.decode(sae.encode(x))
+    found = judge_reconstruction(sae, x.split(7))
+    is_long = torch.zeros(n, dtype=torch.bool)
+    is_long[::5] = True
+
+    def fvu(x: Tensor, recons: Tensor) -> float:
+        x, recons = x.double(), recons.double()
+        return float((x - recons).square().sum() / (x - x.mean(0)).square().sum())
+
+    lengths = x.norm(dim=1, keepdim=True)
+    apart = (x.double() - x.double().mean(0)).square().sum(1)
+    assert found.fvu == pytest.approx(fvu(x, recons), rel=1e-5)
+    assert found.fvu_without_massive == pytest.approx(fvu(x[~is_long], recons[~is_long]), rel=1e-4)
+    assert found.fvu_normalized == pytest.approx(fvu(x / lengths, recons / lengths), rel=1e-4)
+    assert found.massive_share == pytest.approx(float(is_long.float().mean()))
+    assert found.massive_variance == pytest.approx(float(apart[is_long].sum() / apart.sum()))
+
+
+def test_without_massive_vectors_they_are_not_missed(plain_sae: Any) -> None:
+    found = judge_reconstruction(plain_sae(16, 40), [vectors(64, 16)])
+    assert found.fvu_without_massive == found.fvu
+    assert (found.massive_share, found.massive_variance) == (0, 0)
 
 
 def test_a_constant_error_is_unexplained_but_no_variance() -> None:
@@ -109,7 +149,9 @@ def test_a_transcoder_is_judged_by_what_it_should_write(plain_sae: Any) -> None:
 
 def test_histogram_of_densities_counts_every_living_latent() -> None:
     density = torch.tensor([0.0, 1e-7, 1e-6, 0.01, 0.5, 1.0], dtype=torch.float64)
-    found = Reconstruction(10, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, density).density_histogram(-6, 3)
+    numbers = dict.fromkeys([each.name for each in fields(Reconstruction)], 0.0)
+    found = Reconstruction(**numbers | {"n_vectors": 10, "density": density})
+    found = found.density_histogram(-6, 3)
     assert found.counts.tolist() == [1, 0, 3]  # an edge belongs to the bin above it
     assert found.n_outside == 2
 

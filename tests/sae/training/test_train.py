@@ -164,7 +164,9 @@ def test_dead_latents_are_told_to_the_losses_and_the_log(
     x = next(sparse_batches(1))[:1].repeat(64, 1)  # one vector has two latents
     quick(cfg, [x] * 4, on_log=log.append)
     assert [int(dead.sum()) > 25 for dead in told] == [False, False, True, True]
-    assert log[0]["dead"] == 0.0 and log[-1]["dead"] > 25 / 32
+    assert log[0]["dead"] is None and log[-1]["dead"] > 25 / 32  # too few vectors to be dead
+    active = 1 - torch.stack(told)[-1].float().mean()  # those that were never so are dead by now
+    assert log[-1]["never_active"] == pytest.approx(1 - active)
 
 
 def test_sparsity_and_learning_rate_rise(
@@ -347,4 +349,4 @@ def test_progress_shows_the_numbers(
     train_sae(TrainingConfig(TOPK, n_steps=3, **PLAIN), sparse_batches(3))
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert all(name in shown.err for name in ("loss=", "fvu=", "l0=2", "dead=0"))
+    assert all(name in shown.err for name in ("loss=", "fvu=", "l0=2", "never_active=0."))
