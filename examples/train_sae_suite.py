@@ -197,7 +197,7 @@ def train(args: argparse.Namespace, stack: str, train_path: Path, check_path: Pa
     width = next(iter(tensors.values())).shape[1]
 
     def report(line: dict[str, Any]) -> None:
-        numbers = " ".join(f"{key} {line[key]:.4g}" for key in ("fvu", "l0", "dead"))
+        numbers = " ".join(f"{key} {line[key]:.4g}" for key in ("fvu", "l0", "never_active"))
         print(f"{line['sae']} step {line['step']}: {numbers}", flush=True)
 
     saes = train_saes(

@@ -157,3 +157,8 @@ def fold_scale_(sae: SAE, scale_in: float, scale_out: float) -> None:
             value.sub_(torch.tensor(scale_out).log().to(value))
         elif name == "b_dec" or name in IN_LATENT_UNITS:
             value.div_(scale_out)
+
+
+def seed_of_step(seed: int, step: int) -> int:
+    """A seed of one step, far from those of other steps and seeds."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.errors import TrainingError
+from hooked_whisper.sae.training.config import TrainingConfig
 
 
 @runtime_checkable
@@ -177,6 +178,46 @@ class Batches:
             return taken[0].x, taken[0].target
         targets = [piece.target for piece in taken if piece.target is not None]
         return torch.cat([piece.x for piece in taken]), torch.cat(targets) if targets else None
+
+
+def flat_heads(item: Any) -> Any:
+    """What a source gives, heads side by side."""
+    if not isinstance(item, Mapping):
+        return item
+    return {name: rows.flatten(1) if rows.ndim > 2 else rows for name, rows in item.items()}
+
+
+def by_hook(cfg: TrainingConfig, held_out: Any) -> dict[str, Tensor]:
+    """Held-out vectors, or a pair of them, by the hooks that they are of."""
+    parts = held_out if cfg.sae.is_transcoder else (held_out,)
+    return dict(zip(hooks_of(cfg), parts, strict=True))
+
+
+def of_hooks(item: Any, cfg: TrainingConfig) -> Any:
+    """A trainer's part of a dict of batches; None where it has none in this one."""
+    if not isinstance(item, Mapping):
+        raise TrainingError(
+            f"the activations gave a {type(item).__name__}; for several autoencoders they must "
+            "give dicts of tensors by hook name."
+        )
+    parts = [item.get(name) for name in hooks_of(cfg)]
+    if any(part is None for part in parts):
+        return None
+    return tuple(parts) if cfg.sae.is_transcoder else parts[0]
+
+
+def hooks_of(cfg: TrainingConfig) -> list[str]:
+    """What it reads, and for a transcoder what it writes."""
+    sae, found = cfg.sae, []
+    for which in ("hook_name", "hook_name_out") if cfg.sae.is_transcoder else ("hook_name",):
+        name = getattr(sae, which)
+        if name is None:
+            raise TrainingError(
+                f"{which} of the {type(sae).__name__} is None; say which activations to train on, "
+                "for instance 'encoder.blocks.0.hook_resid_post'."
+            )
+        found.append(name)
+    return found
 
 
 def check_batch(

@@ -22,7 +22,14 @@ from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.distributed import agreed_ranks, concatenated, round_robin
 from hooked_whisper.sae.training.held_out import HeldOut, held_out_vectors
 from hooked_whisper.sae.training.logs import LoggedTraining, Logs, OnLog
-from hooked_whisper.sae.training.sources import ActivationSource, check_batch
+from hooked_whisper.sae.training.sources import (
+    ActivationSource,
+    by_hook,
+    check_batch,
+    flat_heads,
+    hooks_of,
+    of_hooks,
+)
 from hooked_whisper.sae.training.trainer import Trainer
 
 
@@ -79,7 +86,7 @@ def train_sae(
     """
     if isinstance(activations, ActivationSource):
         seed = cfg.seed
-        given = None if held_out is None else _by_hook(cfg, held_out)
+        given = None if held_out is None else by_hook(cfg, held_out)
         return train_saes(
             {"": cfg},
             activations,
@@ -126,15 +133,15 @@ def train_saes(
         TrainingError: As in `train_sae`; a config without a hook, or two with one folder.
     """
     _check_together(cfgs)
-    hook_names = list(dict.fromkeys(name for cfg in cfgs.values() for name in _hooks(cfg)))
+    hook_names = list(dict.fromkeys(name for cfg in cfgs.values() for name in hooks_of(cfg)))
     batch_size = max(cfg.batch_size for cfg in cfgs.values())
     is_source = isinstance(activations, ActivationSource)
     if held_out is None and hasattr(activations, "held_out"):
         held_out = activations.held_out(hook_names)
     judged = {
-        name: held_out_vectors(cfg.sae, _of_hooks(held_out, cfg))
+        name: held_out_vectors(cfg.sae, of_hooks(held_out, cfg))
         for name, cfg in cfgs.items()
-        if held_out is not None and set(_hooks(cfg)) <= set(held_out)
+        if held_out is not None and set(hooks_of(cfg)) <= set(held_out)
     }
     data: Any = "an iterable of dicts of batches"
     if is_source:
@@ -143,9 +150,7 @@ def train_saes(
     with ExitStack() as locks:
         run = _Run(cfgs, data, judged, resume, progress, on_log, locks)
         if not is_source:
-            return run(
-                run.numbered(activations), lambda item, trainer: _of_hooks(item, trainer.cfg)
-            )
+            return run(run.numbered(activations), lambda item, trainer: of_hooks(item, trainer.cfg))
         return _run_source(run, activations, hook_names, batch_size, seed)
 
 
@@ -168,7 +173,7 @@ def _run_source(
             own = islice(stream, (ranks.rank - first) % ranks.n, None, ranks.n)
         return run(
             round_robin(own, ranks, first),
-            lambda item, trainer: _of_hooks(_flat(item), trainer.cfg),
+            lambda item, trainer: of_hooks(flat_heads(item), trainer.cfg),
         )
 
 
@@ -336,46 +341,6 @@ class _Run:
                 f"there were no activations{f' for {name!r}' if name else ''}: the data ended "
                 "before the first one. An iterator can be used once only; make a new one."
             )
-
-
-def _flat(item: Any) -> Any:
-    """What a source gives, heads side by side."""
-    if not isinstance(item, Mapping):
-        return item
-    return {name: rows.flatten(1) if rows.ndim > 2 else rows for name, rows in item.items()}
-
-
-def _by_hook(cfg: TrainingConfig, held_out: Any) -> dict[str, Tensor]:
-    """Held-out vectors, or a pair of them, by the hooks that they are of."""
-    parts = held_out if cfg.sae.is_transcoder else (held_out,)
-    return dict(zip(_hooks(cfg), parts, strict=True))
-
-
-def _of_hooks(item: Any, cfg: TrainingConfig) -> Any:
-    """A trainer's part of a dict of batches; None where it has none in this one."""
-    if not isinstance(item, Mapping):
-        raise TrainingError(
-            f"the activations gave a {type(item).__name__}; for several autoencoders they must "
-            "give dicts of tensors by hook name."
-        )
-    parts = [item.get(name) for name in _hooks(cfg)]
-    if any(part is None for part in parts):
-        return None
-    return tuple(parts) if cfg.sae.is_transcoder else parts[0]
-
-
-def _hooks(cfg: TrainingConfig) -> list[str]:
-    """What it reads, and for a transcoder what it writes."""
-    sae, found = cfg.sae, []
-    for which in ("hook_name", "hook_name_out") if cfg.sae.is_transcoder else ("hook_name",):
-        name = getattr(sae, which)
-        if name is None:
-            raise TrainingError(
-                f"{which} of the {type(sae).__name__} is None; say which activations to train on, "
-                "for instance 'encoder.blocks.0.hook_resid_post'."
-            )
-        found.append(name)
-    return found
 
 
 def _check_together(cfgs: Mapping[str, TrainingConfig]) -> None:

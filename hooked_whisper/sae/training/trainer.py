@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from hooked_whisper.sae.training.optim import (
     DeadLatents,
     first_b_dec,
     lr_share,
+    seed_of_step,
     warm_up_share,
 )
 from hooked_whisper.sae.training.preparation import Preparation, Prepared
@@ -165,7 +165,7 @@ class Trainer:
             generator = torch.default_generator
             if devices:
                 generator = torch.cuda.default_generators[devices[0].index or 0]
-            generator.manual_seed(_mix(cfg.seed, self.step))
+            generator.manual_seed(seed_of_step(cfg.seed, self.step))
             ranks = self.ranks if batch.is_cut else None
             with autocast:
                 losses = self._losses(
@@ -304,11 +304,6 @@ class Trainer:
         with uninterrupted():
             write_checkpoint(self.folder, tensors, values)
 
-    @property
-    def _checkpoint(self) -> Path:
-        assert self.folder is not None
-        return self.folder / CHECKPOINT_FILE
-
     def save_result(self) -> SAE:
         """The autoencoder that it came to; written where there is a folder and it is not there."""
         sae = self.result()
@@ -349,7 +344,7 @@ class Trainer:
             )
         if found is not None:
             check_same(self.folder, found[1], self.cfg, self.data)
-            check_whole(self._checkpoint, found[0], self._wanted(found[1]))
+            check_whole(self.folder / CHECKPOINT_FILE, found[0], self._wanted(found[1]))
         return found
 
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -403,8 +398,3 @@ class Trainer:
         training |= {"n_vectors": self.n_vectors, "n_steps": self.step, **last}
         sae.cfg = replace(sae.cfg, metadata={**sae.cfg.metadata, "training": training})
         return sae
-
-
-def _mix(seed: int, step: int) -> int:
-    """A seed of one step, far from those of other steps and seeds."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
