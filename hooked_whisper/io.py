@@ -178,7 +178,7 @@ def remove_parts(folder: Path) -> None:
 
 def _explain(error: OSError, path: Path) -> StoreWriteError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        remedy = "Free some space and run the same harvest again: it goes on where it stopped."
+        remedy = "Free some space and do the same again: what is on the disk already is whole."
         return StoreWriteError(f"{path} cannot be written: {error.strerror}. {remedy}")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StoreWriteError(

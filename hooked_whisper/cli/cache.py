@@ -37,6 +37,7 @@ def cache(args: opt.Options) -> None:
     """
     from hooked_whisper.config import POSITIONS_PER_SECOND
     from hooked_whisper.interventions.sites import check_window
+    from hooked_whisper.io import make_folder
     from hooked_whisper.store.fingerprint import as_dtype
 
     window: tuple[float, float] | None = args.window
@@ -69,7 +70,7 @@ def cache(args: opt.Options) -> None:
             pos_slice=slice(-1, None) if args.last_position else None,
             return_type=None if tokens is None else "logits",
         )
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         path = folder / file
         kept.save(path)
         rows.append(_row(path, recording, kept, model, tokens))

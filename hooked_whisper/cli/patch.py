@@ -77,6 +77,7 @@ def patch(args: opt.Options) -> None:
         raise click.UsageError("name a CORRUPTED recording, or give --corrupt; one of them.")
     if args.corrupt_window and not args.corrupt:
         raise click.UsageError("--corrupt-window needs --corrupt silence or --corrupt noise.")
+    from hooked_whisper.io import make_folder
     from hooked_whisper.patching import SweepResult, patch_sweep
 
     folder = args.new_path("patch", goes_on=args.resume)
@@ -86,6 +87,7 @@ def patch(args: opt.Options) -> None:
     names = model.hook_names(list(args.hooks) or opt.ENCODER_STREAM)
     pair = make_pair(model, args)
     args.note(f"clean: {pair.clean_name}; corrupted: {pair.corrupted_name}; {pair.measures}.")
+    make_folder(folder)
     result = patch_sweep(
         model,
         pair.clean,
@@ -97,7 +99,7 @@ def patch(args: opt.Options) -> None:
         window_s=args.window_s,
         all_frames=args.all_frames,
         progress=not args.quiet,
-        save_to=_made(folder) / RESULT,
+        save_to=folder / RESULT,
     )
     _save(result, folder)
     _report(result, pair, folder, args)
@@ -219,15 +221,14 @@ def _per(model: Any, names: list[str], per: str) -> Any:
 RESULT = "sweep.safetensors"
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 def _save(result: Any, folder: Path) -> None:
-    result.to_dataframe().to_csv(folder / "sweep.csv", index=False)
+    from hooked_whisper.io import write_whole
+
+    text = result.to_dataframe().to_csv(index=False)
+    write_whole(folder / "sweep.csv", lambda file: file.write(text.encode()))
     if result.n_done:
-        result.plot(effect=_has_effects(result)).savefig(folder / "sweep.png")
+        figure = result.plot(effect=_has_effects(result))
+        write_whole(folder / "sweep.png", lambda file: figure.savefig(file, format="png"))
 
 
 def _has_effects(result: Any) -> bool:

@@ -1,5 +1,6 @@
 """`hooked-whisper transcribe`: recordings to text, by openai-whisper's own decoding."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def transcribe(args: opt.Options) -> None:
     """
     from tqdm import tqdm
 
+    from hooked_whisper.io import write_whole
+
     recordings, form = args.listed_recordings(), args.form
     if form != "text" and args.out is None and len(recordings) > 1:
         raise click.UsageError(f"{form} of {len(recordings)} recordings needs --out FOLDER.")
@@ -60,8 +63,9 @@ def transcribe(args: opt.Options) -> None:
         result = model.transcribe(recording.audio, **decoding, **told)
         documents.append(_document(recording, result))
         if path is not None:
-            with path.open("w", encoding="utf-8") as file:
-                _write(result, form, file)
+            text = io.StringIO()
+            _write(result, form, text)
+            write_whole(path, lambda file, text=text: file.write(text.getvalue().encode()))
         elif not args.as_json:
             with tqdm.external_write_mode(file=sys.stdout):  # not into the bar's line
                 _print(recording, result, form, alone=len(recordings) == 1)
@@ -85,13 +89,15 @@ def _decoding(args: opt.Options) -> dict[str, Any]:
 def _paths(recordings: list[Any], args: opt.Options) -> list[Path]:
     """The file of each recording, none of which is lost."""
     assert args.out is not None
+    from hooked_whisper.io import make_folder
+
     folder = args.out.expanduser()
     names = opt.file_names(recordings, "txt" if args.form == "text" else args.form)
     paths = [folder / name for name in names]
     for path in paths:
         if path.exists():
             opt.new_path(path, overwrite=args.overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return paths
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hooked_whisper.display import data_uri, json_value
 from hooked_whisper.errors import InputError
-from hooked_whisper.io import write_whole
+from hooked_whisper.io import make_folder, write_whole
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = Path(__file__).parent / "static"
@@ -79,7 +79,7 @@ def write_page(
 ) -> int:
     """Write what `render` gives, whole or not at all, into a folder that is made; in bytes."""
     encoded = render(template, data, title, media).encode("utf-8")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_whole(path, lambda file: file.write(encoded))
     return len(encoded)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hooked_whisper import HookedWhisper
@@ -18,6 +19,7 @@ from hooked_whisper.data import Recording, load_windows, window_batches
 from hooked_whisper.display import table
 from hooked_whisper.errors import SpliceError, StoreMismatchError, TrainingError
 from hooked_whisper.figures import plot_density, plot_training
+from hooked_whisper.io import make_folder
 from hooked_whisper.sae import (
     TrainingConfig,
     evaluate_sae,
@@ -158,10 +160,10 @@ def trained(
     name = str(cfg.sae.hook_name)
     try:
         store = harvest(model, recordings, name, folder / STORE, n_workers=0, progress=progress)
-        (folder / SAE_FOLDER).mkdir(exist_ok=True)
+        make_folder(folder / SAE_FOLDER)
         sae = train_sae(cfg, Epochs(store), resume=True, progress=progress)
-    except (StoreMismatchError, TrainingError):
-        if not overwrite:
+    except (StoreMismatchError, TrainingError) as error:
+        if not overwrite or isinstance(error.__cause__, OSError | SafetensorError):  # a full disk
             raise
         for left in (STORE, SAE_FOLDER):
             shutil.rmtree(folder / left, ignore_errors=True)

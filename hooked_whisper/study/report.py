@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from hooked_whisper.display import count, data_uri, number, percent
-from hooked_whisper.io import write_whole
+from hooked_whisper.io import make_folder, write_whole
 from hooked_whisper.reports import page_styles
 
 if TYPE_CHECKING:
@@ -189,6 +189,6 @@ def _picture(exhibit: Exhibit, folder: Path) -> str:
         few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
         few.save(smaller, "PNG", optimize=True)
     raw = min(drawn.getvalue(), smaller.getvalue(), key=len)
-    (folder / PICTURES).mkdir(exist_ok=True)
+    make_folder(folder / PICTURES)
     write_whole(folder / PICTURES / f"{exhibit.name}.png", lambda file: file.write(raw))
     return data_uri("image/png", raw)

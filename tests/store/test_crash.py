@@ -96,7 +96,12 @@ def test_a_write_that_fails_says_so_and_the_next_run_goes_on(
 ) -> None:
     small_harvest(clips, tmp_path / "whole")
     sizes = [path.stat().st_size for path in sorted((tmp_path / "whole").glob("*.safetensors"))]
-    with largest_file(sizes[2]), pytest.raises(StoreWriteError, match="run the same harvest again"):
+    with (
+        largest_file(sizes[2]),
+        pytest.raises(
+            StoreWriteError, match="do the same again: what is on the disk already is whole"
+        ),
+    ):
         small_harvest(clips, tmp_path / "broken")
     assert {path.name for path in (tmp_path / "broken").glob("shard*")} == {
         f"shard-00000{number}.{kind}" for number in range(3) for kind in ("json", "safetensors")

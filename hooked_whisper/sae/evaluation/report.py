@@ -1,6 +1,5 @@
 """What was found out about autoencoders: numbers to keep, to compare and to print."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hooked_whisper.data.windows import SkippedRecording
 from hooked_whisper.display import box, count, note, picture, table
 from hooked_whisper.errors import InputError
+from hooked_whisper.io import write_json
 from hooked_whisper.sae.evaluation.downstream import LossRecovered, TranscriptScores
 from hooked_whisper.sae.evaluation.reconstruction import DecoderCosines, Reconstruction
 
@@ -178,8 +178,12 @@ class SAEEvaluation:
         )
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write everything as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write everything as JSON, whole or not at all.
+
+        Raises:
+            StoreWriteError: The file cannot be written.
+        """
+        write_json(Path(path), self.to_dict())
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row for each extent, with all numbers but the histograms."""
