@@ -177,14 +177,12 @@ def remove_parts(folder: Path) -> None:
 
 
 def _explain(error: OSError, path: Path) -> StoreWriteError:
+    remedy = "Name another place."
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         remedy = "Free some space and do the same again: what is on the disk already is whole."
-        return StoreWriteError(f"{path} cannot be written: {error.strerror}. {remedy}")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StoreWriteError(
-            f"{path} cannot be written: {error.strerror}. Name a folder that you may write to."
-        )
-    return StoreWriteError(f"{path} cannot be written: {error}.")
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "Name a folder that you may write to."
+    return StoreWriteError(f"{path} cannot be written: {error.strerror or error}. {remedy}")
 
 
 def read_json(path: Path, kind: Any, error: type[Exception], remedy: str) -> Any:

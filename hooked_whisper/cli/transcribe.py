@@ -49,8 +49,6 @@ def transcribe(args: opt.Options) -> None:
     """
     from tqdm import tqdm
 
-    from hooked_whisper.io import write_whole
-
     recordings, form = args.listed_recordings(), args.form
     if form != "text" and args.out is None and len(recordings) > 1:
         raise click.UsageError(f"{form} of {len(recordings)} recordings needs --out FOLDER.")
@@ -65,7 +63,7 @@ def transcribe(args: opt.Options) -> None:
         if path is not None:
             text = io.StringIO()
             _write(result, form, text)
-            write_whole(path, lambda file, text=text: file.write(text.getvalue().encode()))
+            _save(path, text.getvalue())
         elif not args.as_json:
             with tqdm.external_write_mode(file=sys.stdout):  # not into the bar's line
                 _print(recording, result, form, alone=len(recordings) == 1)
@@ -114,6 +112,12 @@ def _print(recording: Any, result: dict[str, Any], form: str, *, alone: bool) ->
         return
     text = result["text"].strip()
     click.echo(text if alone else f"{recording.id}\t{text}")
+
+
+def _save(path: Path, text: str) -> None:
+    from hooked_whisper.io import write_whole
+
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _write(result: dict[str, Any], form: str, file: Any) -> None:

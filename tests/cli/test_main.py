@@ -143,7 +143,7 @@ REFUSALS = {
     "a folder of no model": ("info --model {empty}", "a folder as save_pretrained writes it"),
     "a place that takes no files": (
         "cache {clip} --out /proc/x",
-        "Error: /proc/x cannot be read or written: No such file or directory.",
+        "Error: /proc/x cannot be written: No such file or directory.",
     ),
 }
 """Command lines, and what they are told."""

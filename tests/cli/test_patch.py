@@ -28,7 +28,7 @@ CLEAN, CORRUPTED = (each.path for each in recordings()[:2])
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No plots but in the first test: drawing takes longer than all the rest."""
     if "first_digit" not in request.node.name:
-        blank = SimpleNamespace(savefig=lambda path: None)
+        blank = SimpleNamespace(savefig=lambda path, **options: None)
         monkeypatch.setattr(SweepResult, "plot", lambda *args, **options: blank)
 
 
