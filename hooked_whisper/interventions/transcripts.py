@@ -42,6 +42,7 @@ class TranscriptComparison:
         is_silent: Which recordings hold no speech: the reference is "", or the
             loudest sample is under -60 dB of full scale.
         normalize: What is done to texts before words are compared.
+        languages: What is spoken in each, for that; None is English.
     """
 
     recordings: tuple[str, ...]
@@ -49,7 +50,8 @@ class TranscriptComparison:
     after: Mapping[str, tuple[str, ...]]
     references: tuple[str | None, ...]
     is_silent: tuple[bool, ...]
-    normalize: Callable[[str], str] = field(repr=False, default=str)
+    normalize: Normalize = field(repr=False, default="auto")
+    languages: tuple[str | None, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each recording and set of edits, that of no edits first.
@@ -78,8 +80,8 @@ class TranscriptComparison:
                         "edits": edits,
                         "text": text,
                         "reference": reference,
-                        "word_error_rate": self._error_rate(reference, text),
-                        "change": self._error_rate(self.before[i], text),
+                        "word_error_rate": self._error_rate(i, reference, text),
+                        "change": self._error_rate(i, self.before[i], text),
                         "invented_words": len(self._words(text)) if self.is_silent[i] else 0,
                         "repetition": Repetition()(text),
                     }
@@ -123,7 +125,7 @@ class TranscriptComparison:
         before = ""
         for row in self.rows():
             if row["edits"] != NO_EDITS:
-                row["text"] = mark_words(before, row["text"], self.normalize)
+                row["text"] = mark_words(before, row["text"], normalizer(self.normalize))
             else:
                 before = row["text"]
                 if row["reference"] is not None:
@@ -134,12 +136,13 @@ class TranscriptComparison:
         return box(type(self).__name__, about, table(list(columns.values()), rows, most=_MOST_ROWS))
 
     def _words(self, text: str) -> list[str]:
-        return self.normalize(text).split()
+        return normalizer(self.normalize)(text).split()
 
-    def _error_rate(self, reference: str | None, text: str) -> float:
+    def _error_rate(self, row: int, reference: str | None, text: str) -> float:
         if reference is None:
             return math.nan
-        return word_error_rate(reference, text, self.normalize)
+        language = self.languages[row] if self.languages else None
+        return word_error_rate(reference, text, self.normalize, language)
 
 
 def compare_transcripts(
@@ -149,7 +152,7 @@ def compare_transcripts(
     references: str | Sequence[str | None] | None = None,
     *,
     rate_hz: float | int | None = None,
-    normalize: Normalize = "basic",
+    normalize: Normalize = "auto",
     progress: bool = True,
     **decode_options: Any,
 ) -> TranscriptComparison:
@@ -179,13 +182,16 @@ def compare_transcripts(
     references = _references(references, len(names))
     options = {"temperature": 0.0, **decode_options}
     n_runs = len(inputs) * (1 + len(sets))
+    languages: list[str | None] = []
     with progress_bar(total=n_runs, desc="transcripts", unit="run", show=progress) as bar:
 
         def run(chosen: Interventions) -> tuple[str, ...]:
             texts: list[str] = []
             for each in inputs:
                 with chosen:
-                    texts += _transcribe(model, each, options)
+                    found = _transcribe(model, each, options)
+                texts += [text for text, _ in found]
+                languages.extend(language for _, language in found)
                 bar.update()
             return tuple(texts)
 
@@ -195,8 +201,9 @@ def compare_transcripts(
         quiet or (reference is not None and not reference.strip())
         for quiet, reference in zip(is_silent, references, strict=True)
     )
-    words_of = normalizer(normalize)
-    return TranscriptComparison(names, before, after, references, silent, words_of)
+    normalizer(normalize)  # refuses one that there is not
+    spoken = tuple(languages[: len(before)])
+    return TranscriptComparison(names, before, after, references, silent, normalize, spoken)
 
 
 def mark_words(before: str, after: str, normalize: Callable[[str], str] = str) -> Markup:
@@ -281,10 +288,15 @@ def _references(references: Any, n: int) -> tuple[str | None, ...]:
     return tuple(several)
 
 
-def _transcribe(model: HookedWhisper, recording: Any, options: dict[str, Any]) -> list[str]:
+def _transcribe(
+    model: HookedWhisper, recording: Any, options: dict[str, Any]
+) -> list[tuple[str, str | None]]:
+    """Texts with their languages."""
     if isinstance(recording, Mel):
-        return model.generate(recording, **options).texts
-    return [str(model.transcribe(recording, **options)["text"]).strip()]
+        written = model.generate(recording, **options)
+        return [*zip(written.texts, written.languages, strict=True)]
+    found = model.transcribe(recording, **options)
+    return [(str(found["text"]).strip(), found.get("language"))]
 
 
 def _cell(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from hooked_whisper.errors import MetricError
 from hooked_whisper.metrics.base import describe, metric_name
 from hooked_whisper.speech.tokens import get_tokenizer
-from hooked_whisper.speech.wer import Normalize, normalizer, word_error_rate
+from hooked_whisper.speech.wer import Normalize, comparable, normalizer, word_error_rate
 
 
 class TranscriptMetric(ABC):
@@ -34,6 +34,7 @@ class WordErrorRate(TranscriptMetric):
     Args:
         reference: What is said.
         normalize: What is done to both before; see `speech.wer.Normalize`.
+        language: Of both; None is English.
 
     Raises:
         MetricError: A reference without words.
@@ -45,18 +46,19 @@ class WordErrorRate(TranscriptMetric):
     """
 
     reference: str
-    normalize: Normalize = "basic"
+    normalize: Normalize = "auto"
+    language: str | None = None
 
     def __post_init__(self) -> None:
         check_reference(self.reference)
-        if not normalizer(self.normalize)(self.reference):
+        if not normalizer(self.normalize, self.language)(self.reference):
             raise MetricError(
                 f"the reference {self.reference!r} has no words left when it is normalized. "
                 "Give what is said, or normalize=False."
             )
 
     def __call__(self, text: str) -> float:
-        return word_error_rate(self.reference, text, self.normalize)
+        return word_error_rate(self.reference, text, self.normalize, self.language)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ class ExactTranscript(TranscriptMetric):
 
     Args:
         reference: What is said.
-        normalize: Whether to normalize both first; see `WordErrorRate`.
+        normalize: What is done to both first, for instance "auto"; see `WordErrorRate`.
+        language: Of both; None is English.
 
     Raises:
         MetricError: An empty reference.
@@ -120,13 +123,14 @@ class ExactTranscript(TranscriptMetric):
 
     reference: str
     normalize: Normalize = False
+    language: str | None = None
 
     def __post_init__(self) -> None:
         check_reference(self.reference)
 
     def __call__(self, text: str) -> float:
-        words = normalizer(self.normalize)
-        return float(words(text) == words(self.reference))
+        reference, text = comparable(self.reference, text, self.normalize, self.language)
+        return float(text == reference)
 
 
 @dataclass(frozen=True)

@@ -167,5 +167,5 @@ def _wer(rows: Sequence[dict[str, Any]]) -> float | None:
     transcripts = [row["transcript"] for row in rows]
     if not rows or None in references or None in transcripts:
         return None
-    rate = word_error_rate(references, transcripts)
+    rate = word_error_rate(references, transcripts, language=[row["language"] for row in rows])
     return None if math.isnan(rate) else rate

@@ -184,7 +184,9 @@ def test_it_reads_a_transcript_and_gives_a_number(metric: TranscriptMetric) -> N
 
 def test_equal_metrics_are_equal() -> None:
     assert WordErrorRate("one") == WordErrorRate("one") != WordErrorRate("two")
-    assert repr(WordErrorRate("one")) == "WordErrorRate(reference='one', normalize='basic')"
+    assert repr(WordErrorRate("one")) == (
+        "WordErrorRate(reference='one', normalize='auto', language=None)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_whisper.errors import InputError
-from hooked_whisper.speech.wer import Normalize, normalizer, word_error_rate
+from hooked_whisper.speech.wer import Normalize, comparable, word_error_rate
 
 KINDS = ("spliced", "zero", "mean")
 """What stands at the hook: the reconstruction, zeros, or the mean activation."""
@@ -143,7 +143,8 @@ def transcript_scores(
     spliced: Sequence[str],
     model: Sequence[str],
     texts: Sequence[str | None] | None = None,
-    normalize: Normalize = "basic",
+    normalize: Normalize = "auto",
+    languages: Sequence[str | None] | None = None,
 ) -> TranscriptScores:
     """Judge transcripts made with an autoencoder spliced in.
 
@@ -152,6 +153,7 @@ def transcript_scores(
         model: Those of the model without it.
         texts: What is said; None for those of which it is unknown.
         normalize: What is done to texts before; see `speech.wer.Normalize`.
+        languages: What is spoken in each; None is English.
 
     Raises:
         InputError: Not as many of each.
@@ -163,24 +165,32 @@ def transcript_scores(
             f"{len(texts) if texts is not None else 'no'} texts do not match; pass one of each for "
             "each recording."
         )
-    words = normalizer(normalize)
-    ours, own = ([words(text) for text in texts_of] for texts_of in (spliced, model))
-    told = [i for i, text in enumerate(texts or ()) if text is not None]
-    true = [words(text) for text in texts or () if text is not None]
-    ours_told, own_told = ([each[i] for i in told] for each in (ours, own))
+    spoken = [None] * len(model) if languages is None else list(languages)
+    true = [None] * len(model) if texts is None else list(texts)
+
+    def compared(said: Sequence[str | None], written: Sequence[str]) -> tuple[float, float] | None:
+        """The share of texts that are right and the word error rate, where something is said."""
+        known = [row for row, text in enumerate(said) if text is not None]
+        if not known:
+            return None
+        pairs = [
+            comparable(str(said[row]), written[row], normalize, spoken[row]) for row in known
+        ]
+        right = sum(one == other for one, other in pairs) / len(pairs)
+        return right, word_error_rate(*zip(*pairs, strict=True), normalize=False)
+
+    by_model, by_spliced = compared(true, model), compared(true, spliced)
+    to_model = compared(model, spliced)
+    assert to_model is not None
     return TranscriptScores(
-        n_recordings=len(ours),
-        sequence_accuracy_model=_share_equal(own_told, true) if true else None,
-        sequence_accuracy=_share_equal(ours_told, true) if true else None,
-        wer_model=word_error_rate(true, own_told, normalize=False) if true else None,
-        wer=word_error_rate(true, ours_told, normalize=False) if true else None,
-        same_as_model=_share_equal(ours, own),
-        wer_to_model=word_error_rate(own, ours, normalize=False),
+        n_recordings=len(spliced),
+        sequence_accuracy_model=by_model and by_model[0],
+        sequence_accuracy=by_spliced and by_spliced[0],
+        wer_model=by_model and by_model[1],
+        wer=by_spliced and by_spliced[1],
+        same_as_model=to_model[0],
+        wer_to_model=to_model[1],
     )
-
-
-def _share_equal(some: Sequence[str], others: Sequence[str]) -> float:
-    return sum(a == b for a, b in zip(some, others, strict=True)) / len(some)
 
 
 def _share(part: float, whole: float) -> float:

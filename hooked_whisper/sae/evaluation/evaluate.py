@@ -41,7 +41,7 @@ def evaluate_sae(
     transcripts: bool = True,
     max_new_tokens: int | None = None,
     language: str | None = None,
-    normalize: Normalize = "basic",
+    normalize: Normalize = "auto",
     batch_size: int = 8,
     progress: bool = True,
 ) -> SAEEvaluation:
@@ -98,7 +98,7 @@ def evaluate_saes(
     transcripts: bool = True,
     max_new_tokens: int | None = None,
     language: str | None = None,
-    normalize: Normalize = "basic",
+    normalize: Normalize = "auto",
     batch_size: int = 8,
     progress: bool = True,
 ) -> dict[str, SAEEvaluation]:
@@ -306,7 +306,9 @@ class _Judging:
             scores = None
             if self.transcribes:
                 normalize = self.options.normalize
-                scores = transcript_scores(job.texts, self.own_texts, self.known_texts, normalize)
+                scores = transcript_scores(
+                    job.texts, self.own_texts, self.known_texts, normalize, self.languages
+                )
             extents[job.extent] = FrameEvaluation(
                 job.reconstruction.result(), job.recovered.result(), scores, tuple(job.texts)
             )
