@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from hooked_whisper.cli import options as opt
-from hooked_whisper.cli.sae import load_saes
+from hooked_whisper.cli.sae import check_there_is_one, load_saes
 from hooked_whisper.errors import InputError
 
 
@@ -60,6 +60,8 @@ def features(args: opt.Options) -> None:
     """
     from hooked_whisper.reports.features import feature_page
 
+    if not args.neurons:
+        check_there_is_one(args, instead="; or pass --neurons")
     path = args.new_path("features.html")
     chosen = args.chosen_recordings()
     model, hook = args.load_model(), args.hook

@@ -25,6 +25,7 @@ FILE = click.Path(path_type=Path)
 DTYPE = click.Choice(["fp32", "fp16", "bf16"])
 COUNT = click.IntRange(0)
 COUNT_FROM_1 = click.IntRange(1)
+FROM_0 = click.FloatRange(0)
 OVER_0 = click.FloatRange(0, min_open=True)
 
 

@@ -23,13 +23,19 @@ METRICS = (
 @opt.command(
     opt.file_argument("clean", required=False),
     opt.file_argument("corrupted", required=False),
-    opt.option("--corrupt", type=click.Choice(["silence", "noise"]), help="Instead of CORRUPTED."),
+    opt.option(
+        "--corrupt",
+        type=click.Choice(["silence", "noise", "swap"]),
+        help="Instead of CORRUPTED. swap: two words in each other's place.",
+    ),
     opt.option(
         "--corrupt-window",
         type=(float, float),
         metavar="START END",
         help="The seconds to corrupt.  [default: all]",
     ),
+    opt.option("--corrupt-word", help="The word to corrupt, at its own time."),
+    opt.option("--swap-with", help="The word that --corrupt swap puts there."),
     opt.option("--text", help="What is said in CLEAN; else the model writes it down."),
     opt.LANGUAGE,
     opt.hooks_option(opt.ENCODER_STREAM),
@@ -54,6 +60,14 @@ METRICS = (
         type=opt.COUNT,
         help="Which token of the text is measured, from 0.  [default: the first that differs]",
     ),
+    opt.option("--word", help="The word whose first token is measured, instead of --token."),
+    opt.option(
+        "--at",
+        "at_s",
+        type=opt.FROM_0,
+        metavar="SECONDS",
+        help="When it is said: instead of --word, or to tell words alike apart.",
+    ),
     opt.option("--top", type=opt.COUNT_FROM_1, default=10, help="Places to print."),
     opt.flag("--resume", help="Go on with the unfinished sweep in the folder."),
     out=("A folder for the table, the plot and the result", "MODEL-patch"),
@@ -62,6 +76,8 @@ METRICS = (
     hooked-whisper patch --hook 'decoder.blocks.*.cross_attn.hook_z' --direction noising
     hooked-whisper patch yes.wav no.wav --model tiny.en --window-s 0.25 --out yes-no
     hooked-whisper patch yes.wav --corrupt silence --corrupt-window 0.4 0.9
+    hooked-whisper patch ask.wav --model tiny.en --corrupt noise --corrupt-word not
+    hooked-whisper patch ask.wav what.wav --model tiny.en --word country --at 2.1
     hooked-whisper patch --hook 'decoder.blocks.*.hook_resid_post' --per pos --metric log-prob
     hooked-whisper patch --hook encoder.blocks.1.hook_resid_post --metric transcript --top 3
     """,
@@ -69,14 +85,23 @@ METRICS = (
 def patch(args: opt.Options) -> None:
     """Patch a clean run into a corrupted one, and see what brings the answer back.
 
-    CLEAN and CORRUPTED are recordings; both runs are given CLEAN's text. The
+    CLEAN and CORRUPTED are recordings; both runs are given CLEAN's text. Words
+    get their times from cross-attention; texts are compared word by word. The
     folder gets sweep.csv, sweep.png and sweep.safetensors, which is written as it
     grows. After Ctrl-C or a kill, it has what was done, and --resume does the rest.
     """
     if args.clean is not None and (args.corrupted is None) == (args.corrupt is None):
         raise click.UsageError("name a CORRUPTED recording, or give --corrupt; one of them.")
-    if args.corrupt_window and not args.corrupt:
-        raise click.UsageError("--corrupt-window needs --corrupt silence or --corrupt noise.")
+    if (args.corrupt_window or args.corrupt_word) and not args.corrupt:
+        raise click.UsageError("--corrupt-window and --corrupt-word need --corrupt.")
+    if args.corrupt_window and args.corrupt_word:
+        raise click.UsageError("give one of --corrupt-window and --corrupt-word.")
+    if (args.corrupt == "swap") != (args.swap_with is not None) or (
+        args.corrupt == "swap" and args.corrupt_word is None
+    ):
+        raise click.UsageError("--corrupt swap takes --corrupt-word and --swap-with, two words.")
+    if args.token is not None and (args.word is not None or args.at_s is not None):
+        raise click.UsageError("give --token, or --word and --at.")
     from hooked_whisper.io import make_folder
     from hooked_whisper.patching import SweepResult, patch_sweep
 
@@ -86,6 +111,8 @@ def patch(args: opt.Options) -> None:
     model = args.load_model()
     names = model.hook_names(list(args.hooks) or opt.ENCODER_STREAM)
     pair = make_pair(model, args)
+    if not args.resume:
+        (folder / RESULT).unlink(missing_ok=True)  # of another sweep, to be replaced
     args.note(f"clean: {pair.clean_name}; corrupted: {pair.corrupted_name}; {pair.measures}.")
     make_folder(folder)
     result = patch_sweep(
@@ -136,6 +163,7 @@ def make_pair(model: Any, args: opt.Options) -> PatchRuns:
         InputError: Both runs predict the same tokens, or there is no such token.
     """
     from hooked_whisper import digits
+    from hooked_whisper.cli.patch_words import choose_word, spoken_words
     from hooked_whisper.interventions import Example
 
     clean, corrupted, text = args.clean, args.corrupted, args.text
@@ -145,15 +173,28 @@ def make_pair(model: Any, args: opt.Options) -> PatchRuns:
         corrupted = None if args.corrupt else second.path
     spoken = None if text is None else opt.spaced(text)
     right = Example.from_audio(model, clean, spoken, language=args.language)
-    window = args.corrupt_window
+    window, words = args.corrupt_window, []
+    named = (args.corrupt_word, args.word, args.at_s)
+    if any(each is not None for each in named):
+        words = spoken_words(model, right, model.to_tokens("").shape[1])
+    if args.corrupt_word is not None:
+        word = choose_word(words, args.corrupt_word, args.at_s)
+        window = word.window_s
+        if args.word is None:  # what is measured, unless told otherwise
+            args.word, args.at_s = word.word, sum(window) / 2
     if corrupted is not None:
         wrong, name = Example(model.to_mel(corrupted), right.tokens), corrupted.name
+    elif args.corrupt == "swap":
+        other = choose_word(words, args.swap_with, None)
+        wrong, name = right.swapped(window, other.window_s), f"{other.word!r} swapped in"
     elif args.corrupt == "silence":
         wrong, name = right.with_silence(window), "silence"
     else:
         wrong, name = right.with_white_noise(model, window), "noise"
     if corrupted is None and window:
-        name += " from {:g} to {:g} s".format(*window)
+        name += f" from {window[0]:.4g} to {window[1]:.4g} s"
+    if args.word is not None or args.at_s is not None:
+        args.token = choose_word(words, args.word, args.at_s).token
     metric, measures = _metric(model, right, wrong, args)
     return PatchRuns(right, wrong, clean.name, name, metric, measures)
 
@@ -161,13 +202,17 @@ def make_pair(model: Any, args: opt.Options) -> PatchRuns:
 def _metric(model: Any, right: Any, wrong: Any, args: opt.Options) -> tuple[Any, str]:
     """The metric, and what it measures in words."""
     from hooked_whisper import metrics
+    from hooked_whisper.model.language import language_of_tokens
 
     n_prompt = model.to_tokens("").shape[1]
     text = model.to_string(right.tokens)[0].strip()
+    spoken = language_of_tokens(model.cfg, right.tokens[0].tolist())
     if args.metric == "transcript":
-        return metrics.ExactTranscript(text), f"measured is whether the transcript is {text!r}"
+        exact = metrics.ExactTranscript(text, "auto", spoken)
+        return exact, f"measured is whether the transcript is {text!r}"
     if args.metric == "word-error-rate":
-        return metrics.WordErrorRate(text), f"measured is the word error rate to {text!r}"
+        rate = metrics.WordErrorRate(text, language=spoken)
+        return rate, f"measured is the word error rate to {text!r}"
     if args.metric == "text-log-prob":
         whole = metrics.SequenceLogProb(right.tokens, start=n_prompt)
         return whole, f"measured is the log-probability of {text!r}"

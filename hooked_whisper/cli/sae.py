@@ -7,7 +7,7 @@ import click
 
 from hooked_whisper.cli import options as opt
 from hooked_whisper.cli.main import Group
-from hooked_whisper.errors import SAEFileError
+from hooked_whisper.errors import InputError, SAEFileError
 
 COMMANDS = {
     "train": "hooked_whisper.cli.training:train",
@@ -29,8 +29,13 @@ COLUMNS = {
     "ce_recovered": "CE recovered",
     "sequence_accuracy": "right",
     "wer": "WER",
+    "wer_model": "model's WER",
+    "same_as_model": "same as model",
+    "wer_to_model": "WER to model",
 }
-"""Columns of the printed table; --json has all numbers."""
+"""Columns of the printed table, of which those without any number are left out; --json has all
+numbers. `right` and `WER` are against the texts, as the model's own; the last two say how far the
+transcripts are the model's."""
 
 
 @click.group(cls=Group, lazy=COMMANDS)
@@ -58,12 +63,13 @@ def sae() -> None:
 def evaluate(args: opt.Options) -> None:
     """Judge autoencoders on RECORDINGS: what they give back, and what they do to speech.
 
-    Each is spliced in alone. Where texts are known (a manifest's column text),
-    transcripts are compared with them; else with the model's own.
+    Each is spliced in alone. Transcripts are compared with the model's own and, where texts
+    are known (a manifest's column text), with them.
     """
     from hooked_whisper.sae import evaluate_saes
     from hooked_whisper.sae.evaluation.report import evaluation_table
 
+    check_there_is_one(args)
     recordings = args.listed_recordings()
     model = args.load_model()
     judged = evaluate_saes(
@@ -81,8 +87,28 @@ def evaluate(args: opt.Options) -> None:
     for remark in (remark for each in judged.values() for remark in each.remarks):
         args.note(remark)
     rows = evaluation_table(judged).to_dict("records")
-    names = [name for name in COLUMNS if name in rows[0]]
+    names = [
+        name
+        for name in COLUMNS
+        if any(row.get(name) is not None and row[name] == row[name] for row in rows)
+    ]
     opt.echo_table([{COLUMNS[name]: row[name] for name in names} for row in rows])
+
+
+def check_there_is_one(args: opt.Options, *, instead: str = "") -> None:
+    """Refuse at once to look for an autoencoder of another model among the shipped ones.
+
+    Raises:
+        InputError: The model is another one, and no --sae is named.
+    """
+    from hooked_whisper.sae.io.load import SHIPPED
+
+    named = click.get_current_context().get_parameter_source("sae_source")
+    if named is click.core.ParameterSource.DEFAULT and args.source not in SHIPPED:
+        raise InputError(
+            f"no autoencoder comes with the package for the model {args.source!r}. Name one with "
+            f"--sae, which hooked-whisper sae train or sae suite makes{instead}."
+        )
 
 
 def load_saes(source: str, hooks: tuple[str, ...], model: Any) -> dict[str, Any]:

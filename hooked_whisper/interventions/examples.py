@@ -142,6 +142,27 @@ class Example:
             values = values.roll(shift, dims=2)
         return self._filled(values, window_s)
 
+    def swapped(self, window_s: Window, other_s: Window) -> "Example":
+        """The same tokens over this recording with two of its windows in each other's place.
+
+        Every other time stays: a longer one is cut to the place, and behind a shorter one is
+        silence.
+
+        Args:
+            window_s: Start and end of one, in seconds, for instance of a word.
+            other_s: Start and end of the other.
+
+        Raises:
+            SiteError: A time outside the window.
+        """
+        found = self
+        for place, taken in ((window_s, other_s), (other_s, window_s)):
+            end_s = min(place[1], place[0] + taken[1] - taken[0])
+            found = found.spliced(self, (place[0], end_s), from_s=taken[0])
+            if end_s < place[1]:
+                found = found.with_silence((end_s, place[1]))
+        return found
+
     @property
     def _length_s(self) -> float:
         return self.mel.shape[2] / FRAMES_PER_SECOND

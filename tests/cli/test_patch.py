@@ -93,11 +93,75 @@ def test_metrics_and_corruptions(run: Run, options: list[str], metric: str, corr
 
 def test_transcripts_can_be_measured(run: Run) -> None:
     short = ["--hook", ENCODED, "--per", "whole", "--corrupt", "silence", "--quiet"]
+    short += ["--text", "Three, one: 4!"]  # words are compared, not how they are written
     for metric, wanted in (("transcript", 1.0), ("word-error-rate", 0.0)):
         done = run("patch", *short, "--metric", metric, "--json", "--out", metric)
         told = json.loads(done.stdout)
         assert told["patches"][0]["value"] == told["metric_clean"] == wanted
         assert told["metric_corrupted"] == 1 - wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "token", "named"),
+    [
+        (["--word", "four"], 2, " four"),
+        (["--word", "FOUR!"], 2, " four"),
+        (["--at", 1.6], 1, " one"),
+        (["--word", "three", "--at", 3.0], 2, " three"),
+        (["--word", "three"], 0, " three"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
+)
+def test_the_word_that_is_measured(run: Run, options: list[Any], token: int, named: str) -> None:
+    text = "three one three" if "three" in options else "three one four"
+    done = run(
+        *("patch", CLEAN, CORRUPTED, "--text", text, *options, "--metric", "log-prob"),
+        *("--hook", "decoder.blocks.1.hook_resid_post", "--per", "whole"),
+    )
+    assert done.exit_code == 0, done.output
+    assert f"measured is {named!r} as token {token} of the text" in done.stderr
+
+
+def test_one_word_is_corrupted_at_its_own_time(run: Run) -> None:
+    word = recordings()[0].words[1]
+    plain = ["patch", CLEAN, "--text", "three one four", "--hook", HOOK, "--json"]
+    for number, more in enumerate((["silence"], ["noise"], ["swap", "--swap-with", "four"])):
+        options = ["--corrupt", *more, "--corrupt-word", "one", "--window-s", 0.2]
+        done = run(*plain, *options, "--out", str(number))
+        assert done.exit_code == 0, done.output
+        told = json.loads(done.stdout)
+        assert told["measures"].startswith("measured is ' one' as token 1 of the text")
+        assert told["metric_clean"] > 0 > told["metric_corrupted"]
+        best = told["best"][0]
+        assert word.start_s - 0.3 < best["start_s"] < word.end_s and best["effect"] > 0.2
+        start_s, end_s = map(
+            float, told["corrupted"].split("from ")[1].split(" s")[0].split(" to ")
+        )
+        assert (start_s, end_s) == pytest.approx((word.start_s, word.end_s), abs=0.45)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--word", "nine"], "the clean text has no word 'nine'; it has three ("),
+        (["--at", "29"], "nothing is said at 29 s"),
+        (["--word", "one", "--token", "1"], "give --token, or --word and --at"),
+        (["--corrupt-word", "one"], "--corrupt-window and --corrupt-word need --corrupt"),
+        (["--corrupt", "swap", "--corrupt-word", "one"], "--corrupt swap takes --corrupt-word"),
+    ],
+    ids=["word", "time", "both", "corrupt", "swap"],
+)
+def test_words_that_cannot_be(run: Run, options: list[str], message: str) -> None:
+    other = [] if "--corrupt" in options else [CORRUPTED]
+    done = run("patch", CLEAN, *other, "--text", "three one four", *SPEC, *options)
+    assert done.exit_code > 0 and message in done.stderr
+
+
+def test_overwrite_begins_anew(run: Run) -> None:
+    for metric in ("log-prob", "probability"):
+        done = run("patch", *CHEAP, "--metric", metric, "--out", "mine", "--overwrite", "--json")
+        assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["metric"] == "Probability"
 
 
 def test_the_text_and_the_token_are_as_told(run: Run) -> None:

@@ -78,3 +78,40 @@ def test_one_autoencoder_of_a_folder(
 def test_what_cannot_be_done(run: Run, options: list[str], message: str) -> None:
     done = run("sae", "eval", *options, "--quiet")
     assert (done.exit_code, done.stdout) == (1, "") and message in done.stderr
+
+
+@pytest.mark.parametrize("command", ["sae eval", "features"])
+def test_another_model_needs_an_autoencoder_of_its_own(
+    run: Run, clip: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    from hooked_whisper import HookedWhisper
+
+    def never(*args: Any, **options: Any) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(HookedWhisper, "from_pretrained", never)
+    done = run(*command.split(), clip, "--model", "tiny.en", "--quiet")
+    assert done.exit_code == 1 and "loaded" not in done.stderr
+    assert "no autoencoder comes with the package for the model 'tiny.en'" in done.stderr
+    assert "--sae" in done.stderr and ("--neurons" in done.stderr) is (command == "features")
+    done = run(*command.split(), clip, "--model", "tiny.en", "--sae", "digits", "--quiet")
+    assert "the model is loaded" in done.stderr
+
+
+def test_transcripts_are_compared_with_the_models_own_and_with_texts(
+    run: Run, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--hook", HOOK, "--quiet"]
+    compared = {"same as model": 1, "WER to model": 0}
+    read = {}
+    manifest = tmp_path / "list.csv"
+    manifest.write_text(f"path,text\n{clip},nine nine nine nine\n")
+    for source in (clip, manifest):
+        done = run("sae", "eval", source, *options)
+        assert done.exit_code == 0, done.output
+        names, row = ([*filter(None, line.split("  "))] for line in done.stdout.splitlines())
+        read[source] = dict(zip(map(str.strip, names), map(str.strip, row), strict=True))
+    assert not {"right", "WER", "model's WER"} & set(read[clip])
+    for found in read.values():
+        assert {name: float(found[name]) for name in compared} == compared
+    assert float(read[manifest]["WER"]) == float(read[manifest]["model's WER"]) > 0

@@ -66,6 +66,15 @@ def test_time_is_spliced_in_from_elsewhere(model: Any, heard: Example) -> None:
     assert torch.equal(in_place.mel.values[:, :, 50:100], other.mel.values[:, :, 50:100])
 
 
+def test_two_windows_change_places(heard: Example) -> None:
+    swapped = heard.swapped((0.5, 1.0), (1.4, 1.6))
+    expected = heard.mel.values.clone()
+    expected[:, :, 50:70] = heard.mel.values[:, :, 140:160]
+    expected[:, :, 70:100] = -1.5  # behind the shorter one
+    expected[:, :, 140:160] = heard.mel.values[:, :, 50:70]  # as much as there is room for
+    assert torch.equal(swapped.mel.values, expected)
+
+
 def test_what_it_refuses(model: Any, heard: Example) -> None:
     with pytest.raises(SiteError, match=r"29 to 31 s; it must lie in 0 to 30\.0 s"):
         heard.with_silence((29, 31))
