@@ -173,11 +173,10 @@ def transcript_scores(
         known = [row for row, text in enumerate(said) if text is not None]
         if not known:
             return None
-        pairs = [
-            comparable(str(said[row]), written[row], normalize, spoken[row]) for row in known
-        ]
+        pairs = [comparable(str(said[row]), written[row], normalize, spoken[row]) for row in known]
         right = sum(one == other for one, other in pairs) / len(pairs)
-        return right, word_error_rate(*zip(*pairs, strict=True), normalize=False)
+        words, others = ([pair[i] for pair in pairs] for i in (0, 1))
+        return right, word_error_rate(words, others, normalize=False)
 
     by_model, by_spliced = compared(true, model), compared(true, spliced)
     to_model = compared(model, spliced)
