@@ -90,8 +90,8 @@ class HookedWhisper(WhisperBase):
             source: An OpenAI release (`"tiny"`, `"tiny.en"`, ... `"turbo"`),
                 `"digits"` (the small model that comes with the package), the
                 path of an OpenAI `.pt` checkpoint, a Hugging Face folder or
-                hub id (`"openai/whisper-tiny"`), a CTranslate2 folder, a file
-                of whisper.cpp, or a folder that `save_pretrained` wrote.
+                hub id (`"openai/whisper-tiny"`), a folder of CTranslate2 or MLX,
+                a file of whisper.cpp, or a folder that `save_pretrained` wrote.
             device: Where the weights go; None is CUDA where there is one.
             dtype: What the weights are kept in.
             download_root: Where OpenAI's releases are kept; None is openai-whisper's own folder.

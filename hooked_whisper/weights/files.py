@@ -31,6 +31,7 @@ _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "I32": torch.int32,
     "I64": torch.int64,
+    "U32": torch.uint32,
 }
 
 

@@ -11,7 +11,7 @@ of the rows stands for every id that is not listed.
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CHECKSUM = "xxh3_128"
 
-_MAY_BE_OMITTED = ("encoder.positional_embedding",)
+MAY_BE_OMITTED = ("encoder.positional_embedding",)
+"""What is computed where a file leaves it out."""
 _MOST_OMITTED_POSITIONS = 1500
 """Audio positions of the longest window that may be computed anew: Whisper's."""
 _MOST_UNFOLDED_ROWS = 51866
@@ -128,15 +129,11 @@ def read_native_folder(folder: Path) -> LoadedWeights:
             f"{path} holds no config of a Whisper: {str(error)[:300]}"
         ) from error
     omitted = values.get("omitted") or []
-    if not isinstance(omitted, list) or any(name not in _MAY_BE_OMITTED for name in omitted):
+    if not isinstance(omitted, list) or any(name not in MAY_BE_OMITTED for name in omitted):
         raise CheckpointError(
-            f"{path} omits {shown(omitted)}; only {list(_MAY_BE_OMITTED)} can be computed anew."
+            f"{path} omits {shown(omitted)}; only {list(MAY_BE_OMITTED)} can be computed anew."
         )
-    if omitted and cfg.n_audio_ctx > _MOST_OMITTED_POSITIONS:
-        raise CheckpointError(
-            f"{path} omits {omitted[0]!r} and has n_audio_ctx {cfg.n_audio_ctx}; positions are "
-            f"computed anew up to {_MOST_OMITTED_POSITIONS}. Save the model with all its tensors."
-        )
+    check_omitted(omitted, cfg, path)
     weights = folder / WEIGHTS_FILE
     if not is_file(weights):
         raise CheckpointError(f"{folder} has no {WEIGHTS_FILE} beside its config.json.")
@@ -169,6 +166,15 @@ def _checksum(cfg: HookedWhisperConfig, tensors: Mapping[str, Tensor | FileTenso
         for piece in pieces:
             state.update(bytes_of(piece.contiguous()))
     return state.hexdigest()
+
+
+def check_omitted(omitted: Sequence[str], cfg: HookedWhisperConfig, path: Path) -> None:
+    """Refuse to compute more positions than a Whisper has, whatever a config says."""
+    if omitted and cfg.n_audio_ctx > _MOST_OMITTED_POSITIONS:
+        raise CheckpointError(
+            f"{path} omits {omitted[0]!r} and has n_audio_ctx {cfg.n_audio_ctx}; positions are "
+            f"computed anew up to {_MOST_OMITTED_POSITIONS}. Save the model with all its tensors."
+        )
 
 
 def heads_mask(

@@ -21,6 +21,7 @@ from hooked_whisper.weights.huggingface import (
     read_weight_map,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
+from hooked_whisper.weights.mlx import is_mlx, read_mlx_folder
 from hooked_whisper.weights.native import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_native_folder
 from hooked_whisper.weights.openai import load_release, read_openai_file
 from hooked_whisper.weights.pieces import read_bytes
@@ -41,8 +42,8 @@ _MERGE = (
 _ALLOWED = (
     f"Allowed are {DIGITS!r}, a release of OpenAI ({', '.join(release_names())}), a path to an "
     "OpenAI .pt checkpoint, a folder that save_pretrained wrote (of this package or of "
-    "transformers, with safetensors), a CTranslate2 folder, a GGML file of whisper.cpp, and a hub "
-    "id such as 'openai/whisper-tiny'."
+    "transformers, with safetensors), a folder of CTranslate2 or MLX, a GGML file of "
+    "whisper.cpp, and a hub id such as 'openai/whisper-tiny'."
 )
 
 
@@ -174,6 +175,8 @@ def _read_folder(folder: Path, d_vocab: int | None) -> LoadedWeights:
     values = read_json(config)
     if values.get("format") == FORMAT:
         return as_it_says(read_native_folder(folder), NATIVE, d_vocab)
+    if is_mlx(values):
+        return read_mlx_folder(folder, values, d_vocab)
     if "model_type" not in values:
         raise ArchitectureError(
             f"{config} has neither 'model_type' (transformers) nor 'format': {FORMAT!r} (this "

@@ -14,6 +14,7 @@ from hooked_whisper.errors import HookedWhisperError
 from ..weights.ct2 import convert_to_ct2, small_vocabulary
 from ..weights.ggml_blocks import random_blocks
 from ..weights.ggml_files import write_ggml
+from ..weights.mlx_files import write_mlx
 from .mutations import N, of_bytes, of_json_file
 
 
@@ -47,11 +48,13 @@ def sources(tmp_path_factory: pytest.TempPathFactory, make_model: Any, tiny_cfg:
         (folder / f"ggml-{kind}").mkdir()
         path = folder / f"ggml-{kind}" / "a.bin"
         write_ggml(path, vars(small.cfg.dims), state, kind, quantise=quantise)
+    write_mlx(folder / "mlx", vars(small.cfg.dims), state, heads=[[0, 1]])
+    write_mlx(folder / "mlx-npz", vars(small.cfg.dims), state, "weights.npz", bits=4)
     return folder
 
 
 FILES = ("pt", "ggml-f16", "ggml-q8_0")
-FOLDERS = ("native", "hf", "ct2-float16", "ct2-int8")
+FOLDERS = ("native", "hf", "ct2-float16", "ct2-int8", "mlx", "mlx-npz")
 
 
 @pytest.mark.parametrize("kind", [*FOLDERS, *FILES])
