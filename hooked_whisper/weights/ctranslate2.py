@@ -42,6 +42,8 @@ from hooked_whisper.weights.vocabulary import (
 )
 
 CT2_FILE = "model.bin"
+CT2_KEY = "suppress_ids"
+"""Of the config of a Whisper; the other formats have no such key."""
 VOCABULARY_FILES = ("vocabulary.json", "vocabulary.txt")
 
 _VERSION, _SPEC, _REVISION = 6, "WhisperSpec", 3
@@ -378,7 +380,7 @@ def _told_by_languages(config: Mapping[str, Any]) -> Told | None:
 
 def _compare_suppressed(config: Mapping[str, Any], cfg: HookedWhisperConfig, path: Path) -> None:
     """Say where this model suppresses other tokens than OpenAI does, as decoding here does too."""
-    ids = config.get("suppress_ids")
+    ids = config.get(CT2_KEY)
     if not isinstance(ids, list) or not ids or cfg.d_vocab not in NAMES:
         return
     from whisper.tokenizer import get_tokenizer

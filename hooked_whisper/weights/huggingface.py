@@ -1,6 +1,6 @@
-"""transformers' Whisper: local folders with safetensors, and models in memory.
+"""transformers' Whisper: local folders, and models in memory.
 
-Only safetensors are read: the older `pytorch_model.bin` is a pickle.
+Safetensors go before the older `pytorch_model.bin`, a pickle of which plain tensors alone are read.
 """
 
 import warnings
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import (
@@ -35,12 +35,20 @@ from hooked_whisper.weights.files import (
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.native import CONFIG_FILE, WEIGHTS_FILE, heads_mask
 from hooked_whisper.weights.rename import huggingface_name, match_tensors
+from hooked_whisper.weights.torch_files import read_torch, torch_tensors
 from hooked_whisper.weights.vocabulary import as_it_says, told_by, told_by_files
 
-INDEX_FILE = "model.safetensors.index.json"
+WEIGHT_FILES = (
+    WEIGHTS_FILE,
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Where the weights are, the first that is there, as in transformers; an index names shards."""
 GENERATION_FILE = "generation_config.json"
 
 _EMBEDDING = "decoder.token_embedding.weight"
+_UNEMBEDDING = "proj_out.weight"
 _SIZES = {
     "num_mel_bins": "n_mels",
     "max_source_positions": "n_audio_ctx",
@@ -55,13 +63,11 @@ _SIZES = {
 """transformers' name of each size, and ours."""
 
 
-def read_huggingface_folder(
-    folder: Path, model_name: str | None = None, d_vocab: int | None = None
-) -> LoadedWeights:
+def read_huggingface_folder(folder: Path, d_vocab: int | None = None) -> LoadedWeights:
     """Weights that `save_pretrained` of a transformers Whisper wrote, in one file or in shards."""
     path = folder / CONFIG_FILE
     values = read_json(path)
-    cfg = config_from_huggingface(values, model_name or folder.resolve().name, str(path))
+    cfg = config_from_huggingface(values, folder.resolve().name, str(path))
     generation = read_generation(folder)
     told = told_by(values, generation) or told_by_files(folder)
     loaded = LoadedWeights(
@@ -165,33 +171,47 @@ def unwrapped(model: Any) -> str:
 
 
 def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the folder's safetensors; one file goes before shards, as in transformers."""
-    if is_file(folder / WEIGHTS_FILE):
-        stored: dict[str, StoredTensor] = {**safetensors_tensors(folder / WEIGHTS_FILE)}
-    elif is_file(folder / INDEX_FILE):
-        stored = _read_shards(folder)
-    else:
+    """Every tensor of the folder, from the first of its files of weights."""
+    path = next((folder / name for name in WEIGHT_FILES if is_file(folder / name)), None)
+    if path is None:
         raise SourceError(
-            f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}; {names_in(folder)}. Pickled "
-            "weights are not read: save the model with save_pretrained, which writes safetensors."
+            f"{folder} has none of {', '.join(WEIGHT_FILES)}; {names_in(folder)}. Save the model "
+            "with save_pretrained."
         )
+    stored = _read_shards(path) if path.suffix == ".json" else _read_file(path)
     check_floats(stored, folder)
     return stored
 
 
-def _read_shards(folder: Path) -> dict[str, StoredTensor]:
-    index = folder / INDEX_FILE
+def _read_file(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file; an unembedding that is the embedding in memory too goes once."""
+    if path.suffix == ".safetensors":
+        return {**safetensors_tensors(path)}
+    values = read_torch(path)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}, and no tensors by name.")
+    pair: list[Any] = [
+        values.get(key) for key in (_UNEMBEDDING, "model.decoder.embed_tokens.weight")
+    ]
+    if all(isinstance(value, Tensor) for value in pair):
+        first, second = ((value.data_ptr(), value.shape, value.stride()) for value in pair)
+        if first == second:
+            values = {key: value for key, value in values.items() if key != _UNEMBEDDING}
+    return torch_tensors(path, None, values)
+
+
+def _read_shards(index: Path) -> dict[str, StoredTensor]:
     stored: dict[str, StoredTensor] = {}
     weight_map = read_weight_map(index)
     for file_name in sorted(set(weight_map.values())):
-        path = folder / file_name
+        path = index.parent / file_name
         if not is_file(path):
             raise CheckpointError(
-                f"{index} names the shard {shown(file_name)}, which is not in {folder}."
+                f"{index} names the shard {shown(file_name)}, which is not in {index.parent}."
             )
-        shard = safetensors_tensors(path)
+        shard = _read_file(path)
         listed = {key for key, name in weight_map.items() if name == file_name}
-        if listed != set(shard):
+        if listed - {_UNEMBEDDING} != set(shard) - {_UNEMBEDDING}:
             raise WeightNameError(
                 f"{path} and {index.name} differ in {shown(sorted(listed ^ set(shard)))}. Download "
                 "or save all files again."
@@ -205,11 +225,12 @@ def read_weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no 'weight_map' of tensors to files.")
+    ending = Path(index.name.removesuffix(".index.json")).suffix
     for file_name in weight_map.values():
         plain = isinstance(file_name, str) and Path(file_name).name == file_name
-        if not plain or not file_name.endswith(".safetensors") or "\\" in file_name:
+        if not plain or not file_name.endswith(ending) or "\\" in file_name:
             raise CheckpointError(
-                f"{index} names the shard {shown(file_name)}; shards are safetensors "
+                f"{index} names the shard {shown(file_name)}; shards are {ending[1:]} "
                 "files beside it."
             )
     return weight_map
@@ -221,11 +242,11 @@ def _match(
     """By our names, once names and shapes are right and the unembedding is the embedding."""
     prefix = "model." if any(key.startswith("model.") for key in stored) else ""
     rest = dict(stored)
-    unembedding = rest.pop("proj_out.weight", None)
+    unembedding = rest.pop(_UNEMBEDDING, None)
     tensors = match_tensors(rest, cfg, lambda name: prefix + huggingface_name(name), source)
     embedding = tensors[_EMBEDDING]
     if unembedding is not None and not equal_tensors(unembedding, embedding):
-        for name, stored_tensor in (("proj_out.weight", unembedding), (_EMBEDDING, embedding)):
+        for name, stored_tensor in ((_UNEMBEDDING, unembedding), (_EMBEDDING, embedding)):
             cpu_values = stored_tensor.take(torch.device("cpu"), stored_tensor.dtype)
             check_finite(name, cpu_values, stored_tensor, source)
         raise ArchitectureError(

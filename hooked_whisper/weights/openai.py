@@ -22,12 +22,7 @@ from hooked_whisper.errors import (
 from hooked_whisper.weights.files import MemoryTensor, StoredTensor, check_plain, check_types
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.rename import match_tensors, openai_name
-from hooked_whisper.weights.torch_files import (
-    check_claims,
-    is_mappable,
-    read_torch,
-    torch_tensors,
-)
+from hooked_whisper.weights.torch_files import read_torch, torch_tensors
 from hooked_whisper.weights.vocabulary import as_it_says
 
 DIMS = (
@@ -101,19 +96,13 @@ def read_openai_file(
             held = shown(list(checkpoint)[:8])
         raise CheckpointError(
             f"{path} is no OpenAI Whisper checkpoint: it must hold 'dims' and 'model_state_dict', "
-            f"and holds {held}. For a Hugging Face model, give its folder with safetensors."
+            f"and holds {held}. For a Hugging Face model, give its folder."
         )
     state_dict = checkpoint["model_state_dict"]
     if not isinstance(state_dict, dict):
         raise CheckpointError(f"'model_state_dict' in {path} is a {type(state_dict).__name__}.")
-    check_plain(state_dict, path)
-    check_claims(state_dict, path)
+    stored = torch_tensors(path, "model_state_dict", state_dict)
     cfg = config_from_dims(checkpoint["dims"], model_name or path.stem, f"'dims' of {path}")
-    stored: dict[str, StoredTensor]
-    if is_mappable(path):
-        stored = torch_tensors(path, "model_state_dict", state_dict)
-    else:
-        stored = {key: MemoryTensor(value, owned=True) for key, value in state_dict.items()}
     tensors = match_tensors(stored, cfg, openai_name, str(path))
     return as_it_says(LoadedWeights(cfg=cfg, tensors=tensors, source=str(path)), None, d_vocab)
 

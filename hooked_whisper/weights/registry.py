@@ -3,25 +3,31 @@
 import difflib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from hooked_whisper.config import release_names
 from hooked_whisper.errors import ArchitectureError, DownloadError, SourceError, shown
-from hooked_whisper.weights.ctranslate2 import CT2_FILE, ct2_kind, read_ct2_folder
+from hooked_whisper.weights.ctranslate2 import (
+    CT2_FILE,
+    CT2_KEY,
+    VOCABULARY_FILES,
+    ct2_kind,
+    read_ct2_folder,
+)
 from hooked_whisper.weights.files import is_file, names_in, read_json
 from hooked_whisper.weights.ggml import GGML_MAGIC, read_ggml_file
 from hooked_whisper.weights.huggingface import (
     GENERATION_FILE,
-    INDEX_FILE,
+    WEIGHT_FILES,
     config_from_huggingface,
     read_generation,
     read_huggingface_folder,
     read_weight_map,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
-from hooked_whisper.weights.mlx import is_mlx, read_mlx_folder
+from hooked_whisper.weights.mlx import MLX_FILES, is_mlx, read_mlx_folder
 from hooked_whisper.weights.native import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_native_folder
 from hooked_whisper.weights.openai import load_release, read_openai_file
 from hooked_whisper.weights.pieces import read_bytes
@@ -212,7 +218,7 @@ def load_from_hub(
     endpoint: str | None = None,
     d_vocab: int | None = None,
 ) -> LoadedWeights:
-    """Weights of a repository on the Hugging Face hub; only safetensors are fetched.
+    """Weights of a repository on the Hugging Face hub; only the files that are needed are fetched.
 
     The config comes first, so that another model is refused before its
     weights are downloaded.
@@ -232,24 +238,34 @@ def load_from_hub(
     fetch.revision = config.parent.name  # so that all files are of one commit
     values = read_json(config)
     native = values.get("format") == FORMAT
+    names, beside = _needed(values, native, config.parent, repo_id, fetch)
+    weights = next((path for name in names if (path := fetch(name)) is not None), None)
+    if weights is None:
+        raise SourceError(f"{repo_id!r} on the hub has none of {', '.join(names)}.")
+    if weights.suffix == ".json":
+        beside += sorted(set(read_weight_map(weights).values()))
+    for name in beside:
+        fetch(name)
+    loaded = _read_folder(config.parent, d_vocab)
     if not native:
-        config_from_huggingface(values, repo_id, f"{CONFIG_FILE} of {repo_id!r}")
-        fetch(GENERATION_FILE)
-        if d_vocab is None and told_by(values, read_generation(config.parent)) is None:
-            for name in TOKENIZER_FILES[:2]:  # the small ones
-                fetch(name)
-    if fetch(WEIGHTS_FILE) is None:
-        index = fetch(INDEX_FILE)
-        if index is None:
-            raise SourceError(
-                f"{repo_id!r} on the hub has neither {WEIGHTS_FILE} nor {INDEX_FILE}. Pickled "
-                "weights are not read: use a revision or a conversion with safetensors."
-            )
-        for file_name in sorted(set(read_weight_map(index).values())):
-            fetch(file_name)
+        loaded.cfg = replace(loaded.cfg, model_name=repo_id)
+    return loaded
+
+
+def _needed(
+    values: dict[str, Any], native: bool, folder: Path, repo_id: str, fetch: "_Fetcher"
+) -> tuple[tuple[str, ...], list[str]]:
+    """Where weights of a config may be, and what else tells the vocabulary."""
     if native:
-        return as_it_says(read_native_folder(config.parent), NATIVE, d_vocab)
-    return read_huggingface_folder(config.parent, model_name=repo_id, d_vocab=d_vocab)
+        return (WEIGHTS_FILE,), []
+    if is_mlx(values):
+        return MLX_FILES, []
+    if CT2_KEY in values:
+        return (CT2_FILE,), [VOCABULARY_FILES[0], VOCABULARY_FILES[1]]
+    config_from_huggingface(values, repo_id, f"{CONFIG_FILE} of {repo_id!r}")
+    fetch(GENERATION_FILE)
+    told = told_by(values, read_generation(folder))
+    return WEIGHT_FILES, [] if told else list(TOKENIZER_FILES[:2])  # the small ones
 
 
 class _Fetcher:

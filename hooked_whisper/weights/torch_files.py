@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.errors import CheckpointError, shown
-from hooked_whisper.weights.files import FileTensor, StoredTensor, TensorFile
+from hooked_whisper.weights.files import (
+    FileTensor,
+    MemoryTensor,
+    StoredTensor,
+    TensorFile,
+    check_plain,
+)
 
 MAX_MADE_BYTES = 2**28
 """Most that calls in a pickle may make of the texts in it."""
@@ -26,15 +32,27 @@ _N_LEGACY_PICKLES = 5
 """Before torch 1.6: a number, the version, the machine's sizes, the content, names of storages."""
 
 
-def torch_tensors(path: Path, where: str, values: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-    """The tensors of a file that `torch.save` wrote.
+def torch_tensors(path: Path, where: str | None, values: Any) -> dict[str, StoredTensor]:
+    """The tensors of a file that `torch.save` wrote, once they are plain and no larger than it.
 
     Args:
-        path: The file, which can be mapped.
-        where: The key of the dictionary of tensors in it.
-        values: What that dictionary holds, for names and shapes alone.
+        path: The file.
+        where: The key of the dictionary of tensors in it; None where the file is that itself.
+        values: What that dictionary holds.
+
+    Raises:
+        CheckpointError: It is no dictionary of plain tensors, or claims more than the file has.
     """
-    file = TensorFile(path, lambda: _read_checked(path)[where].__getitem__)
+    check_plain(values, path)
+    check_claims(values, path)
+    if not is_mappable(path):
+        return {key: MemoryTensor(value, owned=True) for key, value in values.items()}
+
+    def find() -> Any:
+        content = _read_checked(path)
+        return (content if where is None else content[where]).__getitem__
+
+    file = TensorFile(path, find)
     return {
         key: FileTensor(file, key, tuple(value.shape), value.dtype) for key, value in values.items()
     }

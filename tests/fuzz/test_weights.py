@@ -40,6 +40,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory, make_model: Any, tiny_cfg:
     theirs.generation_config.suppress_tokens = None
     theirs.generation_config.begin_suppress_tokens = None
     theirs.save_pretrained(folder / "hf")
+    shutil.copytree(folder / "hf", folder / "bin")
+    (folder / "bin" / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), folder / "bin" / "pytorch_model.bin")
     for kind in ("float16", "int8"):
         convert_to_ct2(theirs, folder / f"ct2-{kind}", kind, small_vocabulary(60))
     small = HookedWhisper.from_hf(theirs)
@@ -54,7 +57,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory, make_model: Any, tiny_cfg:
 
 
 FILES = ("pt", "ggml-f16", "ggml-q8_0")
-FOLDERS = ("native", "hf", "ct2-float16", "ct2-int8", "mlx", "mlx-npz")
+FOLDERS = ("native", "hf", "bin", "ct2-float16", "ct2-int8", "mlx", "mlx-npz")
 
 
 @pytest.mark.parametrize("kind", [*FOLDERS, *FILES])

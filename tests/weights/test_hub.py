@@ -1,6 +1,7 @@
 """The Hugging Face hub, answered by a server on this machine that speaks its resolve protocol."""
 
 import hashlib
+import json
 import os
 import re
 import socket
@@ -14,6 +15,9 @@ from hooked_whisper.errors import ArchitectureError, DownloadError, SourceError
 from hooked_whisper.weights import save_weights
 from hooked_whisper.weights.registry import load_from_hub
 from hooked_whisper.weights.rename import expected_shapes, huggingface_name, sizes
+
+from .ct2 import convert_to_ct2, small_vocabulary
+from .mlx_files import write_mlx
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
@@ -94,6 +98,35 @@ def test_a_repository(hub, load, hf_model, into_module, sharded):
     assert hub.fetched() == needed
 
 
+def test_pickled_weights_where_there_are_no_others(hub, load, hf_model, into_module):
+    (hub.folder / "model.safetensors").unlink()
+    torch.save(hf_model.state_dict(), hub.folder / "pytorch_model.bin")
+    embedding = into_module(load())["decoder.token_embedding.weight"]
+    assert torch.equal(embedding, hf_model.model.decoder.embed_tokens.weight)
+
+
+def test_a_repository_of_faster_whisper(hub, load, hf_model, tiny_cfg, into_module, tmp_path):
+    tokens = small_vocabulary(tiny_cfg.d_vocab)
+    hub.folder = convert_to_ct2(hf_model, tmp_path / "ct2", "float32", tokens)
+    config = json.loads((hub.folder / "config.json").read_text())
+    (hub.folder / "config.json").write_text(json.dumps({**config, "suppress_ids": []}))
+    (hub.folder / "README.md").write_text("never fetched")
+    loaded = load()
+    assert loaded.cfg.model_name == "org/whisper"
+    embedding = into_module(loaded)["decoder.token_embedding.weight"]
+    assert torch.equal(embedding, hf_model.model.decoder.embed_tokens.weight)
+    assert hub.fetched() == {"config.json", "model.bin", "vocabulary.json"}
+
+
+def test_a_repository_of_mlx(hub, load, openai_model, into_module, tmp_path):
+    hub.folder = tmp_path / "mlx"
+    dims = vars(openai_model.dims)
+    write_mlx(hub.folder, dims, openai_model.state_dict(), "weights.npz", dtype="float32")
+    loaded = load()
+    assert loaded.cfg.model_name == "org/whisper"
+    assert hub.fetched() == {"config.json", "weights.npz"}
+
+
 def test_a_repository_in_this_packages_format(hub, load, tiny_cfg, tmp_path):
     state = {name: torch.zeros(sizes(s, tiny_cfg)) for name, s in expected_shapes(tiny_cfg).items()}
     hub.folder = tmp_path / "own"
@@ -155,7 +188,7 @@ def test_another_model_is_refused_before_its_weights_are_fetched(hub, load):
         ("config.json", r"'org/whisper' on the hub has no config\.json"),
         (
             "model.safetensors",
-            r"has neither model\.safetensors nor .* Pickled weights",
+            r"has none of model\.safetensors, model\.safetensors\.index\.json, pytorch_model\.bin",
         ),
     ],
 )

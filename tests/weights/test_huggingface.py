@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,9 +184,68 @@ def test_a_file_that_was_cut_short(hf_folder):
         load_weights(hf_folder)
 
 
-def test_pickled_weights_are_not_read(hf_folder):
-    (hf_folder / "model.safetensors").rename(hf_folder / "pytorch_model.bin")
-    with pytest.raises(SourceError, match=r"neither model\.safetensors nor .*'pytorch_model\.bin'"):
+def as_bin(folder, model, **how):
+    """Pickled weights in place of safetensors, as transformers wrote them before."""
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin", **how)
+    return folder / "pytorch_model.bin"
+
+
+class TestPickled:
+    @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+    def test_one_file(self, hf_folder, hf_model, into_module, zipped):
+        as_bin(hf_folder, hf_model, _use_new_zipfile_serialization=zipped)
+        assert_same(into_module(load_weights(hf_folder)), hf_model)
+
+    def test_shards(self, hf_folder, hf_model, into_module):
+        path = as_bin(hf_folder, hf_model)
+        state = list(hf_model.state_dict().items())
+        parts = {"pytorch_model-1.bin": state[:40], "pytorch_model-2.bin": state[40:]}
+        for name, part in parts.items():
+            torch.save(dict(part), hf_folder / name)
+        weight_map = {key: name for name, part in parts.items() for key, _ in part}
+        path.unlink()
+        index = hf_folder / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        assert_same(into_module(load_weights(hf_folder)), hf_model)
+        change_json(index, weight_map=dict.fromkeys(weight_map, "model-1.safetensors"))
+        with pytest.raises(CheckpointError, match="shards are bin files beside it"):
+            load_weights(hf_folder)
+
+    def test_safetensors_go_before(self, hf_folder, hf_model, into_module):
+        (hf_folder / "pytorch_model.bin").write_bytes(b"never opened")
+        assert_same(into_module(load_weights(hf_folder)), hf_model)
+
+    def test_no_object_but_tensors(self, hf_folder, hf_model):
+        path = as_bin(hf_folder, hf_model)
+        torch.save({**hf_model.state_dict(), "x": Path("touched")}, path)
+        with pytest.raises(
+            CheckpointError, match=r"_model\.bin holds pickled .*nothing .* executed"
+        ):
+            load_weights(hf_folder)
+        torch.save([1, 2], path)
+        with pytest.raises(CheckpointError, match="holds a list, and no tensors by name"):
+            load_weights(hf_folder)
+        torch.save({"a": torch.zeros(1).expand(10**12)}, path)
+        with pytest.raises(CheckpointError, match=r"claim \d+ bytes, and the file has"):
+            load_weights(hf_folder)
+        path.write_bytes(path.read_bytes()[:-30])
+        with pytest.raises(CheckpointError, match=r"cannot be read as a torch checkpoint"):
+            load_weights(hf_folder)
+
+    def test_an_unembedding_of_its_own(self, hf_folder, hf_model, into_module):
+        path = as_bin(hf_folder, hf_model)
+        state = hf_model.state_dict()
+        torch.save({**state, "proj_out.weight": state["proj_out.weight"].clone()}, path)
+        assert_same(into_module(load_weights(hf_folder)), hf_model)
+        torch.save({**state, "proj_out.weight": state["proj_out.weight"] + 1}, path)
+        with pytest.raises(ArchitectureError, match=r"'proj_out\.weight' in .* differs from"):
+            load_weights(hf_folder)
+
+
+def test_no_weights_at_all(hf_folder):
+    (hf_folder / "model.safetensors").rename(hf_folder / "weights.bin")
+    with pytest.raises(SourceError, match=r"none of model\.safetensors, .*holds .*'weights\.bin'"):
         load_weights(hf_folder)
 
 
