@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ from hooked_whisper.errors import StoreBusyError, StoreWriteError
 PART = ".part"
 """What the names of files end in while they are written."""
 LOCK_FILE = ".lock"
+SAVE_EVERY_S = 30.0
+"""Seconds between two writes of a file that grows; more where a write takes over a second."""
 
 _held: set[Path] = set()
 """Locks that this process has: its own would not stop it."""
@@ -132,6 +135,35 @@ def lock_file(path: Path, work: str) -> Iterator[None]:
     lock = path.with_name(f".{path.name}{LOCK_FILE}")
     with _locked(lock, f"another {work} writes {path} at this moment."):
         yield
+
+
+@contextmanager
+def growing_file(path: Path, work: str, save: Callable[[], object]) -> Iterator[Callable[[], None]]:
+    """Have a file to oneself that is written now and then.
+
+    Args:
+        path: The file.
+        work: What writes it, for the message: `"sweep"`.
+        save: Writes it.
+
+    Yields:
+        What to call after each step: it saves when it is time.
+
+    Raises:
+        StoreBusyError: Another process has it.
+    """
+    with lock_file(path, work):
+        saved_at, took_s = time.monotonic(), 0.0
+
+        def step() -> None:
+            nonlocal saved_at, took_s
+            now = time.monotonic()
+            if now - saved_at >= max(SAVE_EVERY_S, 30 * took_s):
+                save()
+                saved_at = time.monotonic()
+                took_s = saved_at - now
+
+        yield step
 
 
 @contextmanager

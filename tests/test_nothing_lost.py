@@ -109,7 +109,17 @@ def refusal(run: Callable[[], object], says: str) -> int:
     return 0
 
 
-DISKS = ["harvest", "training", "suite", "sweep", "cache", "features", "attention", "study"]
+DISKS = [
+    "harvest",
+    "training",
+    "suite",
+    "sweep",
+    "greedy",
+    "cache",
+    "features",
+    "attention",
+    "study",
+]
 
 
 @pytest.mark.parametrize("name", DISKS)

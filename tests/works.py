@@ -13,7 +13,7 @@ from hooked_whisper import HookedWhisper, WhisperCache
 from hooked_whisper.data import Recording
 from hooked_whisper.interventions import Example
 from hooked_whisper.metrics import LogProb
-from hooked_whisper.patching import SweepResult, patch_sweep
+from hooked_whisper.patching import SweepResult, greedy_ablation, head_ablations, patch_sweep
 from hooked_whisper.reports import attention_page, feature_page
 from hooked_whisper.sae import BatchTopKConfig, TopKConfig, TrainingConfig, load_sae
 from hooked_whisper.sae.training.checkpoint import CHECKPOINT_FILE, read_checkpoint
@@ -74,6 +74,7 @@ def make_works(
         "sweep": Work(
             partial(_sweep, model, pair), _if_there("sweep", SweepResult.load), _of_sweep
         ),
+        "greedy": Work(partial(_greedy, model, pair[0]), _if_there("search", _json), files),
         "cache": Work(partial(_cache, model), _if_there("cache", WhisperCache.load), _of_cache),
         "study": Work(partial(_study, model, noise), _look_at_study, _of_study),
         "features": Work(partial(_features, model, noise), _look_at_pages, files),
@@ -157,6 +158,16 @@ def _of_sweep(folder: Path) -> Any:
     found = SweepResult.load(folder / "sweep")
     assert found.complete
     return found.values.tolist(), found.clean.tolist(), found.corrupted.tolist()
+
+
+def _greedy(model: HookedWhisper, example: Example, folder: Path) -> None:
+    heads = head_ablations(model, "decoder.*.cross_attn.hook_z")
+    options: dict[str, Any] = {"tolerance": float("inf"), "progress": False}
+    greedy_ablation(model, example, LogProb(5), heads, save_to=folder / "search", **options)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _cache(model: HookedWhisper, folder: Path) -> None:

@@ -42,9 +42,8 @@ from hooked_whisper.patching.grid import (
     metric_for_each,
     pair_up,
 )
-from hooked_whisper.patching.partial_result import partial_result_on_interrupt
 from hooked_whisper.patching.results import SweepResult
-from hooked_whisper.patching.saved import kept_on_disk
+from hooked_whisper.patching.saved import going_on
 from hooked_whisper.patching.sweep import empty_result, patches_done
 
 Along = Literal["inputs", "sites"]
@@ -110,7 +109,7 @@ def attribution_patch(
         _check(model, each, base, source, n_steps, along)
     estimate = _describe(n_steps, along)
     result = empty_result(model, grid, pairs, metrics, direction, estimate=estimate)
-    with kept_on_disk(result, save_to, resume, "sweep") as keep:
+    with going_on(result, save_to, resume, "sweep", lambda: patches_done(result)) as keep:
         _fill(model, result, grid, pairs, metrics, n_steps, along, keep, progress)
     return result
 
@@ -138,9 +137,8 @@ def _fill(
     ]
     n_passes = n_steps * len(groups) * len(pairs)
     n_done = n_passes - n_steps * len(todo) + (_steps_held(result, *todo[0]) if todo else 0)
-    bar = progress_bar(total=n_passes, initial=n_done, desc="backward passes", show=progress)
     run: _Pair | None = None
-    with partial_result_on_interrupt(lambda: result, lambda: patches_done(result), bar):
+    with progress_bar(total=n_passes, initial=n_done, desc="backward passes", show=progress) as bar:
         for number, group in todo:
             if run is None or run.number != number:
                 needed = [name for other, each in todo if other == number for name in each]

@@ -30,14 +30,17 @@ _PER_PARAMETER = 64
 
 @contextmanager
 def partial_result_on_interrupt(
-    result: Callable[[], Any], so_far: Callable[[], str], bar: Any
+    result: Callable[[], Any], so_far: Callable[[], str], *, is_kept: bool = False
 ) -> Iterator[None]:
-    """End at Ctrl-C as if all were done; turn an error into one that holds the result."""
+    """End at Ctrl-C as if all were done; turn an error into one that holds the result.
+
+    `is_kept` says that the result is on the disk, where the same call finds it.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        bar.close()
-        print(f"\nstopped after {so_far()}; pass resume=result to go on.", file=sys.stderr)
+        how = "the same call goes on" if is_kept else "pass resume=result to go on"
+        print(f"\nstopped after {so_far()}; {how}.", file=sys.stderr)
     except Exception as error:
         if result().n_done == 0:
             raise
@@ -45,8 +48,6 @@ def partial_result_on_interrupt(
             f"after {so_far()}: {type(error).__name__}: {error} What is done is in error.result.",
             result(),
         ) from error
-    finally:
-        bar.close()
 
 
 def check_same(earlier: dict[str, Any], now: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from hooked_whisper.metrics.base import (
 )
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.grid import Direction, check_direction
-from hooked_whisper.patching.partial_result import fingerprints, partial_result_on_interrupt
+from hooked_whisper.patching.partial_result import fingerprints
 from hooked_whisper.patching.paths import (
     HeadInput,
     MLPLayer,
@@ -49,7 +49,7 @@ from hooked_whisper.patching.paths import (
     reads_audio,
     written_at,
 )
-from hooked_whisper.patching.saved import kept_on_disk
+from hooked_whisper.patching.saved import going_on
 
 
 def path_patch(
@@ -204,13 +204,16 @@ class _Paths:
         result, n_pairs = self._empty_result(), len(self.base)
         n = 1 if self.is_hooked else max(1, max_rows // n_pairs)
         with (
-            kept_on_disk(result, save_to, resume, "path patching") as keep,
+            going_on(
+                result,
+                save_to,
+                resume,
+                "path patching",
+                lambda: f"{result.n_done} of {result.n_cells} paths",
+            ) as keep,
             progress_bar(
                 total=result.n_cells, initial=result.n_done, desc="paths", show=progress
             ) as bar,
-            partial_result_on_interrupt(
-                lambda: result, lambda: f"{result.n_done} of {result.n_cells} paths", bar
-            ),
         ):
             todo = result.values.isnan().any(dim=0).nonzero().flatten().tolist()
             if todo:

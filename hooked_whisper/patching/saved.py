@@ -2,29 +2,31 @@
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.io import (
+    check_json,
     checksum_of_json,
     checksum_of_tensors,
-    lock_file,
+    growing_file,
     parse_json,
+    read_json,
     save_tensors,
+    write_json,
 )
+from hooked_whisper.patching.partial_result import partial_result_on_interrupt
 
 HELD = "held."
 """What the names of tensors begin with that an unfinished computation goes on from."""
-SAVE_EVERY_S = 30.0
-"""Seconds between two writes of a result that grows; more where a write takes over a second."""
 _REMEDY = "Write one with result.save(path), or begin anew."
 
 FilePath = str | os.PathLike[str]
@@ -121,51 +123,103 @@ def _contradiction(header: dict[str, Any], tensors: dict[str, Tensor]) -> str | 
     return None
 
 
+class Step(TypedDict):
+    """A removal of a greedy search."""
+
+    candidate: Annotated[int, Meta(ge=0)]
+    value: float
+    change: float
+
+
+class Search(TypedDict):
+    """What a file says of a greedy search."""
+
+    format: Literal["hooked_whisper.greedy_ablation/1"]
+    conditions: dict[str, Any]
+    tolerance: float
+    most: int | None
+    baseline: float
+    complete: bool
+    removals: list[Step]
+    xxh3_128: str
+
+
+def write_search(path: Path, about: dict[str, Any]) -> None:
+    """Write what is known of a greedy search as JSON, with a checksum.
+
+    Raises:
+        StoreWriteError: It cannot be written.
+    """
+    about = {"format": "hooked_whisper.greedy_ablation/1", **about}
+    write_json(path, about | {"xxh3_128": checksum_of_json(about)})
+
+
+def read_search(path: Path) -> dict[str, Any]:
+    """What `write_search` wrote.
+
+    Raises:
+        InterventionError: It cannot be read, is damaged, or is something else.
+    """
+    remedy = "Remove it to begin anew, or name another file."
+    found: dict[str, Any] = dict(read_json(path, dict[str, Any], InterventionError, remedy))
+    check_json(found, Search, InterventionError, str(path), remedy)
+    if found.pop("xxh3_128") != checksum_of_json(found):
+        raise InterventionError(f"{path} is damaged: its checksum is of other content. {remedy}")
+    return found
+
+
 @contextmanager
-def kept_on_disk(
-    result: Any, save_to: FilePath | None, resume: Any, work: str
+def going_on(
+    result: Any, save_to: FilePath | None, resume: Any, work: str, so_far: Callable[[], str]
 ) -> Iterator[Callable[[], None]]:
-    """Go on from an earlier result, and keep this one on the disk as it grows.
+    """Go on from an earlier result, and keep what is done of this one, whatever stops it.
+
+    At Ctrl-C the block ends as if all were done; an error becomes one that holds the result.
 
     Args:
         result: What is filled while the block runs.
-        save_to: Its file, which is gone on from where it is there; None keeps nothing.
+        save_to: Its file, which is gone on from where it is there; None keeps nothing on the disk.
         resume: An earlier result; not where there is such a file.
         work: What is done, for messages: `"sweep"`.
+        so_far: How much is done, for messages.
 
     Yields:
-        What to call after each step: it writes when it is time.
+        What to call after each step: it writes the file when it is time.
 
     Raises:
         InterventionError: Both a file and a result to go on from, one of something else, or
             a path that cannot be written, before anything is computed.
         StoreBusyError: Another process fills the file.
+        SweepError: An error on the way, or at the end a file that cannot be written.
     """
     if save_to is None:
         result.go_on_from(resume)
-        yield lambda: None
+        with partial_result_on_interrupt(lambda: result, so_far):
+            yield lambda: None
         return
     path = Path(save_to).expanduser()
-    with lock_file(path, work):
-        if path.exists():
-            if resume is not None:
-                raise InterventionError(
-                    f"{path} is there to go on from, and resume is given too. Leave out one."
-                )
-            resume = type(result).load(path)
-        result.go_on_from(resume)
+    with (
+        growing_file(path, work, lambda: result.save(path)) as step,
+        partial_result_on_interrupt(lambda: result, so_far, is_kept=True),
+    ):
+        result.go_on_from(earlier_result(path, resume, type(result).load))
         result.save(path)
-        saved_at, took_s = time.monotonic(), 0.0
-
-        def step() -> None:
-            nonlocal saved_at, took_s
-            now = time.monotonic()
-            if now - saved_at >= max(SAVE_EVERY_S, 30 * took_s):
-                result.save(path)
-                saved_at = time.monotonic()
-                took_s = saved_at - now
-
         try:
             yield step
         finally:
             result.save(path)
+
+
+def earlier_result(path: Path, resume: Any, load: Callable[[Path], Any]) -> Any:
+    """What to go on from: what is in a file where it is there, else what was given.
+
+    Raises:
+        InterventionError: There are both.
+    """
+    if not path.exists():
+        return resume
+    if resume is not None:
+        raise InterventionError(
+            f"{path} is there to go on from, and resume is given too. Leave out one."
+        )
+    return load(path)

@@ -1,7 +1,11 @@
 """Greedy search for the heads and layers that can go without changing a metric."""
 
+import math
+import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hooked_whisper.display import progress_bar
@@ -12,6 +16,7 @@ from hooked_whisper.interventions.ablation import MeanAblation, SkipLayer, ZeroA
 from hooked_whisper.interventions.edits import Edit, SiteEdit
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import Site
+from hooked_whisper.io import lock_file
 from hooked_whisper.metrics.base import metric_name
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.candidate_runs import CandidateRuns
@@ -22,6 +27,7 @@ from hooked_whisper.patching.partial_result import (
     fingerprints,
     partial_result_on_interrupt,
 )
+from hooked_whisper.patching.saved import earlier_result, read_search, write_search
 
 if TYPE_CHECKING:
     import pandas
@@ -75,6 +81,11 @@ class GreedyAblation:
         """All removals, ready for `Interventions(model, *result.edits)`."""
         return [removal.edit for removal in self.removals]
 
+    def without(self, removal: Removal) -> "GreedyAblation":
+        """The same after one removal more."""
+        left = tuple(edit for edit in self.left if edit is not removal.edit)
+        return replace(self, removals=(*self.removals, removal), left=left)
+
     def rows(self) -> list[dict[str, Any]]:
         """One row for each step, with the keys
 
@@ -127,6 +138,7 @@ def greedy_ablation(
     max_bytes: int = DEFAULT_MAX_BYTES,
     progress: bool = True,
     resume: GreedyAblation | None = None,
+    save_to: str | os.PathLike[str] | None = None,
 ) -> GreedyAblation:
     """Remove one candidate after the other, each time the one that changes the metric least.
 
@@ -153,13 +165,16 @@ def greedy_ablation(
         max_bytes: About how much memory the runs side by side may take.
         progress: Show a progress bar on stderr.
         resume: An earlier result of the same search, to go on with. It is not changed.
+        save_to: A file that keeps each removal as it is found, and that is gone on from where
+            it is there: after Ctrl-C, a kill, or a machine that stops.
 
     Returns:
         What was removed and what is left. After Ctrl-C, what was done so far:
         `result.complete` is False.
 
     Raises:
-        InterventionError: No candidates, or a result to resume of another search.
+        InterventionError: No candidates, or a result to resume, or a file, of another search.
+        StoreBusyError: Another process fills the file.
         SweepError: Something went wrong on the way; `error.result` has what was done.
 
     Source: Michel et al. 2019, section 4, who sort once; here each round measures anew.
@@ -169,39 +184,51 @@ def greedy_ablation(
         raise InterventionError(f"tolerance is {tolerance}; it must be 0 or more.")
     if max_removals is not None and max_removals < 1:
         raise InterventionError(f"max_removals is {max_removals}; it must be 1 or more, or None.")
-    removals = _resumed(edits, resume)
     runs = CandidateRuns(model, examples, metric, edits, max_new_tokens, max_bytes)
     made_with = {"metric": metric_name(runs.metrics[0]), "max_new_tokens": max_new_tokens}
     made_with |= fingerprints(
         model, runs.metrics, examples=runs.examples, candidates=sorted(map(fingerprint, edits))
     )
-    if resume is not None:
-        check_same(resume.conditions, made_with)
-    clean = runs.clean()
-    result = GreedyAblation(
-        metric_name(runs.metrics[0]),
-        tolerance,
-        float(clean.mean()),
-        tuple(removals),
-        tuple(edit for edit in edits if not any(edit is each.edit for each in removals)),
-        complete=False,
-        conditions=made_with,
+    empty = GreedyAblation(
+        made_with["metric"], tolerance, math.nan, (), tuple(edits), False, made_with
     )
-    bar = progress_bar(desc="greedy ablation", unit="run", show=progress)
-    with partial_result_on_interrupt(lambda: result, lambda: f"{result.n_done} removals", bar):
-        while result.left and (max_removals is None or result.n_done < max_removals):
-            bar.reset(total=len(result.left) * len(clean))
-            bar.set_description(f"greedy ablation, {result.n_done} removed")
-            values = runs.values(result.edits, result.left, bar.update)
-            change = (values - clean).abs().mean(dim=1)
-            best = int(change.argmin())
-            if not float(change[best]) <= tolerance:
-                break
-            removal = Removal(result.left[best], float(values[best].mean()), float(change[best]))
-            left = result.left[:best] + result.left[best + 1 :]
-            result = replace(result, removals=(*result.removals, removal), left=left)
-        result = replace(result, complete=True)
-    return result
+    path = None if save_to is None else Path(save_to).expanduser()
+    with nullcontext() if path is None else lock_file(path, "greedy ablation"):
+        if path is not None and earlier_result(path, resume, Path.exists):
+            result = _read(path, empty, max_removals)
+        else:
+            result = _resumed(empty, resume)
+        if result.complete:
+            return result
+
+        def keep() -> None:
+            if path is not None:
+                _write(path, result, edits, max_removals)
+
+        def so_far() -> str:
+            return f"{result.n_done} removals"
+
+        keep()
+        with (
+            partial_result_on_interrupt(lambda: result, so_far, is_kept=path is not None),
+            progress_bar(desc="greedy ablation", unit="run", show=progress) as bar,
+        ):
+            clean = runs.clean()
+            result = replace(result, baseline=float(clean.mean()))
+            while result.left and (max_removals is None or result.n_done < max_removals):
+                bar.reset(total=len(result.left) * len(clean))
+                bar.set_description(f"greedy ablation, {result.n_done} removed")
+                values = runs.values(result.edits, result.left, bar.update)
+                change = (values - clean).abs().mean(dim=1)
+                best = int(change.argmin())
+                if not float(change[best]) <= tolerance:
+                    break
+                edit, value = result.left[best], float(values[best].mean())
+                result = result.without(Removal(edit, value, float(change[best])))
+                keep()
+            result = replace(result, complete=True)
+            keep()
+        return result
 
 
 def head_ablations(
@@ -307,10 +334,11 @@ def _edits(model: HookedWhisper, candidates: Any) -> list[Edit]:
     return edits
 
 
-def _resumed(edits: list[Edit], resume: GreedyAblation | None) -> list[Removal]:
-    """The removals of an earlier result, as edits of this search."""
+def _resumed(empty: GreedyAblation, resume: GreedyAblation | None) -> GreedyAblation:
+    """An earlier result as one of this search, whose candidates are `empty.left`."""
     if resume is None:
-        return []
+        return empty
+    edits = empty.left
     names = [edit_name(edit) for edit in edits]
     earlier = [edit_name(edit) for edit in (*resume.edits, *resume.left)]
     if sorted(names) != sorted(earlier):
@@ -323,7 +351,35 @@ def _resumed(edits: list[Edit], resume: GreedyAblation | None) -> list[Removal]:
             "two candidates have one name, so that it is not clear which of them is gone. Leave "
             "out resume to begin anew."
         )
-    return [
-        replace(removal, edit=edits[names.index(edit_name(removal.edit))])
-        for removal in resume.removals
+    check_same(resume.conditions, empty.conditions)
+    for each in resume.removals:
+        empty = empty.without(replace(each, edit=edits[names.index(edit_name(each.edit))]))
+    return empty
+
+
+def _write(path: Path, result: GreedyAblation, edits: list[Edit], most: int | None) -> None:
+    """Keep a search on the disk, its candidates by their places."""
+    places = {id(edit): place for place, edit in enumerate(edits)}
+    steps = [
+        {"candidate": places[id(each.edit)], "value": each.value, "change": each.change}
+        for each in result.removals
     ]
+    plain = ("tolerance", "baseline", "complete", "conditions")
+    write_search(
+        path, {name: getattr(result, name) for name in plain} | {"most": most, "removals": steps}
+    )
+
+
+def _read(path: Path, empty: GreedyAblation, most: int | None) -> GreedyAblation:
+    """Take over what is in a file of the same search."""
+    found = read_search(path)
+    check_same(found["conditions"], empty.conditions)
+    result, edits, steps = empty, empty.left, found["removals"]
+    gone = [step["candidate"] for step in steps]
+    if len(set(gone)) < len(gone) or max(gone, default=0) >= len(edits):
+        raise InterventionError(f"{path} is damaged: its removals are {gone[:20]}. Remove it.")
+    for step in steps:
+        result = result.without(Removal(edits[step["candidate"]], step["value"], step["change"]))
+    is_same = (found["tolerance"], found["most"]) == (empty.tolerance, most)
+    complete = found["complete"] and is_same
+    return replace(result, baseline=found["baseline"], complete=complete)

@@ -35,11 +35,11 @@ from hooked_whisper.patching.partial_forward import (
     ENCODER_OUTPUT,
     BaseRun,
 )
-from hooked_whisper.patching.partial_result import fingerprints, partial_result_on_interrupt
+from hooked_whisper.patching.partial_result import fingerprints
 from hooked_whisper.patching.patched_rows import ResumedRows
 from hooked_whisper.patching.results import SweepResult
 from hooked_whisper.patching.resume_point import output_name
-from hooked_whisper.patching.saved import kept_on_disk
+from hooked_whisper.patching.saved import going_on
 
 
 def patch_sweep(
@@ -108,11 +108,10 @@ def patch_sweep(
         raise InterventionError(f"max_bytes is {max_bytes}; give a number of bytes above 0.")
     result = empty_result(model, grid, pairs, metrics, direction)
     with (
-        kept_on_disk(result, save_to, resume, "sweep") as keep,
+        going_on(result, save_to, resume, "sweep", lambda: patches_done(result)) as keep,
         progress_bar(
             total=result.n_cells, initial=result.n_done, desc="patches", show=progress
         ) as bar,
-        partial_result_on_interrupt(lambda: result, lambda: patches_done(result), bar),
     ):
         for number, (base, source) in enumerate(pairs):
             todo = [cell for cell in grid.cells() if result.values[(number, *cell[0])].isnan()]

@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hooked_whisper.errors import InterventionError, StoreBusyError
+from hooked_whisper import io as module
+from hooked_whisper.errors import InterventionError, StoreBusyError, SweepError
 from hooked_whisper.io import lock_file
 from hooked_whisper.metrics import LogProb
 from hooked_whisper.patching import (
@@ -20,7 +21,6 @@ from hooked_whisper.patching import (
     patch_sweep,
     path_patch_heads,
 )
-from hooked_whisper.patching import saved as module
 from hooked_whisper.patching.paths import PathEffects
 
 from ..kills import check_kills
@@ -92,6 +92,32 @@ def test_after_kills_at_any_moment_it_goes_on_to_the_same_numbers(
         return found.values.tolist(), found.clean.tolist(), found.corrupted.tolist()
 
     check_kills(work, look, values, tmp_path)
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_disk_that_is_full_at_the_end_loses_nothing(
+    name: str,
+    tiny_model: Any,
+    pair: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_shape_checks: None,
+) -> None:
+    """The numbers are in the error; what was on the disk before is there still."""
+    expected, path = WORK[name](tiny_model, pair), tmp_path / FILE
+    save = type(expected).save
+
+    def full(self: Any, path: Path) -> None:
+        if self.n_done:
+            raise InterventionError("No space left on device.")
+        save(self, path)
+
+    monkeypatch.setattr(type(expected), "save", full)
+    with pytest.raises(SweepError, match=r"^after .*No space left on device") as caught:
+        WORK[name](tiny_model, pair, save_to=path)
+    assert isinstance(caught.value.result, type(expected))
+    assert torch.equal(caught.value.result.values, expected.values)
+    assert type(expected).load(path).n_done == 0
 
 
 def test_what_cannot_go_on_is_refused_before_anything_runs(
