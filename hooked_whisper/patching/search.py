@@ -190,7 +190,7 @@ def greedy_ablation(
         model, runs.metrics, examples=runs.examples, candidates=sorted(map(fingerprint, edits))
     )
     empty = GreedyAblation(
-        made_with["metric"], tolerance, math.nan, (), tuple(edits), False, made_with
+        metric_name(runs.metrics[0]), tolerance, math.nan, (), tuple(edits), False, made_with
     )
     path = None if save_to is None else Path(save_to).expanduser()
     with nullcontext() if path is None else lock_file(path, "greedy ablation"):
