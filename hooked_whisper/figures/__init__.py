@@ -18,6 +18,7 @@ from hooked_whisper.figures.patching import plot_patching, plot_sweep
 from hooked_whisper.figures.sae import plot_density, plot_latents, plot_training
 from hooked_whisper.figures.statistics import (
     plot_by_layer,
+    plot_confusion,
     plot_cosine_matrix,
     plot_head_scores,
     plot_histograms,
@@ -28,6 +29,7 @@ from hooked_whisper.figures.statistics import (
 __all__ = [
     "plot_attribution",
     "plot_by_layer",
+    "plot_confusion",
     "plot_cosine_matrix",
     "plot_cross_attention",
     "plot_density",

@@ -136,6 +136,46 @@ def plot_cosine_matrix(
 
 
 @style.styled
+def plot_confusion(
+    shares: Float[Tensor, "row column"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str = "",
+) -> "matplotlib.figure.Figure":
+    """What is told to be what: a row for each value that is said, a column for what it is told.
+
+    Args:
+        shares: Of the row, 0 to 1. Numbers are written into tables of few columns.
+        rows: A name for each row.
+        columns: A name for each column.
+    """
+    if tuple(shares.shape) != (len(rows), len(columns)) or not shares.numel():
+        raise InputError(
+            f"the table is {tuple(shares.shape)}; {len(rows)} rows and {len(columns)} columns are "
+            "named."
+        )
+    has_numbers = len(columns) <= 16
+    cell = 0.42 if has_numbers else 0.21
+    width, height = cell * len(columns), cell * len(rows)
+    figure = style.new_figure(
+        max(3.0, width + style.widest_in(rows) + 1.4),
+        height + style.widest_in(columns) + 0.7 + 0.25 * bool(title),
+        title,
+    )
+    axes = figure.subplots()
+    image = style.heatmap(axes, shares, low=0, high=1, aspect="equal", origin="upper", gamma=0.6)
+    if has_numbers:
+        style.write_numbers(axes, image, shares)
+    name_x(axes, columns, width)
+    name_y(axes, rows, height)
+    axes.set_xlabel("told to be")
+    axes.set_ylabel("is")
+    style.color_bar(figure, image, axes, "share of the row")
+    return figure
+
+
+@style.styled
 def plot_histograms(
     histograms: Mapping[str, Any],
     *,

@@ -7,7 +7,7 @@ from math import ceil, floor
 from typing import Any
 
 from hooked_whisper.config import POSITION_S
-from hooked_whisper.data.labelling import times_by_attention
+from hooked_whisper.data.labelling import PHONE, times_by_attention
 from hooked_whisper.data.windows import AudioWindow
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.examples import (
@@ -26,7 +26,7 @@ from hooked_whisper.reports.feature_activations import (
 from hooked_whisper.reports.html import encode_values
 from hooked_whisper.reports.sites import FeatureSite, PageOptions
 from hooked_whisper.speech.alignment import Times
-from hooked_whisper.speech.labels import values_at
+from hooked_whisper.speech.labels import TimedLabel, values_at
 from hooked_whisper.speech.tokens import get_tokenizer, has_tokenizer
 
 AROUND_S = 1.0
@@ -48,6 +48,7 @@ class FeatureData:
         examples: Of each feature: its greatest, then those of its range.
         ranges: Its values.
         words: What is said at its greatest examples, the most frequent first.
+        phones: The same for phones.
         sounds: The excerpts whose sound stands in the page.
         tokens: By window, the tokens that count and their times; in the decoder.
     """
@@ -56,6 +57,7 @@ class FeatureData:
     examples: list[list[FeatureExample]]
     ranges: list[Range]
     words: list[str | None]
+    phones: list[str | None]
     sounds: list[Excerpt]
     tokens: dict[int, tuple[list[str], Times]]
 
@@ -90,6 +92,7 @@ class FeatureData:
                 "text": window.text,
                 "written": written.get(number),
                 "words": [[round(a, 3), round(b, 3), word] for a, b, word in window.words or ()],
+                "phones": [[round(a, 3), round(b, 3), phone] for a, b, phone in _phones(window)],
                 "labels": {name: str(value) for name, value in window.labels.items()},
             }
             if number in self.tokens:
@@ -166,12 +169,14 @@ def feature_data(
             if rank < len(some):
                 budget.take(some[rank].excerpt)
     sounds = budget.excerpts()
-    words = []
+    words, phones = [], []
     for some in examples:
-        said = [_said(site, activations, tokens, example) for example in _top(some)]
-        words.append(_most_common(said))
+        top = _top(some)
+        words.append(_most_common([_said(site, activations, tokens, each) for each in top]))
+        of_each = [_phone(site, activations.windows[each.window], each) for each in top]
+        phones.append(_most_common(of_each))
     examples = _with_parts(examples, sounds)
-    return FeatureData(activations, examples, ranges, words, sounds, tokens)
+    return FeatureData(activations, examples, ranges, words, phones, sounds, tokens)
 
 
 def _with_parts(
@@ -213,6 +218,17 @@ def _said(
         return tokens[example.window][0][example.position - activations.first].strip()
     middle_s = (example.position + 0.5) * POSITION_S
     return values_at(activations.windows[example.window].words, [middle_s])[0]
+
+
+def _phones(window: AudioWindow) -> tuple[TimedLabel, ...]:
+    return window.spans.get(PHONE, ())
+
+
+def _phone(site: FeatureSite, window: AudioWindow, example: FeatureExample) -> str | None:
+    """The phone that is said at an example of the encoder, where one is known."""
+    if site.stack == "decoder":
+        return None
+    return values_at(_phones(window), [(example.position + 0.5) * POSITION_S])[0]
 
 
 def _most_common(words: Sequence[str | None]) -> str | None:

@@ -1,17 +1,16 @@
 """Which value of which label each feature tells best."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
 
-from hooked_whisper.analysis.selectivity import Labels, selectivity
-from hooked_whisper.config import POSITION_S
+from hooked_whisper.analysis.selectivity import ActiveLatents, Labels, selectivity
+from hooked_whisper.data.position_labels import position_labels
 from hooked_whisper.reports.feature_activations import FeatureActivations, token_names
 from hooked_whisper.reports.sites import FeatureSite
-from hooked_whisper.speech.labels import values_of_steps
+from hooked_whisper.sae.evaluation.readout import best_f1
 
 LEAST_COUNT = 3
 """A value that fewer positions have is told by chance."""
@@ -28,12 +27,13 @@ class FeatureLabels:
     Args:
         labels: Names of labels and their values.
         best: For each feature the numbers in `labels` of the values that it
-            tells best, with the AUROC and the information in bits, best first;
-            none for features that are never active.
+            tells best, with the AUROC, the information in bits and the greatest
+            F1 of a threshold, best AUROC first; none for features that are
+            never active.
     """
 
     labels: list[tuple[str, str]]
-    best: list[list[tuple[int, float, float]]]
+    best: list[list[tuple[int, float, float, float]]]
 
 
 def feature_labels(activations: FeatureActivations, site: FeatureSite) -> FeatureLabels:
@@ -43,66 +43,69 @@ def feature_labels(activations: FeatureActivations, site: FeatureSite) -> Featur
     latent that is not 0, a neuron over 0.
     """
     active = activations.active
-    known = position_labels(activations, site)
-    labels, aurocs, bits = [], [], []
-    if known:
-        found = selectivity(active, known)
-        on = found if site.kind == "latent" else selectivity(activations.positive(), known)
-        for label in found.labels.values():
-            for i, value in enumerate(label.values):
-                if value != OTHER and label.n[i] >= LEAST_COUNT:
-                    labels.append((label.name, value))
-                    aurocs.append(label.auroc[:, i])
-                    bits.append(on[label.name].information[:, i])
-    best: list[list[tuple[int, float, float]]] = [[] for _ in activations.chosen]
-    if labels:
-        auroc, information = (
-            torch.stack(aurocs, dim=1).nan_to_num(nan=0.0),
-            torch.stack(bits, dim=1),
-        )
-        order = auroc.argsort(dim=1, descending=True, stable=True)[:, :N_BEST]
-        for row in (active.n_active > 0).nonzero()[:, 0].tolist():
-            best[row] = [
-                (i, float(auroc[row, i]), float(information[row, i])) for i in order[row].tolist()
-            ]
+    known = _labels_of(activations, site)
+    columns = {name for window in activations.windows for name in window.labels}
+    labels, told = [], []
+    for number, label in enumerate(known):
+        n = torch.bincount(label.ids[label.ids >= 0], minlength=len(label.values))
+        n_recordings = _n_recordings(label, activations)
+        # What one recording alone has is told by whatever tells this recording.
+        least = 2 if label.name in columns or int(n_recordings.max()) > 1 else 1
+        for i, value in enumerate(label.values):
+            if value != OTHER and n[i] >= LEAST_COUNT and n_recordings[i] >= least:
+                labels.append(("sound" if label.name == "silence" else label.name, value))
+                told.append((number, i))
+    best: list[list[tuple[int, float, float, float]]] = [[] for _ in activations.chosen]
+    if not labels:
+        return FeatureLabels(labels, best)
+    found = selectivity(active, known)
+    on = found if site.kind == "latent" else selectivity(activations.positive(), known)
+    names = [label.name for label in known]
+    auroc = torch.stack([found[names[number]].auroc[:, i] for number, i in told], dim=1)
+    bits = torch.stack([on[names[number]].information[:, i] for number, i in told], dim=1)
+    auroc = auroc.nan_to_num(nan=0.0)
+    order = auroc.argsort(dim=1, descending=True, stable=True)[:, :N_BEST]
+    f1 = _f1(active, known, told, order)
+    for row in (active.n_active > 0).nonzero()[:, 0].tolist():
+        best[row] = [
+            (i, float(auroc[row, i]), float(bits[row, i]), float(f1[row, i]))
+            for i in order[row].tolist()
+        ]
     return FeatureLabels(labels, best)
 
 
-def position_labels(activations: FeatureActivations, site: FeatureSite) -> list[Labels]:
+def _f1(
+    active: ActiveLatents,
+    known: list[Labels],
+    told: list[tuple[int, int]],
+    order: Int64[Tensor, "feature best"],
+) -> Float64[Tensor, "feature told"]:
+    """The greatest F1 of each feature for those values that it tells best; 0 for the others."""
+    f1 = torch.zeros(len(order), len(told), dtype=torch.float64)
+    is_best = torch.zeros_like(f1, dtype=torch.bool).scatter_(1, order, True)
+    for number, label in enumerate(known):
+        places = [place for place, (own, _) in enumerate(told) if own == number]
+        values = [told[place][1] for place in places]
+        asked = torch.zeros(len(order), len(label.values), dtype=torch.bool)
+        asked[:, values] = is_best[:, places]
+        f1[:, places] = best_f1(active, label, asked)[0][:, values]
+    return f1
+
+
+def _labels_of(activations: FeatureActivations, site: FeatureSite) -> list[Labels]:
     """What is known about each position that counts, as labels that can be told.
 
-    Of the recordings: their labels, where some but not all share a value. Of
-    encoder positions: labels that change in time, and whether a word is said.
-    Of tokens: the one that is read, and the one that comes next.
+    Of encoder positions: what `data.position_labels` knows, but for the place of a word in its
+    text. Of tokens: the one that is read, the one that comes next, and the recording's columns.
     """
-    windows, lengths = activations.windows, activations.n_positions
-    labels: list[Labels] = []
+    known = position_labels(activations.windows, activations.n_positions)
     if site.stack == "decoder":
-        labels += _token_labels(site, activations)
-    else:
-        sized = list(zip(windows, lengths, strict=True))
-        for name in dict.fromkeys(name for window in windows for name in window.spans):
-            timed: list[str | None] = []
-            for window, n in sized:
-                timed += values_of_steps(window.spans.get(name, ()), n, POSITION_S)
-            labels += _labels(name, timed)
-        if any(window.words for window in windows):
-            sound: list[str | None] = []
-            for window, n in sized:
-                words = values_of_steps(window.words, n, POSITION_S)
-                # Where no word is known of a window, nobody knows whether one is said.
-                said = ["speech" if word else "silence" for word in words]
-                sound += said if window.words else [None] * n
-            labels += _labels("sound", sound)
-    timed_names = {label.name for label in labels}
-    for name in dict.fromkeys(name for window in windows for name in window.labels):
-        values = [window.labels.get(name) for window in windows]
-        counts = Counter(value for value in values if value is not None)
-        if len(counts) > 1 and max(counts.values()) > 1 and name not in timed_names:
-            labels += _labels(
-                name, [value for value, n in zip(values, lengths, strict=True) for _ in range(n)]
-            )
-    return labels
+        timed = {name for window in activations.windows for name in window.spans}
+        timed |= {"word", "silence"}
+        known = [label for label in known if label.name not in timed]
+        known = [*_token_labels(site, activations), *known]
+    kept = (_frequent(label) for label in known if label.name != "position")
+    return [label for label in kept if len(label.values) > 1]
 
 
 def _token_labels(site: FeatureSite, activations: FeatureActivations) -> list[Labels]:
@@ -111,16 +114,25 @@ def _token_labels(site: FeatureSite, activations: FeatureActivations) -> list[La
         names = token_names(site.model, tokens)[activations.first :]
         read += names
         following += [*names[1:], "(end)"] if names else []
-    return [*_labels("token", read), *_labels("next token", following)]
+    return [Labels.of("token", read), Labels.of("next token", following)] if read else []
 
 
-def _labels(name: str, values: Sequence[Any]) -> list[Labels]:
-    """A label of every position, none if all are the same; rare values become one."""
-    texts = [None if value is None else str(value) for value in values]
-    counts = Counter(text for text in texts if text is not None)
-    if len(counts) < 2:
-        return []
-    if len(counts) > MOST_VALUES:
-        kept = {text for text, _ in counts.most_common(MOST_VALUES)}
-        texts = [text if text is None or text in kept else OTHER for text in texts]
-    return [Labels.of(name, texts)]
+def _frequent(label: Labels) -> Labels:
+    """A label with the values that are most frequent; the others become one."""
+    counts = torch.bincount(label.ids[label.ids >= 0], minlength=len(label.values))
+    if len(counts) <= MOST_VALUES:
+        return label
+    kept = counts.argsort(descending=True, stable=True)[:MOST_VALUES].sort().values
+    place = torch.full((len(counts) + 1,), MOST_VALUES)
+    place[kept] = torch.arange(MOST_VALUES)
+    place[-1] = -1  # what has no value is -1, the last place
+    return Labels(label.name, (*(label.values[i] for i in kept.tolist()), OTHER), place[label.ids])
+
+
+def _n_recordings(label: Labels, activations: FeatureActivations) -> Tensor:
+    """In how many recordings each value of a label is."""
+    numbers = torch.tensor([window.recording for window in activations.windows])
+    of_position = numbers.repeat_interleave(torch.tensor(activations.n_positions))
+    known = label.ids >= 0
+    pairs = torch.stack([label.ids[known], of_position[known]], dim=1).unique(dim=0)
+    return torch.bincount(pairs[:, 0], minlength=len(label.values))

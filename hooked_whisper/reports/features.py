@@ -39,8 +39,8 @@ class FeaturePage:
     Args:
         path: The file.
         table: What its table shows, a row for each feature: `feature`, `name`,
-            `density`, `peak`, `label`, `value`, `auroc`, `bits`, `words`,
-            `changed_ablated`, `changed_amplified`; None where something is unknown.
+            `density`, `peak`, `label`, `value`, `auroc`, `bits`, `f1`, `words`,
+            `phones`, `changed_ablated`, `changed_amplified`; None where something is unknown.
         n_clips: Moments on the page.
         n_without_sound: Those for whose sound the file had no room, or that have none.
     """
@@ -266,7 +266,9 @@ def _table(
                 "value": value,
                 "auroc": best[0][1] if best else None,
                 "bits": best[0][2] if best else None,
+                "f1": best[0][3] if best else None,
                 "words": found.words[index],
+                "phones": found.phones[index],
                 "changed_ablated": sum(n for n, _ in counts) if counts else None,
                 "changed_amplified": sum(n for _, n in counts) if counts else None,
             }

@@ -23,6 +23,7 @@ from hooked_whisper.sae.architectures.transcoder import (
 from hooked_whisper.sae.base import SAE, SAEConfig
 from hooked_whisper.sae.evaluation.clips import Clip, top_clips
 from hooked_whisper.sae.evaluation.evaluate import evaluate_sae, evaluate_saes
+from hooked_whisper.sae.evaluation.readout import LabelReadout, best_f1, readout
 from hooked_whisper.sae.evaluation.reconstruction import (
     Reconstruction,
     decoder_cosines,
@@ -87,6 +88,9 @@ __all__ = [
     "decoder_cosines",
     "decoder_stability",
     "latents_by_speech",
+    "readout",
+    "LabelReadout",
+    "best_f1",
     "frame_labels",
     "word_labels",
     "recording_labels",

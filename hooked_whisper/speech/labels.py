@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class TimedLabel(NamedTuple):
     """What is true from a start to an end, which itself is out, in seconds."""
@@ -50,10 +52,12 @@ def values_at(label: Any, times_s: Iterable[float]) -> list[Any]:
     pieces = timed_labels(label)
     if pieces is None:
         return [label for _ in times_s]
-    return [
-        next((piece.value for piece in pieces if piece.start_s <= time < piece.end_s), None)
-        for time in times_s
-    ]
+    times = np.fromiter(times_s, dtype=np.float64)
+    found = np.full(len(times), None, dtype=object)
+    for piece in reversed(pieces):
+        for place in np.flatnonzero((piece.start_s <= times) & (times < piece.end_s)):
+            found[place] = piece.value
+    return list(found)
 
 
 def values_of_steps(label: Any, n_steps: int, step_s: float) -> list[Any]:

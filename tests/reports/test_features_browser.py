@@ -26,7 +26,7 @@ def column(page: Any, number: int) -> list[str]:
 def test_the_table_is_there_sorts_and_searches(page: Any) -> None:
     heads = page.locator("#head button").all_inner_texts()
     assert heads == [
-        "Latent", "Density", "Peak", "Tells", "AUROC", "At its peaks", "Words changed"
+        "Latent", "Density", "Peak", "Tells", "AUROC", "F1", "At its peaks", "Words changed"
     ]  # fmt: skip
     assert page.locator("#count").inner_text() == "768 of 768"
     assert page.locator("#rows tr").count() == 200
@@ -44,7 +44,7 @@ def test_the_table_is_there_sorts_and_searches(page: Any) -> None:
     page.click("#head button[data-key=feature]")
     assert column(page, 1)[:3] == ["0", "1", "2"]
 
-    page.get_by_label("Search").fill("digit seven")
+    page.get_by_label("Search").fill("word seven")
     found = page.locator("#rows tr").all_inner_texts()
     assert found and all("seven" in each for each in found)
     page.get_by_label("Search").fill("539")

@@ -11,6 +11,10 @@
   const has = (name) => features[name].some((each) => each !== null);
   const effects = new Map(data.effects.map(([w, f, ...texts]) => [`${w}/${f}`, texts]));
 
+  const labelled = new Set(data.labels.map(([name]) => name));
+  // Of a manifest's columns only those that are labels; all where none is.
+  const isLabel = (name) => name === "speaker" || !labelled.size || labelled.has(name);
+
   /* The table. */
   const columns = [
     { key: "feature", title: Kind, number: true, first: "ascending", text: (i) => features.name[i] },
@@ -18,7 +22,9 @@
     { key: "peak", title: "Peak", number: true, text: (i) => hw.short(features.peak[i]) },
     { key: "value", title: "Tells", kind: "tells", first: "ascending", text: tells },
     { key: "auroc", title: "AUROC", number: true, text: (i) => fixed(features.auroc[i], 3) },
+    { key: "f1", title: "F1", number: true, text: (i) => fixed(features.f1[i], 2) },
     { key: "words", title: "At its peaks", kind: "words", first: "ascending", text: (i) => features.words[i] || "–" },
+    { key: "phones", title: "Phones", kind: "words", first: "ascending", text: (i) => features.phones[i] || "–" },
     { key: "changed", title: "Words changed", number: true, text: changed },
   ].filter((each) => each.key === "changed" ? has("changed_ablated") : has(each.key));
 
@@ -46,7 +52,7 @@
   const detail = document.getElementById("detail");
   const all = features.feature.map((_, i) => i);
   const haystack = all.map((i) =>
-    [features.label[i], features.value[i], features.words[i]].filter(Boolean).join(" ").toLowerCase());
+    [features.label[i], features.value[i], features.words[i], features.phones[i]].filter(Boolean).join(" ").toLowerCase());
   const sorting = { key: has("auroc") ? "auroc" : "peak", descending: true };
   let order = [];
   let shown = 0;
@@ -170,9 +176,9 @@
       ["Density", `${hw.percent(features.density[i])} of ${isText ? "tokens" : "positions"}`],
       ["Peak", hw.short(features.peak[i])],
     ];
-    for (const [rank, [label, auroc, bits]] of (data.tells[i] || []).entries()) {
+    for (const [rank, [label, auroc, bits, f1]] of (data.tells[i] || []).entries()) {
       const [name, value] = data.labels[label];
-      pairs.push([rank ? "" : "Tells", `${name}: ${value.trim()} (AUROC ${auroc.toFixed(3)}, ${hw.short(bits)} bits)`]);
+      pairs.push([rank ? "" : "Tells", `${name}: ${value.trim()} (AUROC ${auroc.toFixed(3)}, F1 ${f1.toFixed(2)}, ${hw.short(bits)} bits)`]);
     }
     return el("dl", { class: "facts" }, pairs.map(([term, text]) => [el("dt", {}, term), el("dd", {}, text)]));
   }
@@ -214,7 +220,7 @@
 
   function card(clip) {
     const at = isText ? `token ${clip.position}` : hw.seconds(clip.window.start + (clip.position + 0.5) * POSITION_S);
-    const labels = Object.entries(clip.window.labels).map(([name, value]) => `${name} ${value}`);
+    const labels = Object.entries(clip.window.labels).filter(([name]) => isLabel(name)).map(([name, value]) => `${name} ${value}`);
     const about = [`${hw.short(clip.value)} at ${at}`, ...labels].join(" · ");
     const heading = clip.low === undefined ? null : el("p", { class: "about" },
       `${hw.short(clip.low)} to ${hw.short(clip.high)}: ${hw.percent(clip.share)} of its values`);
@@ -276,7 +282,8 @@
 
   function draw(canvas, clip, playhead) {
     const melTall = clip.part ? 88 : 0;
-    const wordsTall = clip.window.words.length ? 18 : 4;
+    const rows = [clip.window.words, clip.window.phones].filter((each) => each.length);
+    const wordsTall = 18 * rows.length || 4;
     const curveTall = isText ? 0 : 62;
     const { context: c, width, height } = hw.fit(canvas, melTall + wordsTall + curveTall + 16);
     const { start, end } = clip;
@@ -295,15 +302,18 @@
     }
     c.textBaseline = "middle";
     c.textAlign = "center";
-    for (const [a, b, word] of clip.window.words) { // the words under the spectrogram
-      const left = Math.max(0, x(a));
-      const right = Math.min(width, x(b));
-      if (right - left < 4) continue;
-      c.fillStyle = "#e3edf6";
-      c.fillRect(left + 0.5, melTall + 2, right - left - 1, wordsTall - 4);
-      c.fillStyle = "#1a1a1a";
-      if (c.measureText(word).width <= right - left) c.fillText(word, (left + right) / 2, melTall + wordsTall / 2 + 0.5);
-    }
+    rows.forEach((row, number) => { // the words under the spectrogram, and their phones
+      const top = melTall + 18 * number;
+      for (const [a, b, said] of row) {
+        const left = Math.max(0, x(a));
+        const right = Math.min(width, x(b));
+        if (right - left < 4) continue;
+        c.fillStyle = "#e3edf6";
+        c.fillRect(left + 0.5, top + 2, right - left - 1, 14);
+        c.fillStyle = "#1a1a1a";
+        if (c.measureText(said).width <= right - left) c.fillText(said, (left + right) / 2, top + 9.5);
+      }
+    });
     const floor = melTall + wordsTall + curveTall;
     if (!isText) curve(c, clip, x, melTall + wordsTall, floor, width);
     c.fillStyle = "#8a8a8a";

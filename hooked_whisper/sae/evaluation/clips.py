@@ -1,8 +1,8 @@
 """The moments at which latents are most active, over any number of recordings."""
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Clip:
         value: How active the latent is there.
         word: What is said there, if that is known.
         text: What is said in the whole recording, if that is known.
+        labels: What else is true there: `phone`, `manner`, `speaker`, whatever is known.
     """
 
     latent: int
@@ -42,6 +43,7 @@ class Clip:
     value: float
     word: str | None = None
     text: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -117,7 +119,10 @@ def top_clips(
 
 def _clip(latent: int, moment: Moment, window: AudioWindow, recording: Recording) -> Clip:
     number = window.recording
+    middle = [(moment.start_s + moment.end_s) / 2]
     words = [(word.start_s, word.end_s, word.word) for word in window.words or ()]
+    timed = {name: values_at(pieces, middle)[0] for name, pieces in window.spans.items()}
+    known = {"speaker": window.speaker, **timed}
     return Clip(
         latent=latent,
         recording=number,
@@ -125,6 +130,7 @@ def _clip(latent: int, moment: Moment, window: AudioWindow, recording: Recording
         start_s=window.start_s + moment.start_s,
         end_s=window.start_s + moment.end_s,
         value=moment.value,
-        word=values_at(words, [(moment.start_s + moment.end_s) / 2])[0],
+        word=values_at(words, middle)[0],
         text=recording.text,
+        labels={name: str(value) for name, value in known.items() if value is not None},
     )

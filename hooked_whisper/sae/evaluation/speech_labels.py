@@ -19,6 +19,7 @@ from hooked_whisper.analysis.selectivity import (
 )
 from hooked_whisper.config import POSITION_S
 from hooked_whisper.data.batches import WindowBatch, check_batch_size, window_batches
+from hooked_whisper.data.position_labels import position_labels
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.data.windows import AudioWindow, SkippedRecording, each_window, warn_of_skipped
@@ -27,7 +28,8 @@ from hooked_whisper.errors import InputError
 from hooked_whisper.hooks.splice_site import SpliceSite
 from hooked_whisper.hooks.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.speech.labels import steps_within, values_of_steps
+from hooked_whisper.sae.evaluation.readout import Choice, LabelReadout, readout
+from hooked_whisper.speech.labels import steps_within
 
 Level = Literal["frame", "word", "recording"]
 
@@ -81,6 +83,27 @@ class LatentsBySpeech:
         labels = word_labels(self.windows)
         assert self.words is not None
         return selectivity(self.words, labels, unit)
+
+    def readout(
+        self, label: str, judged_on: "LatentsBySpeech", choose: Choice = "f1"
+    ) -> LabelReadout:
+        """The latent that tells each value of a label best here, judged on other recordings.
+
+        Args:
+            label: `"phone"`, `"manner"`, `"word"`, `"speaker"`, ...: one of `frame_labels`.
+            judged_on: The same autoencoder's latents of recordings that chose nothing.
+            choose: By the greatest `"f1"` or `"auroc"`.
+
+        Raises:
+            InputError: No such label on one of the sides.
+        """
+        sides = []
+        for side in (self, judged_on):
+            known = {each.name: each for each in frame_labels(side.windows, side.n_positions)}
+            if label not in known:
+                raise InputError(f"no label {label!r}; there are {', '.join(known)}.")
+            sides += [side.frames, known[label]]
+        return readout(*sides, choose=choose)
 
 
 @torch.no_grad()
@@ -142,33 +165,21 @@ def frame_labels(recordings: Any, n_positions: Sequence[int] | Tensor) -> list[L
     """What is known about each encoder position, of all recordings one after the other.
 
     Args:
-        recordings: With `.words`, or `.speaker`, or both.
+        recordings: What `latents_by_speech` takes, or windows.
         n_positions: How many positions of each count: `mel.n_positions`.
 
     Returns:
-        `"word"`, `"position"` (which word of the text, from 1), `"silence"`
-        (whether no word is said in the middle of the position), `"speaker"`.
-        Frames between words have no `"word"` and no `"position"`.
+        `"word"`, `"position"` (which word of the text, from 1), whatever else
+        changes in time, such as `"phone"`, `"silence"` (whether no word is said
+        in the middle of the position), `"speaker"`, and those columns of a
+        manifest that a sound may tell, such as `"sex"`. Frames between words
+        have no `"word"` and no `"position"`.
     """
     known = _known(recordings)
     lengths = [int(each) for each in n_positions]
     if len(lengths) != len(known):
         raise InputError(f"{len(lengths)} n_positions and {len(known)} recordings.")
-    spoken: list[str | None] = []
-    place: list[int | None] = []
-    for recording, length in zip(known, lengths, strict=True):
-        words = recording.words or ()
-        numbered = [(word.start_s, word.end_s, i) for i, word in enumerate(words)]
-        numbers = values_of_steps(numbered, length, POSITION_S)
-        spoken += [None if i is None else words[i].word for i in numbers]
-        place += [None if i is None else i + 1 for i in numbers]
-    labels = _speakers(known, lengths)
-    if all(recording.words is not None for recording in known):
-        silence = ["silence" if word is None else "speech" for word in spoken]
-        if any(word is not None for word in spoken):
-            labels = [Labels.of("word", spoken), Labels.of("position", place), *labels]
-        labels.append(Labels.of("silence", silence, ["speech", "silence"]))
-    return labels
+    return position_labels(known, lengths)
 
 
 def word_labels(recordings: Any) -> list[Labels]:
@@ -248,10 +259,12 @@ def _known(recordings: Any) -> list[Any]:
     if not known:
         raise InputError("there are no recordings; pass at least one.")
     for i, recording in enumerate(known):
-        if recording.words is None and recording.speaker is None:
+        timed = recording.spans if isinstance(recording, AudioWindow) else recording.timed
+        if recording.words is None and recording.speaker is None and not timed:
             raise InputError(
                 f"recording {i} has neither words nor a speaker, so that there is nothing to tell. "
-                "Give it a label `speaker`, or `words`, a list of [start_s, end_s, word]."
+                "Give it a label `speaker`, or words by align_words, align_phones or "
+                "add_alignments of hooked_whisper.data."
             )
         for word in recording.words or ():
             if not 0 <= word.start_s < word.end_s:
