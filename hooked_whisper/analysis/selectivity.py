@@ -287,7 +287,7 @@ def _selectivity_of(active: ActiveLatents, labels: Labels, unit: Unit) -> LabelS
     totals = torch.bincount(labels.ids[labels.ids >= 0], minlength=n_values)
     ranks = torch.zeros(active.d_sae, n_values, dtype=torch.float64)
     on = torch.zeros(active.d_sae, n_values, dtype=torch.int64)
-    for first, last in _runs_of_latents(active.offsets):
+    for first, last in runs_of_latents(active.offsets):
         entries = slice(int(active.offsets[first]), int(active.offsets[last]))
         ids = labels.ids[active.vectors[entries].long()]
         latent = torch.arange(first, last).repeat_interleave(active.n_active[first:last]) - first
@@ -304,12 +304,12 @@ def _selectivity_of(active: ActiveLatents, labels: Labels, unit: Unit) -> LabelS
     scale = 1.0 if unit == "nats" else math.log(2)
     joint = torch.stack([on.double(), n - on.double()], dim=-1)  # [latent value active]
     against = joint.sum(dim=1, keepdim=True) - joint
-    of_value = _information(torch.stack([joint, against], dim=-2)) / scale
-    of_all = _information(joint) / scale
+    of_value = mutual_information(torch.stack([joint, against], dim=-2)) / scale
+    of_all = mutual_information(joint) / scale
     return LabelSelectivity(labels.name, labels.values, totals, score, of_value, of_all, unit)
 
 
-def _runs_of_latents(offsets: Int64[Tensor, " latent_plus_1"]) -> list[tuple[int, int]]:
+def runs_of_latents(offsets: Int64[Tensor, " latent_plus_1"]) -> list[tuple[int, int]]:
     """Runs of latents with not too many entries each, but one latent at least."""
     parts, first = [], 0
     n = len(offsets) - 1
@@ -356,7 +356,7 @@ def _rank_sums(
     return sums + off_rank[:, None] * (totals - on), on
 
 
-def _information(counts: Float64[Tensor, "*batch some other"]) -> Float64[Tensor, "*batch"]:
+def mutual_information(counts: Float64[Tensor, "*batch some other"]) -> Float64[Tensor, "*batch"]:
     """Mutual information in nats of two variables, from how often they meet.
 
     Source: Cover and Thomas 2006, equation 2.28.

@@ -11,9 +11,11 @@ from typing import Any
 
 from hooked_whisper.analysis.selectivity import Labels
 from hooked_whisper.config import POSITION_S
+from hooked_whisper.data.labelling import PHONE
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.windows import AudioWindow
 from hooked_whisper.speech.labels import TimedLabel, values_of_steps
+from hooked_whisper.speech.phones import in_order
 
 SAID = ["speech", "silence"]
 """The values of the label `silence`."""
@@ -63,11 +65,20 @@ def position_labels(
             columns.setdefault(name, [None] * total)[at : at + n] = values
         at += n
     labels = [
-        Labels.of(name, column, SAID if name == "silence" else None)
+        Labels.of(name, column, _values(name, column))
         for name, column in columns.items()
         if any(value is not None for value in column)
     ]
     return labels + _column_labels(known, n_positions, {label.name for label in labels})
+
+
+def _values(name: str, column: Sequence[Any]) -> list[Any] | None:
+    """The order of a label's values where it is not the alphabet's."""
+    if name == "silence":
+        return SAID
+    if name == PHONE:
+        return in_order({value for value in column if value is not None})
+    return None
 
 
 def _are_words(pieces: Sequence[TimedLabel], words: Sequence[TimedLabel] | None) -> bool:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from hooked_whisper.analysis.selectivity import ActiveLatents, Labels, selectivity
+from hooked_whisper.analysis.selectivity import Labels, selectivity
 from hooked_whisper.data.position_labels import position_labels
 from hooked_whisper.reports.feature_activations import FeatureActivations, token_names
 from hooked_whisper.reports.sites import FeatureSite
@@ -27,9 +26,8 @@ class FeatureLabels:
     Args:
         labels: Names of labels and their values.
         best: For each feature the numbers in `labels` of the values that it
-            tells best, with the AUROC, the information in bits and the greatest
-            F1 of a threshold, best AUROC first; none for features that are
-            never active.
+            tells best, with the AUROC, the information in bits and the F1; the
+            most bits first; none for features that are never active.
     """
 
     labels: list[tuple[str, str]]
@@ -39,8 +37,7 @@ class FeatureLabels:
 def feature_labels(activations: FeatureActivations, site: FeatureSite) -> FeatureLabels:
     """What each feature tells best, over positions; no labels where nothing is known of them.
 
-    AUROC is of the activation, the information of whether a feature is on: a
-    latent that is not 0, a neuron over 0.
+    AUROC is of the activation; F1 and information are at the threshold of the greatest F1.
     """
     active = activations.active
     known = _labels_of(activations, site)
@@ -59,37 +56,19 @@ def feature_labels(activations: FeatureActivations, site: FeatureSite) -> Featur
     if not labels:
         return FeatureLabels(labels, best)
     found = selectivity(active, known)
-    on = found if site.kind == "latent" else selectivity(activations.positive(), known)
-    names = [label.name for label in known]
-    auroc = torch.stack([found[names[number]].auroc[:, i] for number, i in told], dim=1)
-    bits = torch.stack([on[names[number]].information[:, i] for number, i in told], dim=1)
+    best_of = [best_f1(active, label) for label in known]
+    auroc = torch.stack([found[known[of].name].auroc[:, i] for of, i in told], dim=1)
     auroc = auroc.nan_to_num(nan=0.0)
-    order = auroc.argsort(dim=1, descending=True, stable=True)[:, :N_BEST]
-    f1 = _f1(active, known, told, order)
+    bits = torch.stack([best_of[of].information[:, i] for of, i in told], dim=1)
+    f1 = torch.stack([best_of[of].f1[:, i] for of, i in told], dim=1)
+    # Not by AUROC, which among hundreds of values is greatest for one of the rarest.
+    order = bits.argsort(dim=1, descending=True, stable=True)[:, :N_BEST]
     for row in (active.n_active > 0).nonzero()[:, 0].tolist():
         best[row] = [
             (i, float(auroc[row, i]), float(bits[row, i]), float(f1[row, i]))
             for i in order[row].tolist()
         ]
     return FeatureLabels(labels, best)
-
-
-def _f1(
-    active: ActiveLatents,
-    known: list[Labels],
-    told: list[tuple[int, int]],
-    order: Int64[Tensor, "feature best"],
-) -> Float64[Tensor, "feature told"]:
-    """The greatest F1 of each feature for those values that it tells best; 0 for the others."""
-    f1 = torch.zeros(len(order), len(told), dtype=torch.float64)
-    is_best = torch.zeros_like(f1, dtype=torch.bool).scatter_(1, order, True)
-    for number, label in enumerate(known):
-        places = [place for place, (own, _) in enumerate(told) if own == number]
-        values = [told[place][1] for place in places]
-        asked = torch.zeros(len(order), len(label.values), dtype=torch.bool)
-        asked[:, values] = is_best[:, places]
-        f1[:, places] = best_f1(active, label, asked)[0][:, values]
-    return f1
 
 
 def _labels_of(activations: FeatureActivations, site: FeatureSite) -> list[Labels]:

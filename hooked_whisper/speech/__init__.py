@@ -6,6 +6,7 @@ Nothing here knows a model; sizes come in as numbers or as a configuration.
 from hooked_whisper.speech.audio import load_audio
 from hooked_whisper.speech.labels import TimedLabel
 from hooked_whisper.speech.mel import Mel, check_mel, to_mel
+from hooked_whisper.speech.phones import MANNER, PLACE
 from hooked_whisper.speech.tokens import (
     check_tokens,
     get_tokenizer,
@@ -17,6 +18,8 @@ from hooked_whisper.speech.tokens import (
 from hooked_whisper.speech.wer import word_error_rate
 
 __all__ = [
+    "MANNER",
+    "PLACE",
     "Mel",
     "TimedLabel",
     "check_mel",

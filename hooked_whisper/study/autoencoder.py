@@ -1,6 +1,5 @@
 """The autoencoder: given, or trained on the recordings; how well it does, what its latents tell."""
 
-import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,11 @@ from hooked_whisper import HookedWhisper
 from hooked_whisper.analysis import speech_vectors
 from hooked_whisper.data import Recording, load_windows, window_batches
 from hooked_whisper.display import table
-from hooked_whisper.errors import SpliceError, StoreMismatchError, TrainingError
+from hooked_whisper.errors import InputError, SpliceError, StoreMismatchError, TrainingError
 from hooked_whisper.figures import plot_density, plot_training
 from hooked_whisper.io import make_folder
 from hooked_whisper.sae import (
+    LabelReadout,
     TrainingConfig,
     evaluate_sae,
     judge_reconstruction,
@@ -30,10 +30,12 @@ from hooked_whisper.sae import (
     splice_site,
     train_sae,
 )
-from hooked_whisper.speech import has_tokenizer
+from hooked_whisper.speech import MANNER, PLACE, has_tokenizer
 from hooked_whisper.store import Epochs, harvest
 from hooked_whisper.study.report import Exhibit, Section, exhibit, section
 
+MOST_VALUES = 60
+"""Values of a label that a table has."""
 STORE, SAE_FOLDER = "activations", "sae"
 """What a study's folder calls the store and the autoencoder that it trains."""
 
@@ -51,6 +53,10 @@ MEASURES = [
     ("word error rate of the model", "transcripts", "wer_model"),
 ]
 """What the report's table has of an autoencoder's quality."""
+
+
+TOLD = ("word", "phone", "manner", "place", "speaker")
+"""Labels that latents are held against."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,28 +96,28 @@ class Autoencoder:
 
     def telling_latents(
         self, train: Sequence[Recording], kept: Sequence[Recording], *, progress: bool
-    ) -> list[dict[str, Any]] | None:
-        """For each word and speaker the latent that tells it; None where nothing is known of them.
+    ) -> list[LabelReadout]:
+        """For each value of the labels `TOLD` the latent that tells it, where something is known.
 
-        Chosen on some recordings, and judged on the others: `auroc` is NaN where a
-        value does not occur in these.
+        Chosen on some recordings, and judged on the others, by the values that both have.
         """
         known = [*train, *kept]
-        has_words = all(recording.words is not None for recording in known)
-        if not has_words and any(recording.speaker is None for recording in known):
-            return None
+        if any(each.words is None and each.speaker is None and not each.timed for each in known):
+            return []
         options: dict[str, Any] = {"batch_size": 4, "progress": progress}
         chosen, judged = (
-            latents_by_speech(self.sae, self.model, some, self.hook_name, **options).selectivity()
+            latents_by_speech(self.sae, self.model, some, self.hook_name, **options)
             for some in (train, kept)
         )
-        keys = ["label", "value", "latent"]
-        several = [name for name, label in chosen.labels.items() if len(label.values) > 1]
-        best = chosen.best()[[*keys, "auroc"]].rename(columns={"auroc": "chosen_auroc"})
-        best = best[best["label"].isin({"word", "speaker"}.intersection(several))]
-        found = best.merge(judged.to_dataframe()[[*keys, "auroc"]], how="left", on=keys)
-        found["density"] = judged.density[found["latent"].tolist()].numpy()
-        return found.to_dict("records")
+        found = []
+        for label in TOLD:
+            try:
+                readout = chosen.readout(label, judged)
+            except InputError:  # nothing is known of it, or nothing on both sides
+                continue
+            if len(readout.values) > 1:
+                found.append(readout)
+        return found
 
 
 def given(model: HookedWhisper, sae: Any, hook_name: str | None) -> Autoencoder:
@@ -177,7 +183,7 @@ def trained(
 def features_section(
     autoencoder: Autoencoder,
     quality: dict[str, Any],
-    telling: list[dict[str, Any]] | None,
+    telling: Sequence[LabelReadout],
     links: Sequence[tuple[str, str]],
 ) -> Section:
     """Quality, density, training and the latents that tell words."""
@@ -188,15 +194,18 @@ def features_section(
         "n_latents": len(density),
         "quality": quality,
         "training": list(autoencoder.log[-1:]),
-        "latents_that_tell": telling,
+        "latents_that_tell": [
+            {"label": each.name, **row}
+            for each in telling
+            for row in each.to_dataframe().to_dict("records")
+        ],
     }
     exhibits = [_quality(quality), _density(density)]
     if autoencoder.log:
         figure = plot_training(list(autoencoder.log), title="Training of the autoencoder")
         found = {"n_rows": autoencoder.n_rows, "judged": quality, **autoencoder.log[-1]}
         exhibits.append(exhibit("sae_training", figure=figure, **found))
-    if telling:
-        exhibits.append(_telling(telling))
+    exhibits += _telling(telling)
     return section("features", numbers, exhibits, links=links)
 
 
@@ -225,14 +234,37 @@ def _density(density: Tensor) -> Exhibit:
     )
 
 
-def _telling(telling: list[dict[str, Any]]) -> Exhibit:
-    label = telling[0]["label"]
-    of_label = [each["auroc"] for each in telling if each["label"] == label]
-    judged = [auroc for auroc in of_label if not math.isnan(auroc)]
-    header = ["label", "value", "latent", "AUROC where chosen", "AUROC where judged", "active on"]
+def _telling(telling: Sequence[LabelReadout]) -> list[Exhibit]:
+    """What single latents tell, and of phones which they take for which."""
+    header = ["label", "values", "mean AUROC", "mean F1", "told right", "positions"]
     rows = [
-        [label, value, str(latent), *numbers]
-        for label, value, latent, *numbers in (each.values() for each in telling)
+        [
+            each.name,
+            len(each.values),
+            each.mean_auroc,
+            each.mean_f1,
+            each.accuracy,
+            int(each.n.sum()),
+        ]
+        for each in telling
     ]
-    shown = table(header, rows)
-    return exhibit("sae_latents", table=shown, label=label, n=len(of_label), judged=judged)
+    found = [exhibit("sae_latents", table=table(header, rows) if rows else None, rows=rows)]
+    for each in telling:
+        frame = each.to_dataframe().sort_values("f1", ascending=False)
+        frame = frame[["value", "latent", "n", "auroc", "f1", "precision", "recall"]]
+        frame["latent"] = frame["latent"].astype(str)
+        shown = table(list(frame), frame.to_numpy().tolist(), most=MOST_VALUES)
+        about = {"label": each.name, "n": len(each.values), "best": frame.iloc[0].to_dict()}
+        found.append(exhibit("sae_values", called=f"sae_{each.name}", table=shown, **about))
+        if each.name == "phone":
+            figure = each.plot()
+            found.append(exhibit("sae_confusion", figure=figure, accuracy=each.accuracy))
+            for by, groups in (("manner", MANNER), ("place", PLACE)):
+                shares = each.confusion_table(groups)
+                own = {name: float(shares.loc[name, name]) for name in shares.index}
+                about = {"by": by, "best": max(own.items(), key=lambda item: item[1])}
+                figure = each.plot(groups)
+                found.append(
+                    exhibit("sae_groups", called=f"sae_confusion_{by}", figure=figure, **about)
+                )
+    return found

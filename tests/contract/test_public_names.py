@@ -80,8 +80,8 @@ ROOMS = {
         top_activations
     """,
     "figures": """
-        plot_attribution plot_by_layer plot_cosine_matrix plot_cross_attention plot_density
-        plot_encoder_lens plot_entropy plot_head_scores plot_histograms plot_latents
+        plot_attribution plot_by_layer plot_confusion plot_cosine_matrix plot_cross_attention
+        plot_density plot_encoder_lens plot_entropy plot_head_scores plot_histograms plot_latents
         plot_logit_lens plot_mel plot_offsets plot_patching plot_pattern plot_patterns plot_probes
         plot_sources plot_sweep plot_training plot_trajectories
     """,
@@ -120,10 +120,10 @@ ROOMS = {
         ARCHITECTURES ActivationSource BatchTopKConfig BatchTopKSAE Clip GatedConfig GatedSAE
         JumpReLUConfig JumpReLUSAE MatryoshkaConfig MatryoshkaSAE MemoryActivations
         ModelActivations ReLUConfig ReLUSAE Reconstruction SAE SAEConfig SAEEvaluation
-        SkipTranscoder SkipTranscoderConfig SpliceSite TensorBoardLog TopKConfig TopKSAE
-        TrainingConfig TrainingLog Transcoder TranscoderConfig WandbLog
+        LabelReadout SkipTranscoder SkipTranscoderConfig SpliceSite TensorBoardLog TopKConfig
+        TopKSAE TrainingConfig TrainingLog Transcoder TranscoderConfig WandbLog best_f1
         decoder_cosines decoder_stability evaluate_sae evaluate_saes frame_labels
-        judge_reconstruction latents_by_speech load_sae load_suite make_sae recording_labels
+        judge_reconstruction latents_by_speech load_sae load_suite make_sae readout recording_labels
         save_sae selectivity splice_site top_clips train_sae train_saes word_labels
     """,
 }

@@ -64,6 +64,12 @@ CASES: dict[str, Callable[[], Any]] = {
         {"norm": {"encoder": 9 * wave(4), "decoder": wave(4)}, "kurtosis": {"encoder": wave(4)}},
         layers=["embed", "0", "1", "2"],
     ),
+    "plot_confusion": lambda: figures.plot_confusion(
+        wave(3, 4),
+        ["plosive", "nasal", "vowel"],
+        ["plosive", "nasal", "vowel", "(none)"],
+        title="By",
+    ),
     "plot_cosine_matrix": lambda: figures.plot_cosine_matrix(
         1.4 * wave(4, 4) - 0.4, ["embed", "0", "1", "2"]
     ),

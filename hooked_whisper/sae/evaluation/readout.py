@@ -1,14 +1,21 @@
 """What the best latent for each value of a label tells, on vectors that did not choose it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from hooked_whisper.analysis.selectivity import ActiveLatents, Labels, selectivity
+from hooked_whisper.analysis.selectivity import (
+    ActiveLatents,
+    Labels,
+    mutual_information,
+    runs_of_latents,
+    selectivity,
+)
 from hooked_whisper.display import box, table
 from hooked_whisper.errors import InputError
 
@@ -176,8 +183,7 @@ def readout(
         )
     values = _values_of_both(labels, judged_labels)
     labels, judged_labels = _with_values(labels, values), _with_values(judged_labels, values)
-    f1, thresholds = best_f1(chosen_on, labels)
-    score = f1
+    score, thresholds, _ = best_f1(chosen_on, labels)
     if choose == "auroc":
         score = selectivity(chosen_on, labels)[labels.name].auroc.nan_to_num(nan=0.0)
     score = torch.where((chosen_on.n_active < _MOST_CHOSEN_ON)[:, None], -1.0, score)
@@ -209,88 +215,108 @@ def readout(
     )
 
 
-def best_f1(
-    active: ActiveLatents,
-    labels: Labels,
-    asked: Bool[Tensor, "latent value"] | None = None,
-) -> tuple[Float64[Tensor, "latent value"], Float64[Tensor, "latent value"]]:
-    """The greatest F1 of each latent for each value over all thresholds, and the threshold.
+class BestF1(NamedTuple):
+    """The greatest F1 of each latent for each value over all thresholds.
 
     A latent says yes where it is at least as active as the threshold, which is over 0 for latents
-    that are never negative. 0, with an infinite threshold, where it never is active.
+    that are never negative.
+
+    Args:
+        f1: 0 where a latent never is active on the value.
+        thresholds: Infinite there.
+        information: Of what the latent says there and whether the vector has the value, in bits.
+    """
+
+    f1: Float64[Tensor, "latent value"]
+    thresholds: Float64[Tensor, "latent value"]
+    information: Float64[Tensor, "latent value"]
+
+
+def best_f1(active: ActiveLatents, labels: Labels) -> BestF1:
+    """The greatest F1 of each latent for each value over all thresholds.
 
     Args:
         active: The latents.
         labels: What is known about each vector.
-        asked: For which latents and values; None is all. The others are 0.
 
     >>> labels = Labels.of("digit", ["one", "one", "two"])
-    >>> best_f1(ActiveLatents.of(torch.tensor([[2.0], [1.0], [0.5]])), labels)[0]
+    >>> best_f1(ActiveLatents.of(torch.tensor([[2.0], [1.0], [0.5]])), labels).f1
     tensor([[1.0000, 0.5000]], dtype=torch.float64)
     """
-    n_values = len(labels.values)
-    best = torch.zeros(active.d_sae, n_values, dtype=torch.float64)
-    thresholds = torch.full_like(best, torch.inf)
-    totals = torch.bincount(labels.ids[labels.ids >= 0], minlength=n_values)
-    for value in range(n_values):
-        latents = torch.arange(active.d_sae)
-        if asked is not None:
-            latents = asked[:, value].nonzero()[:, 0]
-        entries, latent = _entries_of(active, latents)
+    totals = torch.bincount(labels.ids[labels.ids >= 0], minlength=len(labels.values))
+    parts = []
+    for first, last in runs_of_latents(active.offsets):
+        entries = slice(int(active.offsets[first]), int(active.offsets[last]))
         ids = labels.ids[active.vectors[entries].long()]
+        latent = torch.arange(last - first).repeat_interleave(active.n_active[first:last])
         known = ids >= 0
-        best[latents, value], thresholds[latents, value] = _best_f1(
-            active.activations[entries][known].double(),
-            latent[known],
-            ids[known] == value,
-            (int(totals[value]), int(totals.sum())),
-            len(latents),
+        parts.append(
+            _best_f1(
+                active.activations[entries][known], latent[known], ids[known], totals, last - first
+            )
         )
-    return best, thresholds
-
-
-def _entries_of(
-    active: ActiveLatents, latents: Int64[Tensor, " some"]
-) -> tuple[Int64[Tensor, " entry"], Int64[Tensor, " entry"]]:
-    """The entries of some latents, and the place of each one's latent among these."""
-    counts = active.n_active[latents]
-    begins = counts.cumsum(0) - counts
-    latent = torch.arange(len(latents)).repeat_interleave(counts)
-    return torch.arange(len(latent)) + (active.offsets[latents] - begins)[latent], latent
+    yes, right, thresholds = map(torch.cat, zip(*parts, strict=True))
+    no = totals.sum() - yes
+    counts = torch.stack([right, yes - right, totals - right, no - totals + right], dim=-1)
+    return BestF1(
+        2 * right.double() / (yes + totals).clamp(min=1),
+        thresholds,
+        mutual_information(counts.double().unflatten(-1, (2, 2))) / math.log(2),
+    )
 
 
 def _best_f1(
-    activations: Float64[Tensor, " entry"],
+    activations: Float[Tensor, " entry"],
     latent: Int64[Tensor, " entry"],
-    is_value: Bool[Tensor, " entry"],
-    totals: tuple[int, int],
+    ids: Int64[Tensor, " entry"],
+    totals: Int64[Tensor, " value"],
     n_latents: int,
-) -> tuple[Float64[Tensor, " latent"], Float64[Tensor, " latent"]]:
-    """The greatest F1 of each latent for one value; entries come as `ActiveLatents` has them."""
-    n_value, n_all = totals
-    best = torch.zeros(n_latents, dtype=torch.float64)
-    thresholds = torch.full_like(best, torch.inf)
-    if not len(latent) or not n_value:
-        return best, thresholds
+) -> tuple[
+    Int64[Tensor, "latent value"], Int64[Tensor, "latent value"], Float64[Tensor, "latent value"]
+]:
+    """How many vectors get a yes at the best threshold, how many of them rightly, and it.
+
+    Of some latents, whose entries come as `ActiveLatents` has them. A threshold between two
+    vectors of a value says no more of them than the upper one does, but yes to more others: only
+    the activations of the value's own vectors are tried for it.
+    """
+    n_values, m = len(totals), len(latent)
     n = torch.bincount(latent, minlength=n_latents)
-    ends = n.cumsum(0)
-    hits = torch.cat([torch.zeros(1, dtype=torch.float64), is_value.double().cumsum(0)])
-    place = torch.arange(len(latent))
-    n_yes = (ends[latent] - place).double()
-    n_right = hits[ends[latent]] - hits[place]
+    new = torch.ones(m, dtype=torch.bool)
+    new[1:] = (activations[1:] != activations[:-1]) | (latent[1:] != latent[:-1])
+    starts = new.nonzero()[:, 0]  # equals say yes together
+    n_yes = n.cumsum(0)[latent] - starts[new.cumsum(0) - 1]
+    cell = latent * n_values + ids
+    order = cell.argsort(stable=True)
+    in_cell = torch.bincount(cell, minlength=n_latents * n_values)
+    n_right = torch.empty(m, dtype=torch.int64)
+    n_right[order] = in_cell.cumsum(0)[cell[order]] - torch.arange(m)
     # What is not listed is 0, and says yes with every threshold below 0.
     below = activations < 0
-    n_yes += below * (n_all - n[latent])
-    n_right += below * (n_value - (hits[ends] - hits[ends - n])[latent])
-    f1 = 2 * n_right / (n_yes + n_value)
-    first = torch.ones(len(latent), dtype=torch.bool)
-    first[1:] = (activations[1:] != activations[:-1]) | (latent[1:] != latent[:-1])
-    f1 = torch.where(first, f1, 0.0)  # equals say yes together
-    best.scatter_reduce_(0, latent, f1, "amax")
-    is_best = (f1 == best[latent]) & (f1 > 0)
-    own = torch.full_like(best, -torch.inf)
-    own.scatter_reduce_(0, latent[is_best], activations[is_best], "amax")
-    return best, torch.where(own == -torch.inf, thresholds, own)
+    n_yes = n_yes + below * (totals.sum() - n)[latent]
+    n_right = n_right + below * (totals[ids] - in_cell[cell])
+    f1 = 2 * n_right.double() / (n_yes + totals[ids])
+    best = torch.zeros(n_latents * n_values, dtype=torch.float64)
+    best.scatter_reduce_(0, cell, f1, "amax")
+    place = torch.full(best.shape, -1)  # of equally good ones the last, which is most active
+    is_best = (f1 == best[cell]).nonzero()[:, 0]
+    place.scatter_reduce_(0, cell[is_best], is_best, "amax")
+    shape, is_there = (n_latents, n_values), place >= 0
+    yes, right, thresholds = torch.zeros_like(place), torch.zeros_like(place), best + torch.inf
+    yes[is_there], right[is_there] = n_yes[place[is_there]], n_right[place[is_there]]
+    thresholds[is_there] = activations[place[is_there]].double()
+    best, yes, right = best.view(shape), yes.view(shape), right.view(shape)
+    thresholds = thresholds.view(shape)
+    if bool(below.any()):  # then 0 is a threshold as well
+        n_below = torch.bincount(latent[below], minlength=n_latents)
+        below_in_cell = torch.bincount(cell[below], minlength=n_latents * n_values)
+        all_right = totals - below_in_cell.view(shape)
+        all_yes = (totals.sum() - n_below)[:, None].expand(shape)
+        is_better = 2 * all_right.double() / (all_yes + totals) > best
+        is_better &= (n_below > 0)[:, None]
+        yes, right = torch.where(is_better, all_yes, yes), torch.where(is_better, all_right, right)
+        thresholds = thresholds.masked_fill(is_better, 0.0)
+    return yes, right, thresholds
 
 
 def _values_of_both(labels: Labels, judged: Labels) -> tuple[str, ...]:

@@ -97,13 +97,14 @@ class LatentsBySpeech:
         Raises:
             InputError: No such label on one of the sides.
         """
-        sides = []
-        for side in (self, judged_on):
-            known = {each.name: each for each in frame_labels(side.windows, side.n_positions)}
-            if label not in known:
-                raise InputError(f"no label {label!r}; there are {', '.join(known)}.")
-            sides += [side.frames, known[label]]
-        return readout(*sides, choose=choose)
+        own, others = self._frame_label(label), judged_on._frame_label(label)
+        return readout(self.frames, own, judged_on.frames, others, choose)
+
+    def _frame_label(self, name: str) -> Labels:
+        known = {each.name: each for each in frame_labels(self.windows, self.n_positions)}
+        if name not in known:
+            raise InputError(f"no label {name!r}; there are {', '.join(known)}.")
+        return known[name]
 
 
 @torch.no_grad()

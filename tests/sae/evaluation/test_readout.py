@@ -1,11 +1,19 @@
 """What single latents tell of a label, against scikit-learn and loops over all thresholds."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
+from sklearn.metrics import (
+    f1_score,
+    mutual_info_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
+import hooked_whisper.analysis.selectivity
 from hooked_whisper.analysis.selectivity import ActiveLatents, Labels
 from hooked_whisper.errors import InputError
 from hooked_whisper.figures import plot_confusion
@@ -28,26 +36,29 @@ def draw(seed: int, n: int, *, signed: bool = False) -> tuple[torch.Tensor, list
 @pytest.mark.parametrize("signed", [False, True], ids=["zeros", "signed"])
 def test_the_best_f1_is_that_of_a_loop_over_thresholds(signed: bool) -> None:
     x, said = draw(0, 90, signed=signed)
-    f1, thresholds = best_f1(ActiveLatents.of(x), Labels.of("phone", said, VALUES))
+    f1, thresholds, bits = best_f1(ActiveLatents.of(x), Labels.of("phone", said, VALUES))
     known = torch.tensor([value is not None for value in said])
     for latent in range(x.shape[1]):
         column = x[known, latent]
         for i, value in enumerate(VALUES):
             true = [each == value for each in said if each is not None]
-            tried = column[column != 0].unique().tolist()  # 0 itself is no activity
+            tried = column[column != 0].unique().tolist()  # 0 itself is no activity,
+            tried += [0.0] if signed else []  # but where activations are below it
             scores = {each: f1_score(true, (column >= each).tolist()) for each in tried}
             assert float(f1[latent, i]) == pytest.approx(max(scores.values()))
             assert scores[float(thresholds[latent, i])] == pytest.approx(float(f1[latent, i]))
+            yes = (column >= thresholds[latent, i]).tolist()
+            nats = mutual_info_score(true, yes)
+            assert float(bits[latent, i]) == pytest.approx(nats / math.log(2), abs=1e-9)
 
 
-def test_only_what_is_asked_for_is_computed() -> None:
+def test_latents_are_looked_at_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     x, said = draw(0, 60)
     active, labels = ActiveLatents.of(x), Labels.of("phone", said, VALUES)
-    asked = torch.rand(7, 3) > 0.5
-    some, thresholds = best_f1(active, labels, asked)
-    every, _ = best_f1(active, labels)
-    torch.testing.assert_close(some, torch.where(asked, every, 0.0))
-    assert bool(thresholds[~asked].isinf().all())
+    whole = best_f1(active, labels)
+    monkeypatch.setattr(hooked_whisper.analysis.selectivity, "_ENTRIES_AT_ONCE", 50)
+    for some, all_at_once in zip(best_f1(active, labels), whole, strict=True):
+        assert torch.equal(some, all_at_once)
 
 
 @pytest.mark.parametrize("choose", ["f1", "auroc"])
