@@ -4,6 +4,38 @@ from .mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "aligner-early",
+        "a step of the aligner counts from where its window begins",
+        "speech/phone_alignment.py",
+        "_CENTRE_S = 0.0256 / 2 - STEP_S / 2",
+        "_CENTRE_S = -STEP_S / 2",
+        ("speech/test_phone_alignment.py",),
+    ),
+    Mutant(
+        "unknown-phones",
+        "a guess at how a word sounds counts as its phones",
+        "speech/phone_alignment.py",
+        "if word not in unknown\n",
+        "if word\n",
+        ("speech/test_phone_alignment.py",),
+    ),
+    Mutant(
+        "column-repeats",
+        "a column whose values never repeat is a label",
+        "data/position_labels.py",
+        "len(counts) > 1 and n_repeated >= len(texts) / 2",
+        "len(counts) > 1",
+        ("data/test_position_labels.py",),
+    ),
+    Mutant(
+        "f1-ties",
+        "of equal activations only some say yes",
+        "sae/evaluation/readout.py",
+        "n.cumsum(0)[latent] - starts[new.cumsum(0) - 1]",
+        "n.cumsum(0)[latent] - torch.arange(m)",
+        ("sae/evaluation/test_readout.py",),
+    ),
+    Mutant(
         "m13-padding",
         "the last frame before the padding counts as padding",
         "speech/mel.py",

@@ -15,8 +15,8 @@ MUTANTS = [
         "interval-end",
         "a timed label holds at its end, too",
         "speech/labels.py",
-        "if piece.start_s <= time < piece.end_s), None)",
-        "if piece.start_s <= time <= piece.end_s), None)",
+        "(piece.start_s <= times) & (times < piece.end_s)",
+        "(piece.start_s <= times) & (times <= piece.end_s)",
         ("speech/test_labels.py", "store/test_reader.py"),
     ),
     Mutant(
