@@ -5,16 +5,14 @@ place of openai-whisper's class and give the same results; hooks fire all the
 way through.
 """
 
-import base64
-import gzip
+import warnings
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_whisper.config import SAMPLE_RATE_HZ, HookedWhisperConfig
+from hooked_whisper.config import SAMPLE_RATE_HZ
 from hooked_whisper.model.calls import WhisperBase
 from hooked_whisper.model.generate import TokenRules, Unpack
 from hooked_whisper.model.kv_cache import KVCache
@@ -22,6 +20,7 @@ from hooked_whisper.model.language import warn_english_only
 from hooked_whisper.speech.audio import load_audio
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import get_tokenizer
+from hooked_whisper.weights.alignment_heads import as_heads, default_heads
 
 
 class TranscribeOptions(TokenRules, total=False):
@@ -49,18 +48,38 @@ class TranscribeOptions(TokenRules, total=False):
     fp16: bool
 
 
-def default_alignment_heads(cfg: HookedWhisperConfig) -> Bool[Tensor, "layer head"]:
-    """The cross-attention heads that word timing uses unless told: those of the upper layers."""
-    heads = torch.zeros(cfg.n_text_layers, cfg.n_text_heads, dtype=torch.bool, device="cpu")
-    heads[cfg.n_text_layers // 2 :] = True
-    return heads
+def set_alignment_heads(model: WhisperBase, heads: Any) -> None:
+    """The heads of cross-attention that word timing reads.
+
+    Args:
+        heads: Pairs of layer and head; a boolean mask `[layer head]`; the name of a release,
+            whose own these are; openai-whisper's compressed bytes; a JSON file with
+            `alignment_heads`; or what `find_alignment_heads` found.
+
+    Raises:
+        CheckpointError: Something else, or no head at all.
+        WeightShapeError: Heads that this model does not have.
+    """
+    model.alignment_heads = as_heads(heads, model.cfg).to_sparse().to(model.device)
 
 
-def set_alignment_heads(model: WhisperBase, dump: bytes) -> None:
-    """Use the heads of openai-whisper's compressed table for word timing."""
-    flat = np.frombuffer(gzip.decompress(base64.b85decode(dump)), dtype=bool).copy()
-    heads = torch.from_numpy(flat).reshape(model.cfg.n_text_layers, model.cfg.n_text_heads)
-    model.alignment_heads = heads.to_sparse().to(model.device)
+def has_alignment_heads(model: WhisperBase) -> bool:
+    """Whether alignment heads are known; else word timing takes half of all heads."""
+    own = model.alignment_heads.to_dense().cpu()
+    return not torch.equal(own.bool(), default_heads(model.cfg))
+
+
+def warn_of_heads(model: WhisperBase) -> None:
+    """Say that word times come of heads of which nothing is known."""
+    if not has_alignment_heads(model):
+        warnings.warn(
+            "no alignment heads are known for this model, so that word times come from all heads "
+            f"of its decoder layers from {model.cfg.n_text_layers // 2} on, as openai-whisper's "
+            "do, and are less exact. find_alignment_heads(model, recordings) finds better ones; "
+            "known ones go to model.set_alignment_heads(...) or "
+            "from_pretrained(..., alignment_heads=...).",
+            stacklevel=3,
+        )
 
 
 def embed_audio(
@@ -146,6 +165,8 @@ def transcribe(
     from whisper.transcribe import transcribe
 
     _check_prompt(model, kwargs.get("language"), kwargs.get("task"))
+    if kwargs.get("word_timestamps"):
+        warn_of_heads(model)
     if rate_hz is None and hasattr(audio, "shape"):
         rate_hz = SAMPLE_RATE_HZ
     samples = load_audio(audio, rate_hz)

@@ -31,6 +31,7 @@ from hooked_whisper.model.encoder import Encoder, MelInput
 from hooked_whisper.model.layers import next_token_loss
 from hooked_whisper.speech import tokens as speech_tokens
 from hooked_whisper.speech.mel import Mel, to_mel
+from hooked_whisper.weights.alignment_heads import default_heads
 from hooked_whisper.weights.huggingface import from_hf_state
 from hooked_whisper.weights.loaded import LoadedWeights, assign_weights
 from hooked_whisper.weights.native import save_weights
@@ -65,7 +66,7 @@ class HookedWhisper(WhisperBase):
         self.cfg = cfg
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
-        heads = openai_api.default_alignment_heads(cfg)
+        heads = default_heads(cfg)
         self.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
         self.setup()
         for flag in FLAGS:
@@ -80,6 +81,7 @@ class HookedWhisper(WhisperBase):
         dtype: torch.dtype = torch.float32,
         download_root: str | os.PathLike[str] | None = None,
         d_vocab: int | None = None,
+        alignment_heads: Any = None,
         fold_ln: bool = False,
         center_writing_weights: bool = False,
         center_unembed: bool = False,
@@ -98,6 +100,8 @@ class HookedWhisper(WhisperBase):
             d_vocab: How many tokens to keep, from the first; None is all. For fine-tunes with
                 added tokens, whose number then means another vocabulary: 51864 for English
                 only, 51865 for 99 languages, 51866 for 100.
+            alignment_heads: What word timing reads, as `set_alignment_heads` takes it; None is
+                what the source names, or those of the release whose weights they are.
             fold_ln: See `process_weights_`.
             center_writing_weights: See `process_weights_`.
             center_unembed: See `process_weights_`.
@@ -113,7 +117,9 @@ class HookedWhisper(WhisperBase):
             WeightShapeError: A tensor of the wrong shape.
         """
         device = as_device(device)
-        loaded = load_weights(source, download_root=download_root, d_vocab=d_vocab)
+        loaded = load_weights(
+            source, download_root=download_root, d_vocab=d_vocab, alignment_heads=alignment_heads
+        )
         model = cls._from_loaded(loaded, device, dtype)
         if fold_ln or center_writing_weights or center_unembed:
             model.process_weights_(fold_ln, center_writing_weights, center_unembed)

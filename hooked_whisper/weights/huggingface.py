@@ -19,6 +19,7 @@ from hooked_whisper.errors import (
     WeightNameError,
     shown,
 )
+from hooked_whisper.weights.alignment_heads import add_known_heads
 from hooked_whisper.weights.files import (
     MemoryTensor,
     StoredTensor,
@@ -121,7 +122,7 @@ def from_hf_state(model: Any, d_vocab: int | None = None) -> LoadedWeights:
         source=f"this {kind}",
         alignment_heads=heads_mask(generation.get("alignment_heads"), cfg, f"this {kind}"),
     )
-    return as_it_says(loaded, told_by(values, generation), d_vocab)
+    return as_it_says(add_known_heads(loaded), told_by(values, generation), d_vocab)
 
 
 def config_from_huggingface(

@@ -8,8 +8,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import nn
 
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import (
@@ -19,6 +18,7 @@ from hooked_whisper.errors import (
     DownloadError,
     shown,
 )
+from hooked_whisper.weights.alignment_heads import release_heads
 from hooked_whisper.weights.files import MemoryTensor, StoredTensor, check_plain, check_types
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.rename import match_tensors, openai_name
@@ -56,7 +56,7 @@ def load_release(name: str, download_root: Any = None) -> LoadedWeights:
     """
     path = download_release(name, download_root)
     loaded = read_openai_file(path, model_name=name)
-    loaded.alignment_heads = _release_heads(name, loaded.cfg)
+    loaded.alignment_heads = release_heads(name, loaded.cfg)
     return loaded
 
 
@@ -150,18 +150,6 @@ def config_from_dims(dims: Any, model_name: str, source: str) -> HookedWhisperCo
 def _cache_folder() -> Path:
     default = os.path.join(os.path.expanduser("~"), ".cache")
     return Path(os.getenv("XDG_CACHE_HOME", default)) / "whisper"
-
-
-def _release_heads(name: str, cfg: HookedWhisperConfig) -> Bool[Tensor, "layer head"]:
-    """The alignment heads of a release: a gzipped mask in base 85, in openai-whisper's registry."""
-    import base64
-    import gzip
-
-    import whisper
-
-    flat = gzip.decompress(base64.b85decode(whisper._ALIGNMENT_HEADS[name]))
-    mask = torch.tensor(list(flat), dtype=torch.bool)
-    return mask.reshape(cfg.n_text_layers, cfg.n_text_heads)
 
 
 def _failure(error: Exception, target: Path) -> str:

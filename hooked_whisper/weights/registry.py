@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from hooked_whisper.config import release_names
 from hooked_whisper.errors import ArchitectureError, DownloadError, SourceError, shown
+from hooked_whisper.weights.alignment_heads import add_known_heads, as_heads
 from hooked_whisper.weights.ctranslate2 import (
     CT2_FILE,
     CT2_KEY,
@@ -62,7 +63,11 @@ class Source:
 
 
 def load_weights(
-    source: Any, *, download_root: Any = None, d_vocab: int | None = None
+    source: Any,
+    *,
+    download_root: Any = None,
+    d_vocab: int | None = None,
+    alignment_heads: Any = None,
 ) -> LoadedWeights:
     """The weights that a source means, with every tensor's name and shape checked.
 
@@ -72,9 +77,10 @@ def load_weights(
         source: `"digits"`, a release of OpenAI, a path, or a hub id; see `resolve`.
         download_root: Cache folder for what is downloaded; openai-whisper's
             or huggingface_hub's own by default.
-
         d_vocab: How many tokens to keep, from the first; None keeps all, after a check that
             their number means the vocabulary that they are.
+        alignment_heads: What `as_heads` takes, instead of what the source names; None also takes
+            those of a release that the weights are.
 
     Raises:
         SourceError: The source leads to no weights.
@@ -85,6 +91,14 @@ def load_weights(
         WeightShapeError: A tensor has another shape than the config gives.
     """
     found = resolve(source)
+    loaded = _read(found, download_root, d_vocab)
+    if alignment_heads is None:
+        return add_known_heads(loaded, Path(found.location) if found.kind == "file" else None)
+    loaded.alignment_heads = as_heads(alignment_heads, loaded.cfg)
+    return loaded
+
+
+def _read(found: Source, download_root: Any, d_vocab: int | None) -> LoadedWeights:
     if found.kind == "release":
         return as_it_says(load_release(found.location, download_root), None, d_vocab)
     if found.kind == "hub":
