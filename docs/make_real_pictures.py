@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import whisper
 from make_pictures import photograph
 
 from hooked_whisper import HookedWhisper, load_audio
@@ -205,7 +204,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "pictures")
     args = parser.parse_args()
     model = HookedWhisper.from_pretrained(args.weights, device="cpu")
-    model.set_alignment_heads(whisper._ALIGNMENT_HEADS["tiny.en"])
     draw(measure(model, args.recording), args.out / "real_whisper.png")
     draw_sweep(model, args.recording, args.out / "real_sweep.png")
     with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hooked_whisper.errors import InputError
+from hooked_whisper.model.openai_api import warn_of_heads
 from hooked_whisper.speech.alignment import AlignmentCollector, words_of_tokens
 from hooked_whisper.speech.tokens import get_tokenizer
 from hooked_whisper.speech.wer import normalizer
@@ -31,6 +32,7 @@ def spoken_words(model: Any, example: Any, n_prompt: int) -> list[SpokenWord]:
 
     Source: `whisper.timing.find_alignment`.
     """
+    warn_of_heads(model)
     eot = get_tokenizer(model.cfg).eot
     row = [*example.tokens[0].tolist(), eot]
     words = words_of_tokens(get_tokenizer(model.cfg), row, n_prompt)

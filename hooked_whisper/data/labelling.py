@@ -18,6 +18,7 @@ from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import LabelError, RecordingsError, shown
 from hooked_whisper.io import write_whole
 from hooked_whisper.model.language import spoken_language
+from hooked_whisper.model.openai_api import warn_of_heads
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.alignment import (
     AlignmentCollector,
@@ -62,6 +63,7 @@ def align_words(
     Source: `whisper.timing.find_alignment`.
     """
     get_tokenizer(model.cfg, language)
+    warn_of_heads(model)
 
     def labelled(recording: Recording) -> Recording:
         told = recording.language or language

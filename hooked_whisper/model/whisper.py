@@ -66,8 +66,7 @@ class HookedWhisper(WhisperBase):
         self.cfg = cfg
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
-        heads = default_heads(cfg)
-        self.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
+        self.register_buffer("alignment_heads", default_heads(cfg).to_sparse(), persistent=False)
         self.setup()
         for flag in FLAGS:
             self._set_flag(flag, getattr(cfg, flag))
@@ -98,13 +97,10 @@ class HookedWhisper(WhisperBase):
             dtype: What the weights are kept in.
             download_root: Where OpenAI's releases are kept; None is openai-whisper's own folder.
             d_vocab: How many tokens to keep, from the first; None is all. For fine-tunes with
-                added tokens, whose number then means another vocabulary: 51864 for English
-                only, 51865 for 99 languages, 51866 for 100.
-            alignment_heads: What word timing reads, as `set_alignment_heads` takes it; None is
-                what the source names, or those of the release whose weights they are.
-            fold_ln: See `process_weights_`.
-            center_writing_weights: See `process_weights_`.
-            center_unembed: See `process_weights_`.
+                added tokens, whose number means another vocabulary: 51864 is English only.
+            alignment_heads: What `set_alignment_heads` takes; None is what the source names, or
+                the heads of the release that it is.
+            fold_ln, center_writing_weights, center_unembed: See `process_weights_`.
 
         Raises:
             DeviceError: A device that is not there; nothing was loaded.
@@ -117,9 +113,7 @@ class HookedWhisper(WhisperBase):
             WeightShapeError: A tensor of the wrong shape.
         """
         device = as_device(device)
-        loaded = load_weights(
-            source, download_root=download_root, d_vocab=d_vocab, alignment_heads=alignment_heads
-        )
+        loaded = load_weights(source, download_root, d_vocab, alignment_heads)
         model = cls._from_loaded(loaded, device, dtype)
         if fold_ln or center_writing_weights or center_unembed:
             model.process_weights_(fold_ln, center_writing_weights, center_unembed)

@@ -17,6 +17,7 @@ from hooked_whisper.display import box, framed
 from hooked_whisper.errors import AudioLengthError, InputError, RecordingsError
 from hooked_whisper.hooks.root import Hook
 from hooked_whisper.model.language import spoken_language
+from hooked_whisper.model.openai_api import has_alignment_heads
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.reports.attention_data import (
     KINDS,
@@ -144,6 +145,7 @@ def attention_page(
         "padded": n_sound < model.cfg.n_audio_ctx,
         "about": {kind: _about(kind, *axes[kind]) for kind in KINDS},
         "timing_heads": model.alignment_heads.to_dense().nonzero().tolist(),
+        "timing_known": has_alignment_heads(model),
         "kinds": {kind: _kind(axes[kind], reducer.heads[kind]) for kind in KINDS},
     }
     title = f"Attention of {model.cfg.model_name}: {window.name}"

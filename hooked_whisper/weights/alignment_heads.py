@@ -9,7 +9,6 @@ OpenAI file that bears its release's name is held against OpenAI's own SHA-256.
 import base64
 import gzip
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Iterable
@@ -22,7 +21,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig, release_names
-from hooked_whisper.errors import ArchitectureError, CheckpointError, WeightShapeError, shown
+from hooked_whisper.errors import CheckpointError, WeightShapeError, shown
 from hooked_whisper.io import bytes_of
 from hooked_whisper.weights.files import PIECE_BYTES, is_file, read_json
 from hooked_whisper.weights.loaded import LoadedWeights

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError
 
-import torch
 from torch import nn
 
 from hooked_whisper.config import HookedWhisperConfig

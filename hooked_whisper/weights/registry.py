@@ -64,7 +64,6 @@ class Source:
 
 def load_weights(
     source: Any,
-    *,
     download_root: Any = None,
     d_vocab: int | None = None,
     alignment_heads: Any = None,

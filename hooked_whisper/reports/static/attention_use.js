@@ -240,6 +240,7 @@
     buttons.forEach(drawSmall);
     attention.draw();
   });
+  if (!D.timing_known) $("starred").textContent += ": no alignment heads are known for this model, and half of all heads stand in";
   $("sound").setAttribute("aria-valuemax", D.sound_s.toFixed(2));
   window.addEventListener("resize", attention.draw);
 
