@@ -170,6 +170,7 @@ def _say(line: str) -> None:
 
 COMMANDS = {
     "info": "hooked_whisper.cli.info:info",
+    "convert": "hooked_whisper.cli.convert:convert",
     "transcribe": "hooked_whisper.cli.transcribe:transcribe",
     "cache": "hooked_whisper.cli.cache:cache",
     "patch": "hooked_whisper.cli.patch:patch",

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,7 @@ from hooked_whisper.device import as_device
 from hooked_whisper.errors import TokenError
 from hooked_whisper.hooks.passes import PassInfo
 from hooked_whisper.hooks.points import set_enabled
-from hooked_whisper.model import describe, openai_api, processing
+from hooked_whisper.model import describe, openai_api, processing, saving
 from hooked_whisper.model import generate as generation
 from hooked_whisper.model.calls import (
     Output,
@@ -34,7 +34,6 @@ from hooked_whisper.speech.mel import Mel, to_mel
 from hooked_whisper.weights.alignment_heads import default_heads
 from hooked_whisper.weights.huggingface import from_hf_state
 from hooked_whisper.weights.loaded import LoadedWeights, assign_weights
-from hooked_whisper.weights.native import save_weights
 from hooked_whisper.weights.openai import from_openai_state
 from hooked_whisper.weights.registry import load_weights
 
@@ -77,7 +76,7 @@ class HookedWhisper(WhisperBase):
         source: str | os.PathLike[str],
         *,
         device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Literal["auto"] = torch.float32,
         download_root: str | os.PathLike[str] | None = None,
         d_vocab: int | None = None,
         alignment_heads: Any = None,
@@ -94,7 +93,7 @@ class HookedWhisper(WhisperBase):
                 hub id (`"openai/whisper-tiny"`), a folder of CTranslate2 or MLX,
                 a file of whisper.cpp, or a folder that `save_pretrained` wrote.
             device: Where the weights go; None is CUDA where there is one.
-            dtype: What the weights are kept in.
+            dtype: What the weights are kept in; `"auto"`: as stored, integers in float32.
             download_root: Where OpenAI's releases are kept; None is openai-whisper's own folder.
             d_vocab: How many tokens to keep, from the first; None is all. For fine-tunes with
                 added tokens, whose number means another vocabulary: 51864 is English only.
@@ -151,7 +150,7 @@ class HookedWhisper(WhisperBase):
 
     @classmethod
     def _from_loaded(
-        cls, loaded: LoadedWeights, device: torch.device, dtype: torch.dtype
+        cls, loaded: LoadedWeights, device: torch.device, dtype: torch.dtype | Literal["auto"]
     ) -> "Self":
         with torch.device("meta"):
             model = cls(loaded.cfg)
@@ -160,11 +159,7 @@ class HookedWhisper(WhisperBase):
         model.alignment_heads = (own if heads is None else heads.to_sparse()).to(device)
         return model.eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the weights as safetensors, with the configuration and the alignment heads."""
-        heads = self.alignment_heads.to_dense().cpu()
-        save_weights(folder, self.cfg, self.state_dict(), heads)
-
+    save_pretrained = saving.save_pretrained
     process_weights_ = processing.process_weights_
 
     def to(self, *args: Any, **kwargs: Any) -> "Self":

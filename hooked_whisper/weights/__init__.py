@@ -5,6 +5,7 @@ from hooked_whisper.weights.loaded import LoadedWeights, assign_weights
 from hooked_whisper.weights.native import save_weights
 from hooked_whisper.weights.openai import from_openai_state
 from hooked_whisper.weights.registry import Source, load_weights, resolve
+from hooked_whisper.weights.writing import write_weights
 
 __all__ = [
     "LoadedWeights",
@@ -15,4 +16,5 @@ __all__ = [
     "load_weights",
     "resolve",
     "save_weights",
+    "write_weights",
 ]

@@ -37,6 +37,7 @@ from hooked_whisper.weights.vocabulary import (
     NAMES,
     Told,
     as_it_says,
+    suppressed_tokens,
     told_by_files,
     told_by_tokens,
 )
@@ -383,13 +384,7 @@ def _compare_suppressed(config: Mapping[str, Any], cfg: HookedWhisperConfig, pat
     ids = config.get(CT2_KEY)
     if not isinstance(ids, list) or not ids or cfg.d_vocab not in NAMES:
         return
-    from whisper.tokenizer import get_tokenizer
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # openai-whisper leaves a file open
-        tokens = get_tokenizer(cfg.is_multilingual, num_languages=cfg.n_languages)
-    special = {tokens.sot, tokens.translate, tokens.transcribe, tokens.sot_lm, tokens.sot_prev}
-    if set(ids) != {*tokens.non_speech_tokens, *special, tokens.no_speech}:
+    if set(ids) != set(suppressed_tokens(cfg)):
         warnings.warn(
             f"suppress_ids in {path} are other tokens than OpenAI's list, which decoding here "
             "suppresses. For transcripts like CTranslate2's pass suppress_tokens with these ids.",

@@ -50,7 +50,7 @@ GENERATION_FILE = "generation_config.json"
 
 _EMBEDDING = "decoder.token_embedding.weight"
 _UNEMBEDDING = "proj_out.weight"
-_SIZES = {
+SIZES = {
     "num_mel_bins": "n_mels",
     "max_source_positions": "n_audio_ctx",
     "encoder_layers": "n_audio_layers",
@@ -139,13 +139,13 @@ def config_from_huggingface(
             f"{shown(values.get('architectures'))}; only transformers models with "
             "model_type 'whisper' can be loaded."
         )
-    needed = [*_SIZES, "encoder_ffn_dim", "decoder_ffn_dim"]
+    needed = [*SIZES, "encoder_ffn_dim", "decoder_ffn_dim"]
     if missing := [key for key in needed if key not in values]:
         raise ArchitectureError(f"{source} lacks {missing}; save the model with its whole config.")
     check_types(values, dict.fromkeys(needed, int), source)
     try:
         cfg = HookedWhisperConfig(
-            **{ours: values[theirs] for theirs, ours in _SIZES.items()}, model_name=model_name
+            **{ours: values[theirs] for theirs, ours in SIZES.items()}, model_name=model_name
         )
     except ConfigError as error:
         raise ArchitectureError(f"{source} is none of a Whisper: {str(error)[:300]}") from error

@@ -1,6 +1,8 @@
 """Weights that were found and checked, and how they get into a module."""
 
+import functools
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Bool
@@ -36,13 +38,19 @@ class LoadedWeights:
     omitted: tuple[str, ...] = field(default=())
     """Names that the source leaves out, for the module to keep its own values."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The narrowest that holds all of them as they are stored."""
+        dtypes = {stored.dtype for stored in self.tensors.values()}
+        return functools.reduce(torch.promote_types, dtypes)
+
 
 def assign_weights(
     module: nn.Module,
     loaded: LoadedWeights,
     *,
     device: torch.device | str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | Literal["auto"],
 ) -> None:
     """Put weights into a module whose tensors carry no values yet (the meta device).
 
@@ -53,7 +61,7 @@ def assign_weights(
         module: Has exactly the tensors of `loaded`, and those it omits; the
             omitted ones must have values, and are moved along.
         device: Where the weights go.
-        dtype: What all of them are converted to.
+        dtype: What all of them are converted to; "auto" is `loaded.dtype`.
 
     Raises:
         WeightNameError: The module has other tensors.
@@ -62,7 +70,9 @@ def assign_weights(
             changed or broke after it was checked.
         ConfigError: `dtype` is no dtype of weights.
     """
-    if dtype not in FLOAT_DTYPES:
+    if isinstance(dtype, str) and dtype == "auto" and loaded.tensors:
+        dtype = loaded.dtype
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOAT_DTYPES:
         allowed = ", ".join(map(str, FLOAT_DTYPES))
         raise ConfigError(f"dtype is {shown(dtype)}; weights are kept in one of {allowed}.")
     if not loaded.tensors:

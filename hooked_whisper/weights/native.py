@@ -94,7 +94,7 @@ def save_weights(
         "alignment_heads": None if alignment_heads is None else alignment_heads.nonzero().tolist(),
         "omitted": [],
     }
-    tensors = _separate(state_dict)
+    tensors = separate(state_dict)
     make_folder(target)
     try:
         with replacing(target / CONFIG_FILE) as config, replacing(target / WEIGHTS_FILE) as weights:
@@ -211,7 +211,7 @@ def heads_mask(
     return mask if not stale or mask.any() else None
 
 
-def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every tensor contiguous, on the CPU and in memory of its own, as safetensors needs them."""
     tensors: dict[str, Tensor] = {}
     taken: set[int] = set()

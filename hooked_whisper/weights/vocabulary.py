@@ -13,14 +13,19 @@ model by size, and its text gibberish. What lies beside the weights says which i
 Source: openai-whisper's `tokenizer.py`.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import ArchitectureError, CheckpointError, shown
 from hooked_whisper.weights.files import FirstRows, is_file, read_json
 from hooked_whisper.weights.loaded import LoadedWeights
+
+if TYPE_CHECKING:
+    from whisper.tokenizer import Tokenizer
 
 NAMES = {51864: "English only", 51865: "99 languages", 51866: "100 languages"}
 """Each vocabulary by its size."""
@@ -177,3 +182,19 @@ def _token_ids(values: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(row, dict) and isinstance(row.get("content"), str) and number.isdecimal()
         }
     return dict(values)
+
+
+def whisper_tokenizer(cfg: HookedWhisperConfig) -> "Tokenizer":
+    """openai-whisper's tokenizer of a vocabulary in `NAMES`."""
+    from whisper.tokenizer import get_tokenizer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # openai-whisper leaves a file open
+        return get_tokenizer(cfg.is_multilingual, num_languages=cfg.n_languages)
+
+
+def suppressed_tokens(cfg: HookedWhisperConfig) -> list[int]:
+    """What OpenAI's decoding never writes: what nobody says, and tokens of the beginning."""
+    tokens = whisper_tokenizer(cfg)
+    special = (tokens.sot, tokens.translate, tokens.transcribe, tokens.sot_lm, tokens.sot_prev)
+    return sorted({*tokens.non_speech_tokens, *special, tokens.no_speech})
