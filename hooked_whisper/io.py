@@ -28,7 +28,8 @@ PART = ".part"
 """What the names of files end in while they are written."""
 LOCK_FILE = ".lock"
 SAVE_EVERY_S = 30.0
-"""Seconds between two writes of a file that grows; more where a write takes over a second."""
+SAVE_EVERY_WRITES = 30.0
+"""Seconds between two writes of a file that grows, and how many writes would fit between them."""
 
 _held: set[Path] = set()
 """Locks that this process has: its own would not stop it."""
@@ -132,9 +133,18 @@ def lock_folder(folder: Path, work: str = "harvest") -> Iterator[None]:
 @contextmanager
 def lock_file(path: Path, work: str) -> Iterator[None]:
     """Have a file to oneself, by a lock beside it; as `lock_folder`."""
-    lock = path.with_name(f".{path.name}{LOCK_FILE}")
-    with _locked(lock, f"another {work} writes {path} at this moment."):
+    with _locked(_lock_of(path), f"another {work} writes {path} at this moment."):
         yield
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}{LOCK_FILE}")
+
+
+def remove_file_and_lock(path: Path) -> None:
+    """Remove a file that nobody writes any more, and the lock beside it."""
+    for each in (path, _lock_of(path)):
+        each.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -158,7 +168,7 @@ def growing_file(path: Path, work: str, save: Callable[[], object]) -> Iterator[
         def step() -> None:
             nonlocal saved_at, took_s
             now = time.monotonic()
-            if now - saved_at >= max(SAVE_EVERY_S, 30 * took_s):
+            if now - saved_at >= max(SAVE_EVERY_S, SAVE_EVERY_WRITES * took_s):
                 save()
                 saved_at = time.monotonic()
                 took_s = saved_at - now

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -146,13 +148,43 @@ class Options(SimpleNamespace):
 
     def out_path(self, ending: str) -> Path:
         """`--out`, or a name made of the model's: `tiny-store` for tiny.pt and `store`."""
+        return self.out or Path(f"{self._name}-{ending}")
+
+    @property
+    def _name(self) -> str:
         name = Path(self.source).name or "model"
-        name = name.removesuffix(".pt").removesuffix(".safetensors")
-        return self.out or Path(f"{name}-{ending}")
+        return name.removesuffix(".pt").removesuffix(".safetensors")
 
     def new_path(self, ending: str, *, goes_on: bool = False) -> Path:
         """The path of `out_path`, once it is sure that nothing is lost by writing there."""
         return new_path(self.out_path(ending), overwrite=self.overwrite or goes_on)
+
+    @contextmanager
+    def kept_until_done(self, ending: str, about: Any) -> Iterator[Path | None]:
+        """A file for unfinished work of this command line and nothing else; it goes at the end.
+
+        Args:
+            ending: What the work is called.
+            about: What it is about beside the command line, as JSON has it.
+
+        Yields:
+            The path; None in a folder that may not be written.
+        """
+        from hooked_whisper.io import checksum_of_json, remove_file_and_lock
+
+        mark = checksum_of_json([self.besides("quiet"), self.source, self.model_dtype, about])[:8]
+        path = Path(f"{self._name}-{ending}-{mark}.safetensors").absolute()
+        if not os.access(path.parent, os.W_OK):
+            yield None
+            return
+        if path.exists():
+            self.note(f"going on from {path.name}.")
+        try:
+            yield path
+        except KeyboardInterrupt:
+            self.note(f"what is done is in {path.name}: the same command does the rest.")
+            raise
+        remove_file_and_lock(path)
 
     def note(self, text: str) -> None:
         """A remark on standard error, unless the command is quiet."""

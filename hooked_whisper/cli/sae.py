@@ -64,7 +64,8 @@ def evaluate(args: opt.Options) -> None:
     """Judge autoencoders on RECORDINGS: what they give back, and what they do to speech.
 
     Each is spliced in alone. Transcripts are compared with the model's own and, where texts
-    are known (a manifest's column text), with them.
+    are known (a manifest's column text), with them. What is done is kept in a file here until
+    the end: after Ctrl-C or a kill, the same command does the rest.
     """
     from hooked_whisper.sae import evaluate_saes
     from hooked_whisper.sae.evaluation.report import evaluation_table
@@ -72,17 +73,20 @@ def evaluate(args: opt.Options) -> None:
     check_there_is_one(args)
     recordings = args.listed_recordings()
     model = args.load_model()
-    judged = evaluate_saes(
-        load_saes(args.sae_source, args.hooks, model),
-        model,
-        recordings,
-        all_frames=None if args.all_frames else False,
-        progress=not args.quiet,
-        **args.besides("sae_source", "hooks", "all_frames"),
-    )
+    saes = load_saes(args.sae_source, args.hooks, model)
+    with args.kept_until_done("judging", [each.id for each in recordings]) as path:
+        judged = evaluate_saes(
+            saes,
+            model,
+            recordings,
+            all_frames=None if args.all_frames else False,
+            progress=not args.quiet,
+            save_to=path,
+            **args.besides("sae_source", "hooks", "all_frames"),
+        )
     if args.as_json:
-        saes = {name: evaluation.to_dict() for name, evaluation in judged.items()}
-        opt.echo_json({"model": args.source, "saes": saes})
+        numbers = {name: evaluation.to_dict() for name, evaluation in judged.items()}
+        opt.echo_json({"model": args.source, "saes": numbers})
         return
     for remark in (remark for each in judged.values() for remark in each.remarks):
         args.note(remark)

@@ -11,6 +11,8 @@ import pytest
 from click.testing import Result
 
 import hooked_whisper.sae as room
+from hooked_whisper import io
+from hooked_whisper.sae.evaluation.evaluate import _Judging
 from hooked_whisper.sae.io.load import SHIPPED
 
 Run = Callable[..., Result]
@@ -115,3 +117,32 @@ def test_transcripts_are_compared_with_the_models_own_and_with_texts(
     for found in read.values():
         assert {name: float(found[name]) for name in compared} == compared
     assert float(read[manifest]["WER"]) == float(read[manifest]["model's WER"]) > 0
+
+
+def test_after_ctrl_c_the_same_command_does_the_rest(
+    run: Run, clip: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["sae", "eval", clip, "--hook", HOOK, "--no-transcripts"]
+    whole = run(*command)
+    assert whole.exit_code == 0 and list(folder.iterdir()) == []
+    read, judge = [], _Judging._clean_run
+    monkeypatch.setattr(io, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(io, "SAVE_EVERY_WRITES", 0.0)
+    real = _Judging._read
+    monkeypatch.setattr(_Judging, "_read", lambda self, batch: read.append(1) or real(self, batch))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Judging, "_clean_run", interrupt)
+    done = run(*command)
+    (kept,) = folder.glob("digits-judging-*.safetensors")
+    assert done.exit_code == 130 and done.stdout == ""
+    assert f"what is done is in {kept.name}: the same command does the rest." in done.stderr
+    monkeypatch.setattr(_Judging, "_clean_run", judge)
+    other = run(*command[:-1], "--no-transcripts", "--all-frames")
+    assert other.exit_code == 0 and kept.exists() and len(read) == 2
+    rest = run(*command)
+    assert rest.exit_code == 0 and rest.stdout == whole.stdout and len(read) == 2
+    assert f"going on from {kept.name}." in rest.stderr
+    assert list(folder.iterdir()) == []

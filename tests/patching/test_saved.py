@@ -77,7 +77,8 @@ def test_after_kills_at_any_moment_it_goes_on_to_the_same_numbers(
     without_shape_checks: None,
 ) -> None:
     expected = WORK[name](tiny_model, pair)
-    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
+    for what in ("SAVE_EVERY_S", "SAVE_EVERY_WRITES"):
+        monkeypatch.setattr(module, what, 0.0)
 
     def work(folder: Path) -> None:
         WORK[name](tiny_model, pair, save_to=folder / FILE)

@@ -1,8 +1,10 @@
 """Everything that an autoencoder is judged by, over recordings, in one call."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +21,12 @@ from hooked_whisper.hooks.splice_site import VECTORS_AT_ONCE, SpliceSite
 from hooked_whisper.hooks.splicing import splice_site
 from hooked_whisper.model.language import put_languages
 from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.sae.evaluation import report
 from hooked_whisper.sae.evaluation.downstream import KINDS, RecoveredMeter, transcript_scores
-from hooked_whisper.sae.evaluation.inputs import Batch, Inputs, own_rows, prepare
+from hooked_whisper.sae.evaluation.inputs import Batch, CleanRun, Inputs, own_rows, prepare
 from hooked_whisper.sae.evaluation.reconstruction import ReconstructionMeter, decoder_cosines
 from hooked_whisper.sae.evaluation.report import FrameEvaluation, SAEEvaluation
+from hooked_whisper.sae.evaluation.saved import kept_on_disk, what_is_judged
 from hooked_whisper.speech.tokens import has_tokenizer
 from hooked_whisper.speech.wer import Normalize
 
@@ -44,6 +48,7 @@ def evaluate_sae(
     normalize: Normalize = "auto",
     batch_size: int = 8,
     progress: bool = True,
+    save_to: str | os.PathLike[str] | None = None,
 ) -> SAEEvaluation:
     """Judge an autoencoder by what it gives back, and by what it does to speech.
 
@@ -74,16 +79,21 @@ def evaluate_sae(
             `speech.wer.Normalize`.
         batch_size: Recordings side by side.
         progress: Show a progress bar.
+        save_to: A file that keeps what is done as it goes, and that is gone on from where
+            it is there: after Ctrl-C, a kill, or a machine that stops. The recordings are
+            read again then, but what they were run for is not.
 
     Raises:
         SpliceError: It does not fit the site, or gives values that are not finite.
         HookNameError: No such hook.
-        InputError: Recordings and texts that do not match.
+        InputError: Recordings and texts that do not match; a file of another judgement.
+        StoreBusyError: Another process fills the file.
+        StoreWriteError: The file cannot be written.
     """
     site = splice_site(model, sae, hook_name, hook_name_out).of_positions()
     inputs = prepare(model, recordings, texts, tokens, batch_size=batch_size, language=language)
     options = _Options(all_frames, transcripts, max_new_tokens, normalize)
-    return _Judging(inputs, [site], options).run(progress)[0]
+    return _Judging(inputs, [site], options).run(progress, save_to)[0]
 
 
 @torch.no_grad()
@@ -101,6 +111,7 @@ def evaluate_saes(
     normalize: Normalize = "auto",
     batch_size: int = 8,
     progress: bool = True,
+    save_to: str | os.PathLike[str] | None = None,
 ) -> dict[str, SAEEvaluation]:
     """Judge several autoencoders, each at its hook and spliced in alone, in one go.
 
@@ -116,7 +127,8 @@ def evaluate_saes(
     sites = [splice_site(model, sae, name).of_positions() for name, sae in saes.items()]
     inputs = prepare(model, recordings, texts, tokens, batch_size=batch_size, language=language)
     options = _Options(all_frames, transcripts, max_new_tokens, normalize)
-    return dict(zip(saes, _Judging(inputs, sites, options).run(progress), strict=True))
+    judged = _Judging(inputs, sites, options).run(progress, save_to)
+    return dict(zip(saes, judged, strict=True))
 
 
 class _Options(NamedTuple):
@@ -163,18 +175,12 @@ class _Job:
         return function
 
 
-class _Clean(NamedTuple):
-    """What the model makes of a batch as it is.
-
-    Args:
-        encoder_output: What the decoder reads.
-        logits: Of the batch's tokens.
-        streams: The encoder's residual stream where autoencoders replace it.
-    """
-
-    encoder_output: Tensor
-    logits: Tensor
-    streams: Mapping[str, Tensor]
+_STATE = (
+    *("n_read", "n_judged", "is_done", "skipped"),
+    *("rows", "own_texts", "languages", "known_texts"),
+)
+_OF_JOB = ("reconstruction", "recovered", "texts")
+"""What is kept of a judgement that goes on, and of each of its jobs."""
 
 
 class _Judging:
@@ -192,24 +198,55 @@ class _Judging:
         self.own_texts: list[str] = []
         self.languages: list[str] = []
         self.known_texts: list[str | None] = []
+        self.rows: list[list[int]] = []
+        self.skipped: list[SkippedRecording] | None = None
+        self.n_read = self.n_judged = 0
+        self.is_done = False
 
-    def run(self, progress: bool) -> list[SAEEvaluation]:
+    def run(self, progress: bool, save_to: str | os.PathLike[str] | None) -> list[SAEEvaluation]:
         """Go through the recordings twice, and say what was found out of each site."""
         every_job = [job for jobs in self.jobs.values() for job in jobs]
-        n_rounds = len(self.inputs) * (1 + len(every_job))
-        rows: list[list[int]] = []
-        with progress_bar(total=n_rounds, desc="judging", unit="recording", show=progress) as bar:
-            for batch in self.inputs.batches():
-                rows += self._read(batch)
+        total = len(self.inputs) * (1 + len(every_job))
+        about = partial(what_is_judged, self.inputs, list(self.jobs), self.options._asdict())
+        with (
+            kept_on_disk(save_to, about, self._state, self._take) as keep,
+            progress_bar(total=total, desc="judging", unit="recording", show=progress) as bar,
+        ):
+            for number, batch in enumerate(self.inputs.batches() if self.skipped is None else ()):
+                if number >= self.n_read:
+                    self.rows += self._read(batch)
+                    self.n_read += 1
+                    keep()
                 bar.update(batch.n_recordings)
-            skipped = tuple(self.inputs.skipped)
-            warn_of_skipped(skipped, len(self.inputs))
-            for batch in self.inputs.batches(rows, self.languages):
-                clean = self._clean_run(batch)
+            if self.skipped is None:
+                self.skipped = list(self.inputs.skipped)
+            warn_of_skipped(self.skipped, len(self.inputs))
+            batches = self.inputs.batches(self.rows, self.languages)
+            for number, batch in enumerate(() if self.is_done else batches):
+                clean = self._clean_run(batch) if number >= self.n_judged else None
                 for job in every_job:
-                    self._splice(job, batch, clean)
+                    if clean is not None:
+                        self._splice(job, batch, clean)
                     bar.update(batch.n_recordings)
-        return [self._evaluation(site, jobs, skipped) for site, jobs in self.jobs.items()]
+                self.n_judged = max(self.n_judged, number + 1)
+                keep()
+            self.is_done = True
+        return [self._evaluation(site, jobs) for site, jobs in self.jobs.items()]
+
+    def _state(self) -> dict[str, Any]:
+        """All that is known between two batches."""
+        jobs = enumerate(job for jobs in self.jobs.values() for job in jobs)
+        of_jobs = {f"{i}.{name}": getattr(job, name) for i, job in jobs for name in _OF_JOB}
+        return {name: getattr(self, name) for name in _STATE} | of_jobs
+
+    def _take(self, found: Mapping[str, Any]) -> None:
+        """Go on from a state; the sums are in their places already."""
+        for name in _STATE:
+            setattr(self, name, found[name])
+        if self.skipped is not None:
+            self.skipped = [SkippedRecording(*each) for each in self.skipped]
+        for i, job in enumerate(job for jobs in self.jobs.values() for job in jobs):
+            job.texts = found[f"{i}.texts"]
 
     def _read(self, batch: Batch) -> list[list[int]]:
         """Run the model as it is and take in the activations; gives the tokens."""
@@ -247,16 +284,16 @@ class _Judging:
             _measure(site, jobs, batch, values[site.hook_in], values[site.hook_out])
         return batch.rows
 
-    def _clean_run(self, batch: Batch) -> _Clean:
+    def _clean_run(self, batch: Batch) -> CleanRun:
         names = [site.hook_in for site in self.jobs if _stream_layer(site) is not None]
         streams: Mapping[str, Tensor] = {}
         if names:
             output, streams = self.model.run_with_cache(batch.mel, names_filter=names)
         else:
             output = self.model.encoder(batch.mel)
-        return _Clean(output, self.model(None, batch.tokens, encoder_output=output), streams)
+        return CleanRun(output, self.model(None, batch.tokens, encoder_output=output), streams)
 
-    def _splice(self, job: _Job, batch: Batch, clean: _Clean) -> None:
+    def _splice(self, job: _Job, batch: Batch, clean: CleanRun) -> None:
         """Run with reconstructions, zeros and the mean in the activation's place."""
         mean = job.reconstruction.mean
         splice = Splice(job.site, speech_only=job.speech_only)
@@ -287,7 +324,7 @@ class _Judging:
         ]
 
     def _encoder_output(
-        self, splice: Splice, put: Callable[[Tensor], Tensor], batch: Batch, clean: _Clean
+        self, splice: Splice, put: Callable[[Tensor], Tensor], batch: Batch, clean: CleanRun
     ) -> Tensor:
         """The encoder's output where an activation is replaced, with the hooks for it in place."""
         site, layer, n_positions = splice.site, _stream_layer(splice.site), batch.mel.n_positions
@@ -298,9 +335,7 @@ class _Judging:
         in_decoder = site.stack == "decoder"
         return clean.encoder_output if in_decoder else self.model.encoder(batch.mel)
 
-    def _evaluation(
-        self, site: SpliceSite, jobs: Sequence[_Job], skipped: tuple[SkippedRecording, ...]
-    ) -> SAEEvaluation:
+    def _evaluation(self, site: SpliceSite, jobs: Sequence[_Job]) -> SAEEvaluation:
         extents = {}
         for job in jobs:
             scores = None
@@ -312,32 +347,20 @@ class _Judging:
             extents[job.extent] = FrameEvaluation(
                 job.reconstruction.result(), job.recovered.result(), scores, tuple(job.texts)
             )
-        cfg = getattr(site.sae, "cfg", None)
-        name = getattr(cfg, "architecture", None)
-        name = name() if callable(name) else name
         return SAEEvaluation(
             hook_name=site.hook_in,
             hook_name_out=site.hook_out,
-            architecture=name if isinstance(name, str) else type(site.sae).__name__,
+            architecture=report.architecture_of(site.sae),
             d_in=site.d_in,
             d_sae=site.d_sae,
-            n_recordings=len(self.inputs) - len(skipped),
+            n_recordings=len(self.inputs) - len(self.skipped or ()),
             decoder=decoder_cosines(site.sae),
             extents=extents,
             transcripts_model=tuple(self.own_texts),
-            k=_k_of(site.sae),
-            skipped=skipped,
+            k=report.k_of(site.sae),
+            skipped=tuple(self.skipped or ()),
             n_without_text=0 if self.inputs.given else self.known_texts.count(None),
         )
-
-
-def _k_of(sae: Any) -> int | None:
-    """How many latents are to be active at once; a BatchTopK's that became a JumpReLU too."""
-    cfg = getattr(sae, "cfg", None)
-    metadata = getattr(cfg, "metadata", None)
-    kept = metadata.get("k") if isinstance(metadata, Mapping) else None
-    k = getattr(cfg, "k", None) or kept
-    return int(k) if isinstance(k, int | float) and k else None
 
 
 def _measure(

@@ -1,8 +1,8 @@
 """What autoencoders are judged on: windows of recordings and what is said in them, in batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -70,6 +70,20 @@ class Batch:
         """The positions whose predictions count."""
         pos = torch.arange(max(map(len, self.rows)) - 1, device=self.mel.device)
         return (pos >= self.start - 1) & (pos < self.n_tokens[:, None])
+
+
+class CleanRun(NamedTuple):
+    """What the model makes of a batch as it is.
+
+    Args:
+        encoder_output: What the decoder reads.
+        logits: Of the batch's tokens.
+        streams: The encoder's residual stream where autoencoders replace it.
+    """
+
+    encoder_output: Tensor
+    logits: Tensor
+    streams: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)

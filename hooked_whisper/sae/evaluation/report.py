@@ -218,6 +218,22 @@ def evaluation_table(
     return pandas.DataFrame(rows)
 
 
+def k_of(sae: Any) -> int | None:
+    """How many latents are to be active at once; a BatchTopK's that became a JumpReLU too."""
+    cfg = getattr(sae, "cfg", None)
+    metadata = getattr(cfg, "metadata", None)
+    kept = metadata.get("k") if isinstance(metadata, Mapping) else None
+    k = getattr(cfg, "k", None) or kept
+    return int(k) if isinstance(k, int | float) and k else None
+
+
+def architecture_of(sae: Any) -> str:
+    """What kind it is, as its configuration says; else the name of its class."""
+    name = getattr(getattr(sae, "cfg", None), "architecture", None)
+    name = name() if callable(name) else name
+    return name if isinstance(name, str) else type(sae).__name__
+
+
 def _finite(value: Any) -> Any:
     """The same without NaN and infinity, which JSON has not."""
     if isinstance(value, dict):
