@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -74,6 +74,9 @@ class ResidualStatistics:
     (1000, True, 0)
     """
 
+    bulk_stds: ClassVar[int] = 6
+    """Standard deviations from the mean within which the bulk of the values lies."""
+
     def __init__(self) -> None:
         self._moments = RunningMoments(order=4, covariance=True)
         self._of_dimensions, self._of_all = GrowingHistogram(2048), GrowingHistogram(2**16)
@@ -97,6 +100,7 @@ class ResidualStatistics:
         `mean` and `std` of all values; `kurtosis`, in excess, of all, by clip, of the median
         dimension, and averaged over vectors; Kolmogorov and Smirnov's distance of all values
         `ks_to_uniform` and `ks_to_normal`, and the share of `dimensions_nearer_to_uniform`;
+        `bulk_share`, of values within `bulk_stds` standard deviations of the mean;
         `norm` and `hoyer` sparsity averaged over the vectors; `near_0_share`, of values under a
         tenth of their root mean square; `participation_ratio`, directions in use; `evenness` of
         variance over dimensions, 1 where all are alike; `outliers`, dimensions over 6 times the
@@ -106,6 +110,7 @@ class ResidualStatistics:
         mean, std, tails = moments.pooled()
         pooled = torch.tensor([mean]).double(), torch.tensor([std]).double()
         near_0 = torch.tensor([_NEAR_0 * math.hypot(mean, std)], dtype=torch.float64)
+        bulk, _ = self.histogram(self.bulk_stds)
         own = moments.mean, moments.variance.sqrt()
         to_uniform = self._of_dimensions.distance_to("uniform", *own)
         nearer_to_uniform = to_uniform < self._of_dimensions.distance_to("normal", *own)
@@ -128,6 +133,7 @@ class ResidualStatistics:
             "ks_to_normal": float(self._of_all.distance_to("normal", *pooled)[0]),
             "dimensions_nearer_to_uniform": float(nearer_to_uniform[varied].double().mean()),
             "median_kurtosis_of_dimensions": float(moments.kurtosis[varied].median()),
+            "bulk_share": float(bulk.sum() / self._of_all.counts.sum()),
             "near_0_share": float(self._of_all.share_below(near_0)[0]),
             "participation_ratio": moments.participation_ratio,
             "evenness": float(-torch.special.xlogy(energy, energy).sum() / math.log(d_model)),
@@ -137,11 +143,16 @@ class ResidualStatistics:
             **{f"largest_{name}": value for name, value in largest[0].items()},
         }
 
-    def histogram(self) -> tuple[Tensor, Tensor]:
-        """Of all values, about 120 bins in standard deviations from the mean: counts and edges."""
+    def histogram(self, reach: float | int = math.inf) -> tuple[Tensor, Tensor]:
+        """Of all values, about 120 bins in standard deviations from the mean: counts and edges.
+
+        Args:
+            reach: Leave out the bins that lie further out than this.
+        """
         mean, std, _ = self._moments.pooled()
         counts, edges = self._of_all.counts[0], (self._of_all.edges[0] - mean) / (std or 1.0)
-        filled = counts.nonzero()[:, 0]
+        inside = (edges[1:] > -reach) & (edges[:-1] < reach)
+        filled = (counts.bool() & inside).nonzero()[:, 0]
         first, last = int(filled[0]), int(filled[-1]) + 1
         step = max(1, -(-(last - first) // 120))
         last = min(len(counts), first + -(-(last - first) // step) * step)

@@ -19,6 +19,7 @@ from hooked_whisper.display import table
 from hooked_whisper.errors import InputError, SpliceError, StoreMismatchError, TrainingError
 from hooked_whisper.figures import plot_density, plot_training
 from hooked_whisper.io import make_folder
+from hooked_whisper.metrics import CompressionRatio, Repetition
 from hooked_whisper.sae import (
     LabelReadout,
     TrainingConfig,
@@ -30,7 +31,7 @@ from hooked_whisper.sae import (
     splice_site,
     train_sae,
 )
-from hooked_whisper.speech import MANNER, PLACE, has_tokenizer
+from hooked_whisper.speech import MANNER, PLACE, has_tokenizer, word_error_rate
 from hooked_whisper.store import Epochs, harvest
 from hooked_whisper.study.report import Exhibit, Section, exhibit, section
 
@@ -57,6 +58,9 @@ MEASURES = [
 
 TOLD = ("word", "phone", "manner", "place", "speaker")
 """Labels that latents are held against."""
+LOOP, MOST_WRONG, MOST_LOOPS = 2.4, 0.5, 0.2
+"""From which compression ratio on a text is a loop, and what makes an autoencoder unusable: the
+share of wrong words and of loops."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +89,8 @@ class Autoencoder:
         if has_tokenizer(self.model.cfg):
             options |= {"all_frames": False, "batch_size": 4}
             found = evaluate_sae(self.sae, self.model, recordings, self.hook_name, **options)
-            return found.speech.to_dict()
+            own, texts = found.transcripts_model, found.speech.texts
+            return found.speech.to_dict() | {"in_place": in_place(own, texts)}
 
         def vectors() -> Iterator[Tensor]:
             for batch in window_batches(self.model, load_windows(self.model, recordings), 1):
@@ -118,6 +123,30 @@ class Autoencoder:
             if len(readout.values) > 1:
                 found.append(readout)
         return found
+
+
+def in_place(own: Sequence[str], spliced: Sequence[str]) -> dict[str, Any]:
+    """Whether a model still writes what it wrote with an autoencoder in the activation's place.
+
+    `unusable` where more than half of its words are wrong, or over a fifth of its transcripts
+    are loops that were none: `loops` of them, `loop` being the first. A loop is what openai-whisper
+    takes for one, a text that is compressed to less than 1 / 2.4 of its length.
+    """
+    ratio = CompressionRatio()
+    loops = [
+        text
+        for before, text in zip(own, spliced, strict=True)
+        if ratio(text) > LOOP and ratio(before) <= LOOP
+    ]
+    rate = word_error_rate(own, spliced)
+    return {
+        "n": len(spliced),
+        "loops": len(loops),
+        "loop": loops[0][:80] if loops else None,
+        "repetition": max(map(Repetition(), loops), default=0.0),
+        "wer_to_model": rate,
+        "unusable": rate > MOST_WRONG or len(loops) > MOST_LOOPS * len(spliced),
+    }
 
 
 def given(model: HookedWhisper, sae: Any, hook_name: str | None) -> Autoencoder:
@@ -217,6 +246,7 @@ def _quality(quality: dict[str, Any]) -> Exhibit:
     ]
     return exhibit(
         "sae_quality",
+        in_place=quality.get("in_place"),
         table=table(["measure", "value"], rows),
         n_recordings=quality["n_recordings"],
         transcripts=quality.get("transcripts"),

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper import HookedWhisperConfig, HookPoint
-from hooked_whisper.analysis import HeadMeans, frame_energy, head_table
+from hooked_whisper.analysis import HeadMeans, attention_entropy, frame_energy, head_table
 from hooked_whisper.config import POSITION_S
+from hooked_whisper.display import count
 from hooked_whisper.figures import plot_by_layer, plot_entropy, plot_offsets, plot_patterns
 from hooked_whisper.study.heads import Scores, every_head, highest, lowest
 from hooked_whisper.study.report import Exhibit, Section, claim, exhibit, section
@@ -25,16 +26,19 @@ MOST_KEYS = 750
 OF_POST, NEAR = {"n": 24, "peak": 15, "trough": 5}, 1
 """How many encoder heads the post speaks of, and where it sees the highest and the lowest entropy;
 how near counts as there."""
-SLIGHT = 0.3
-"""A rank correlation of entropy and place over this counts as a trend."""
+SLIGHT, WEAK = 0.3, 0.1
+"""A rank correlation of entropy and place over this counts as a trend, or as a weak one."""
+EVERY = 8
+"""Over whole windows, of the queries one in so many is looked at."""
 
 
 class EncoderAttention:
     """Takes the encoder's patterns in, layer by layer of window after window.
 
     A layer's patterns are looked at while they exist and then gone, so that
-    memory is that of one layer. Of the first window, patterns are kept to be
-    drawn, and the numbers with the padding beside those of speech.
+    memory is that of one layer. Of each window the entropy with the padding is
+    taken at every eighth query beside the numbers of speech; of the first, patterns
+    are kept to be drawn, and all numbers with the padding.
     """
 
     def __init__(self, cfg: HookedWhisperConfig) -> None:
@@ -43,6 +47,8 @@ class EncoderAttention:
         self.heads, self.padded = HeadMeans(*shape), HeadMeans(*shape)
         self.offsets = torch.zeros(*shape, 2 * REACH + 1, dtype=torch.float64)
         self.n_windows = 0
+        self.whole = torch.zeros(shape, dtype=torch.float64)
+        self.padding = 0.0
         self.example: WindowRun | None = None
         self.patterns: dict[int, Float[Tensor, "head query key"]] = {}
         places = torch.linspace(0, shape[0] - 1, min(shape[0], MOST_LAYERS))
@@ -53,16 +59,24 @@ class EncoderAttention:
         """Mean attention of each head at each distance from the query, from `-REACH` on."""
         return (self.offsets / max(1, self.n_windows)).float()
 
+    @property
+    def whole_entropy(self) -> Float[Tensor, "layer head"]:
+        """Mean entropy of each head over whole windows, with their padding, in nats."""
+        return (self.whole / max(1, self.n_windows)).float()
+
     def hooks(self, run: WindowRun) -> Hooks:
         """One for all layers."""
         self.example = self.example or run
         self.n_windows += 1
+        self.padding += 1 - run.window.n_positions / self.cfg.n_audio_ctx
         energy, n = frame_energy(run.mel.values), run.window.n_positions
 
         def take(pattern: Float[Tensor, "1 head query key"], *, hook: HookPoint) -> None:
             name = str(hook.name)
             layer = int(name.split(".")[2])
             self.heads.add(head_table({name: pattern}, n, energy=energy, by_recording=True))
+            some = pattern[0, :, ::EVERY].float()
+            self.whole[layer] += attention_entropy(some).mean(dim=-1).double().cpu()
             spoken = pattern[0, :, :n, :n].float()
             spoken = spoken / spoken.sum(dim=-1, keepdim=True).clamp(min=1e-12)
             self.offsets[layer] += by_offset(spoken, REACH).double().cpu()
@@ -87,6 +101,10 @@ class EncoderAttention:
             "half_width_90_by_layer": by_layer(self.heads, "half_width_90"),
             "entropy_by_layer": by_layer(self.heads, "entropy_nats"),
             "entropy": trend(self.heads["entropy_nats"]),
+            "whole_windows": {
+                "entropy": trend(self.whole_entropy),
+                "padding": self.padding / max(1, self.n_windows),
+            },
             "whole_window_of_first_clip": {
                 "entropy": trend(self.padded["entropy_nats"]),
                 "half_width_90_by_layer": by_layer(self.padded, "half_width_90"),
@@ -194,30 +212,31 @@ def width_claim(width: list[float], first: list[float]) -> dict[str, Any]:
     """Whether the diagonal gets wider over the first three layers."""
     rises, first_rises = (each[:3] == sorted(set(each[:3])) for each in (width, first))
     found = {"width": width, "first": first, "first_rises": first_rises}
-    return claim("claim_widths", rises if len(width) > 2 else None, found)
+    parts = {"mean over heads": rises, "first head": first_rises}
+    return claim("claim_widths", parts if len(width) > 2 else None, found)
 
 
 def _entropy(found: EncoderAttention, numbers: dict[str, Any]) -> list[Exhibit]:
-    """Of speech, and with the padding of the first window."""
-    assert found.example is not None
-    speech, whole = numbers["entropy"], numbers["whole_window_of_first_clip"]["entropy"]
-    heads, padded = found.heads["entropy_nats"], found.padded["entropy_nats"]
+    """Of speech, and of whole windows, with their padding."""
+    speech, whole = numbers["entropy"], numbers["whole_windows"]["entropy"]
+    heads, padded = found.heads["entropy_nats"], found.whole_entropy
     of_speech = plot_entropy(
         {"encoder": heads}, title="Entropy of the encoder's heads, speech only"
     )
     of_both = plot_entropy(
         {"speech": heads, "whole window": padded},
-        title="Speech of all clips, and the whole window of the first",
+        title="Speech, and the whole window, of all clips",
     )
-    claims = entropy_claim(speech, "speech"), entropy_claim(whole, "the whole window of one clip")
+    of_windows = f"the whole windows of {count(found.n_windows, 'clip')}"
+    claims = entropy_claim(speech, "speech"), entropy_claim(whole, of_windows)
     return [
         exhibit("encoder_entropy", figure=of_speech, claim=claims[0], **speech),
         exhibit(
             "encoder_entropy_window",
             figure=of_both,
             claim=claims[1],
-            name=found.example.window.name,
-            padding=1 - found.example.window.n_positions / found.cfg.n_audio_ctx,
+            padding=numbers["whole_windows"]["padding"],
+            n_clips=found.n_windows,
             speech=speech,
             whole=whole,
         ),
@@ -230,10 +249,12 @@ def entropy_claim(entropy: dict[str, Any], of: str) -> dict[str, Any]:
     if entropy["n"] != OF_POST["n"]:
         return claim("claim_entropy", None, found)
     correlation = entropy["rank_correlation"] or 0.0
-    way = "upward" if correlation > SLIGHT else "downward" if correlation < -SLIGHT else "none"
+    way = "upward" if correlation > 0 else "downward"
+    strength = abs(correlation)
+    way = way if strength > SLIGHT else f"weaker, {way}" if strength > WEAK else "none"
     same = {name: abs(entropy[name] - OF_POST[name]) <= NEAR for name in ("peak", "trough")}
     same["trend"] = way == "upward"
-    return claim("claim_entropy", all(same.values()), found | {"way": way, "same": same})
+    return claim("claim_entropy", same, found | {"way": way, "same": same})
 
 
 def _scores(heads: HeadMeans) -> Exhibit:

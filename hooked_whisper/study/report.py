@@ -109,10 +109,24 @@ def exhibit(
     return Exhibit(called or name, **words(name, found), figure=figure, table=table, claim=claim)
 
 
-def claim(name: str, agrees: bool | None, found: Mapping[str, Any]) -> dict[str, Any]:
-    """What the post says, whether this run agrees (None: cannot tell), and why."""
-    verdict = {True: "agrees", False: "disagrees", None: "cannot tell"}[agrees]
-    return {"agrees": agrees, "verdict": verdict, **words(name, found)}
+def claim(name: str, parts: Mapping[str, bool] | None, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the post says, whether this run agrees, part by part, and why.
+
+    Args:
+        name: In words.ini.
+        parts: Of each thing that the post says whether it is so here; None where nobody can tell.
+        found: The numbers.
+
+    Returns:
+        `verdict`: agrees, partly, disagrees or cannot tell; `agrees`: True, None for partly and
+        where nobody can tell, False; `parts`, `post` and `because`.
+    """
+    agree = None if parts is None else set(parts.values())
+    verdict = "cannot tell" if agree is None else "partly"
+    if agree in ({True}, {False}):
+        verdict = "agrees" if agree == {True} else "disagrees"
+    agrees = {"agrees": True, "disagrees": False}.get(verdict)
+    return {"agrees": agrees, "verdict": verdict, "parts": parts, **words(name, found)}
 
 
 def section(

@@ -65,15 +65,20 @@ def residual_section(found: ResidualStreams) -> Section:
     known: dict[str, Any] = numbers | {
         "hook_names": found.hook_names,
         "normal": hoyer["normal"],
+        "reach": ResidualStatistics.bulk_stds,
         "uniform": {name: is_uniform(stream) for name, stream in numbers.items()},
     }
     histogram = plot_histograms(
-        {f"{name} the LayerNorm": stream.histogram() for name, stream in found.streams.items()},
+        {
+            f"{name} the LayerNorm": stream.histogram(stream.bulk_stds)
+            for name, stream in found.streams.items()
+        },
         label="value, in standard deviations from the mean",
         title="All dimensions together",
     )
-    uniform = claim("claim_uniform", any(map(is_uniform, numbers.values())), known)
-    dense = claim("claim_sparse", not any(map(is_sparse, numbers.values())), known)
+    uniform = claim("claim_uniform", known["uniform"], known)
+    is_dense = {name: not is_sparse(stream) for name, stream in numbers.items()}
+    dense = claim("claim_sparse", is_dense, known)
     statistics = _statistics(numbers, hoyer)
     exhibits = [
         exhibit("residual_histogram", figure=histogram, claim=uniform, **known),

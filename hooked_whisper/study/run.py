@@ -195,7 +195,9 @@ def study(
         with _clock(seconds, "pages"):
             if pages:
                 shown = ([*kept, *train] if held_out else train)[:MOST_SHOWN]
-                links = _pages(autoencoder, shown, train[0], folder, progress)
+                placed: Any = quality.get("in_place") or {}
+                usable = not placed.get("unusable", False)
+                links = _pages(autoencoder, shown, train[0], folder, progress, usable=usable)
         with _clock(seconds, "pictures"):
             sections = [
                 transcripts_section(found),
@@ -215,6 +217,8 @@ def study(
             write_json(folder / NUMBERS, json_value(numbers))
         if not keep_activations:
             _remove(folder, STORE)
+        for path in (folder / SAE_FOLDER).glob("checkpoint*"):  # nothing is to go on any more
+            path.unlink()
         return Study(folder, sections, found.skipped, seconds)
 
 
@@ -314,11 +318,19 @@ def _training_config(
 
 
 def _pages(
-    autoencoder: Autoencoder, shown: list[Recording], first: Recording, folder: Path, progress: bool
+    autoencoder: Autoencoder,
+    shown: list[Recording],
+    first: Recording,
+    folder: Path,
+    progress: bool,
+    *,
+    usable: bool,
 ) -> list[tuple[str, str]]:
     """The page of features, and of the attention to one recording: what each is, and its file."""
     model, sae, name = autoencoder.model, autoencoder.sae, autoencoder.hook_name
     options: dict[str, Any] = {"n_clips": N_CLIPS, "n_effects": N_EFFECTS, "progress": progress}
+    if not usable:  # what a latent does through it says nothing of the model
+        options |= {"n_effects": 0, "title": f"Latents of {name}: unusable in the model's place"}
     feature_page(model, sae, shown, folder / FEATURES, hook_name=name, **options)
     links = [("Listen to what each latent responds to", FEATURES)]
     if has_tokenizer(model.cfg):

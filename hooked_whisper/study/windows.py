@@ -17,7 +17,6 @@ from hooked_whisper.data import (
     each_window,
     window_batches,
 )
-from hooked_whisper.data.batches import written_rows
 from hooked_whisper.display import progress_bar, table
 from hooked_whisper.errors import RecordingsError
 from hooked_whisper.io import checksum_of_audio
@@ -105,8 +104,8 @@ def run_windows(
                 done = model.generate(
                     encoder_output=encoder_output, language=spoken, skip_silence=True, **options
                 )
-                [row] = written_rows(done, model.cfg)
-                run.tokens, run.n_start = done.tokens[:, : len(row)], done.n_prompt - 1
+                n_read = -1 if done.texts[0] else done.n_prompt  # of silence no text
+                run.tokens, run.n_start = done.tokens[:, :n_read], done.n_prompt - 1
                 [spoken], run.text = done.languages, done.texts[0]
                 texts.append(run.text)
             elif run.window.tokens is not None:  # the recording's own

@@ -98,3 +98,15 @@ def test_the_histogram_has_every_value_in_standard_deviations(vectors: torch.Ten
     assert len(edges) == len(counts) + 1 <= 122
     scaled = (vectors.double() - vectors.double().mean()) / vectors.double().std(correction=0)
     assert counts.tolist() == torch.histogram(scaled.flatten(), edges.double()).hist.tolist()
+
+
+def test_the_bulk_is_drawn_and_the_rest_counted() -> None:
+    statistics, generator = ResidualStatistics(), torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 8, generator=generator)
+    x[5, 3] = 400.0
+    statistics.add(x)
+    counts, edges = statistics.histogram(statistics.bulk_stds)
+    assert -7 < float(edges[0]) and float(edges[-1]) < 7
+    assert counts.sum() == x.numel() - 1
+    assert statistics.to_dict()["bulk_share"] == pytest.approx(1 - 1 / x.numel())
+    assert statistics.histogram()[0].sum() == x.numel()

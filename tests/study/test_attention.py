@@ -154,9 +154,37 @@ def test_falling_entropies_disagree_and_other_numbers_of_heads_cannot_tell() -> 
 
 
 def test_widths_agree_where_they_rise() -> None:
-    assert width_claim([0.1, 0.2, 0.3, 0.1], [0.3, 0.2, 0.1])["agrees"] is True
-    assert width_claim([0.1, 0.3, 0.2], [0.1, 0.2, 0.3])["agrees"] is False
-    assert width_claim([0.1, 0.2], [0.1, 0.2])["agrees"] is None
+    up, down = [0.1, 0.2, 0.3, 0.1], [0.3, 0.2, 0.1]
+    verdicts = [width_claim(*pair)["verdict"] for pair in ((up, up), (up, down), (down, down))]
+    assert verdicts == ["agrees", "partly", "disagrees"]
+    assert width_claim(up, down)["parts"] == {"mean over heads": True, "first head": False}
+    assert width_claim([0.1, 0.2], [0.1, 0.2])["verdict"] == "cannot tell"
+
+
+def test_a_weaker_trend_with_the_posts_peak_and_trough_agrees_in_part() -> None:
+    values = 3 + 0.01 * torch.arange(24.0)
+    ups = [0, 1, 2, 3, 4, 5, 4.5, 3.5, 2.5, 1.5, 0.5, -0.5]
+    values[1::2] = 2 + 0.01 * torch.tensor(ups)  # every other one up and down
+    values[14], values[4] = 5.0, 1.0
+    found = entropy_claim(trend(values.view(4, 6)), "speech")
+    assert (found["verdict"], found["agrees"]) == ("partly", None)
+    assert found["parts"] == {"peak": True, "trough": True, "trend": False}
+    assert "trend weaker, upward" in found["because"]
+
+
+def test_whole_windows_of_all_clips_are_compared(small_model: Any, noise: Any, heard: Any) -> None:
+    """At every eighth query, by the formula."""
+    by_clip = []
+    for cache, _ in caches(small_model, noise):
+        layers = []
+        for layer in range(small_model.cfg.n_audio_layers):
+            pattern = cache[f"encoder.blocks.{layer}.attn.hook_pattern"][0, :, ::8].double()
+            layers.append(-torch.special.xlogy(pattern, pattern).sum(dim=-1).mean(dim=-1))
+        by_clip.append(torch.stack(layers))
+    found = heard[0].numbers()["whole_windows"]
+    expected = torch.stack(by_clip).mean(dim=0).flatten()
+    assert found["entropy"]["values"] == pytest.approx(expected.tolist(), rel=1e-4)
+    assert 0 < found["padding"] < 1
 
 
 @pytest.mark.parametrize("name", ["uniform", "normal", "laplace"])

@@ -5,9 +5,10 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from hooked_whisper.digits import recordings
 from hooked_whisper.errors import (
@@ -22,7 +23,9 @@ from hooked_whisper.errors import (
     StoreMismatchError,
 )
 from hooked_whisper.io import lock_folder
+from hooked_whisper.sae import TopKConfig, TopKSAE
 from hooked_whisper.study import Study, study
+from hooked_whisper.study.autoencoder import in_place
 from hooked_whisper.study.run import split
 
 SECTIONS = ("transcripts", "residual", "encoder_attention", "decoder_attention", "features")
@@ -285,3 +288,40 @@ def test_two_studies_do_not_write_into_one_folder(digits_model: Any, tmp_path: P
     ):
         study(digits_model, recordings()[:1], folder, n_vectors=100, progress=False)
     assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+class TestInPlace:
+    """Whether an autoencoder is called usable."""
+
+    SAID: ClassVar[list[str]] = ["three one four", "ask not what your country can do for you"]
+
+    def test_the_same_words_are_usable(self) -> None:
+        found = in_place(self.SAID, ["Three, one, four.", self.SAID[1]])
+        assert (found["unusable"], found["loops"], found["wer_to_model"]) == (False, 0, 0)
+
+    def test_loops_are_named(self) -> None:
+        loop = "country can do " * 40
+        found = in_place(self.SAID, [self.SAID[0], loop])
+        assert found["unusable"] and found["loops"] == 1
+        assert found["loop"] == loop[:80] and found["repetition"] > 0.9
+        assert in_place([loop, "a"], [loop, "a"])["loops"] == 0  # the model's own
+
+    def test_other_words_are_unusable(self) -> None:
+        found = in_place(self.SAID, ["nine", "thank you"])
+        assert found["unusable"] and found["loops"] == 0 and found["wer_to_model"] > 0.5
+
+    def test_the_report_says_so_before_latents(self, digits_model: Any, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        name = "encoder.blocks.3.hook_resid_post"
+        sae = TopKSAE(TopKConfig(d_in=96, d_sae=64, k=1, hook_name=name))
+        sae.W_dec.data.zero_()
+        options: dict[str, Any] = {"sae": sae, "max_new_tokens": 30, "progress": False}
+        found = study(digits_model, recordings()[:3], tmp_path / "s", **options)
+        finding = found.sections[-1].findings[0]
+        assert "In the model's place it is unusable" in finding
+        page = (found.folder / "features.html").read_text(encoding="utf-8")
+        assert "unusable in the model's place" in page.replace("&#39;", "'")
+
+
+def test_a_training_that_is_done_leaves_no_checkpoint(digits_study: Study) -> None:
+    assert not list(digits_study.folder.rglob("checkpoint*"))
