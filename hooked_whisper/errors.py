@@ -56,6 +56,14 @@ def shown(value: object, most: int = 160) -> str:
     return cut(text, most)
 
 
+def describe(value: object) -> str:
+    """A short name of what was not what it should be: a tensor's shape, a value, or its type."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        kind = "a tensor" if type(value).__module__.startswith("torch") else "an array"
+        return f"{kind} of shape {tuple(value.shape)} and dtype {value.dtype}"
+    return shown(value) if isinstance(value, str | int | float | None) else type(value).__name__
+
+
 def cut(text: str, most: int) -> str:
     """A text in so many characters at most, of which the last three say that some are missing."""
     return text if len(text) <= most else f"{text[: most - 3]}..."

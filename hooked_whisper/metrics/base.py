@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from hooked_whisper.errors import MetricError
+from hooked_whisper.errors import MetricError, describe
 
 
 class Metric(ABC):
@@ -197,10 +197,3 @@ def metric_name(metric: Any) -> str:
     if isinstance(metric, FunctionMetric):
         metric = metric.function
     return getattr(metric, "__name__", None) or type(metric).__name__
-
-
-def describe(value: Any) -> str:
-    """A short name of something that was not what it should be."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
-    return f"{value!r}"[:80]

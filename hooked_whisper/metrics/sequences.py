@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
-from hooked_whisper.errors import AlignmentError, MetricError
+from hooked_whisper.errors import AlignmentError, MetricError, describe
 from hooked_whisper.metrics.base import (
     PositionMetric,
     check_position,
-    describe,
     metric_name,
     resolve_positions,
 )

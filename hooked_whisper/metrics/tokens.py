@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from hooked_whisper.errors import MetricError
-from hooked_whisper.metrics.base import Metric, check_position, describe, metric_name
+from hooked_whisper.errors import MetricError, describe
+from hooked_whisper.metrics.base import Metric, check_position, metric_name
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.tokens import get_tokenizer
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from hooked_whisper.errors import MetricError
-from hooked_whisper.metrics.base import describe, metric_name
+from hooked_whisper.errors import MetricError, describe
+from hooked_whisper.metrics.base import metric_name
 from hooked_whisper.speech.tokens import get_tokenizer
 from hooked_whisper.speech.wer import Normalize, comparable, normalizer, word_error_rate
 

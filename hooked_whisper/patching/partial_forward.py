@@ -28,17 +28,15 @@ from hooked_whisper.interventions.sites import places_on
 from hooked_whisper.metrics.base import Metric, PositionMetric, check_values, resolve_positions
 from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.patching.patched_rows import (
+from hooked_whisper.patching.resume_point import (
     PatchedRow,
     ResumedRows,
-    edit_rows,
-    hook_of_rows,
-)
-from hooked_whisper.patching.resume_point import (
     ResumePoint,
     StreamPosition,
     decoder_steps,
+    edit_rows,
     find_resume_point,
+    hook_of_rows,
     join_rows,
     output_name,
     run_blocks_with_joins,

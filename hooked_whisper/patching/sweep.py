@@ -36,9 +36,8 @@ from hooked_whisper.patching.partial_forward import (
     BaseRun,
 )
 from hooked_whisper.patching.partial_result import fingerprints
-from hooked_whisper.patching.patched_rows import ResumedRows
 from hooked_whisper.patching.results import SweepResult
-from hooked_whisper.patching.resume_point import output_name
+from hooked_whisper.patching.resume_point import ResumedRows, output_name
 from hooked_whisper.patching.saved import going_on
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
 from hooked_whisper.display import data_uri
-from hooked_whisper.errors import AudioError, AudioLengthError, AudioRateError, InputError
+from hooked_whisper.errors import AudioError, AudioLengthError, AudioRateError, InputError, describe
 from hooked_whisper.speech.files import read_audio, shorten, shown
 
 MIN_SAMPLES = 400
@@ -123,7 +123,7 @@ def _as_channels(source: Any) -> np.ndarray:
         samples = source
     else:
         raise AudioError(
-            f"{_describe(source)} is no audio; a path, a NumPy array or a tensor is, and a list "
+            f"{describe(source)} is no audio; a path, a NumPy array or a tensor is, and a list "
             "of them is a batch: model.to_mel(samples, rate_hz=16000)."
         )
     if samples.ndim not in (1, 2):
@@ -157,13 +157,6 @@ def _to_numpy(tensor: Tensor) -> np.ndarray:
             f"audio is a tensor of {tensor.dtype} on {tensor.device} ({tensor.layout}) whose "
             "values cannot be read; pass a dense float tensor."
         ) from error
-
-
-def _describe(value: Any) -> str:
-    """A short name of something that was no audio."""
-    return (
-        shorten(value) if value is None or isinstance(value, int | float) else type(value).__name__
-    )
 
 
 def _scale(samples: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, HOP_LENGTH
 from hooked_whisper.device import as_device
-from hooked_whisper.errors import AudioError, AudioLengthError, InputError, MelError
+from hooked_whisper.errors import AudioError, AudioLengthError, InputError, MelError, describe
 from hooked_whisper.speech.audio import load_audio
 
 N_MELS = (80, 128)
@@ -42,7 +42,7 @@ class Mel:
         counts, window = self.n_frames, self.values.shape[-1]
         if not isinstance(counts, Tensor) or counts.shape != self.values.shape[:1]:
             raise MelError(
-                f"n_frames is {_describe(counts)}; it must be one integer for each of the "
+                f"n_frames is {describe(counts)}; it must be one integer for each of the "
                 f"{self.values.shape[0]} recordings, as a tensor. model.to_mel(audio) makes both."
             )
         if counts.dtype not in (torch.int32, torch.int64):
@@ -299,7 +299,7 @@ def _check_axes(values: Any) -> None:
     """Refuse what is no batch of spectrograms of any size."""
     remedy = "Make it with model.to_mel(audio)."
     if not isinstance(values, Tensor):
-        raise MelError(f"mel is {_describe(values)}; it must be a tensor. {remedy}")
+        raise MelError(f"mel is {describe(values)}; it must be a tensor. {remedy}")
     if values.layout != torch.strided:
         raise MelError(f"mel is {values.layout}; make it dense with mel.to_dense().")
     if not values.is_floating_point() or values.dtype.itemsize < 2:
@@ -311,10 +311,3 @@ def _check_axes(values: Any) -> None:
         )
     if values.shape[0] == 0:
         raise MelError(f"mel has shape {tuple(values.shape)}: no recordings. {remedy}")
-
-
-def _describe(value: Any) -> str:
-    """A short name of something that was no tensor, or no fitting one."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return repr(value) if isinstance(value, str | int | float | None) else type(value).__name__

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.errors import TokenError
+from hooked_whisper.errors import TokenError, describe
 
 if TYPE_CHECKING:
     from whisper.tokenizer import Tokenizer
@@ -130,7 +130,7 @@ def to_tokens(
     """
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
-        raise TokenError(f"{_describe(text)} is no text; a string or a list of strings is.")
+        raise TokenError(f"{describe(text)} is no text; a string or a list of strings is.")
     if not texts:
         raise TokenError("the list of texts is empty; pass at least one string.")
     tokenizer = get_tokenizer(cfg, language, task)
@@ -219,7 +219,7 @@ def _rows(tokens: Any, d_vocab: int) -> tuple[list[list[int]], bool]:
     values = _plain(tokens)
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise TokenError(
-            f"{_describe(tokens)} holds no tokens; an integer tensor [pos] or [batch, pos] does, "
+            f"{describe(tokens)} holds no tokens; an integer tensor [pos] or [batch, pos] does, "
             "or a list of ids."
         )
     values = [_plain(value) for value in values]
@@ -260,7 +260,7 @@ def check_tokens(tokens: Any, d_vocab: int, n_text_ctx: int, offset: int = 0) ->
     """
     remedy = "Make them with model.to_tokens(text)."
     if not isinstance(tokens, Tensor):
-        raise TokenError(f"tokens are {_describe(tokens)}; they must be a tensor. {remedy}")
+        raise TokenError(f"tokens are {describe(tokens)}; they must be a tensor. {remedy}")
     if tokens.dtype not in (torch.int64, torch.int32):
         raise TokenError(
             f"tokens have dtype {tokens.dtype}; they must be torch.int64 or torch.int32. {remedy}"
@@ -289,8 +289,3 @@ def check_tokens(tokens: Any, d_vocab: int, n_text_ctx: int, offset: int = 0) ->
 
 def _out_of_vocabulary(token: int, where: str, d_vocab: int) -> str:
     return f"token {token} at {where} is out of the vocabulary: ids go from 0 to {d_vocab - 1}."
-
-
-def _describe(value: Any) -> str:
-    """A short name of something that was no text, or no tokens."""
-    return repr(value) if isinstance(value, str | int | float | None) else type(value).__name__

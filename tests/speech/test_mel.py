@@ -261,7 +261,10 @@ class TestMel:
             pytest.param(torch.zeros(4, 9), torch.tensor([1]), r"Add the batch axis", id="axes"),
             pytest.param(torch.zeros(1, 4, 9), 9, r"n_frames is 9; .*one integer", id="number"),
             pytest.param(
-                torch.zeros(2, 4, 9), torch.tensor([1]), r"shape \(1,\); .*the 2 rec", id="lengths"
+                torch.zeros(2, 4, 9),
+                torch.tensor([1]),
+                r"shape \(1,\) and dtype torch.int64; .*the 2 rec",
+                id="lengths",
             ),
             pytest.param(
                 torch.zeros(1, 4, 9), torch.tensor([1.0]), r"dtype torch\.float32", id="floats"
@@ -328,7 +331,7 @@ class TestCheckMel:
         ("mel", "error", "match"),
         [
             pytest.param("jfk.flac", MelError, r"mel is 'jfk\.flac'.*to_mel\(audio\)", id="path"),
-            pytest.param(np.zeros((1, 80, 100)), MelError, r"mel is ndarray", id="array"),
+            pytest.param(np.zeros((1, 80, 100)), MelError, r"mel is an array of shape", id="array"),
             pytest.param(None, MelError, r"mel is None; it must be a tensor", id="none"),
             pytest.param(torch.zeros(1, 80, 100).int(), MelError, r"torch\.int32", id="integers"),
             pytest.param(torch.zeros(80, 100), MelError, r"mel\[None\]", id="no batch axis"),

@@ -157,7 +157,11 @@ class TestToTokens:
             pytest.param(7, r"^7 is no text", id="number"),
             pytest.param(b"one", r"^bytes is no text", id="bytes"),
             pytest.param(["one", 2], r"^list is no text; a string or a list", id="mixed"),
-            pytest.param(torch.tensor([1]), r"^Tensor is no text", id="tokens"),
+            pytest.param(
+                torch.tensor([1]),
+                r"^a tensor of shape \(1,\) and dtype torch.int64 is no text",
+                id="tokens",
+            ),
             pytest.param([], r"the list of texts is empty", id="empty list"),
         ],
     )
@@ -206,7 +210,11 @@ class TestToString:
             pytest.param([True], r"token 0 is True; tokens are integers", id="bool"),
             pytest.param(["one"], r"token 0 is 'one'; tokens are integers", id="strings"),
             pytest.param(torch.zeros(1, 1, 1).long(), r"token 0 is \[0\]", id="three axes"),
-            pytest.param(torch.tensor(5), r"^Tensor holds no tokens", id="scalar"),
+            pytest.param(
+                torch.tensor(5),
+                r"^a tensor of shape \(\) and dtype torch.int64 holds no tokens",
+                id="scalar",
+            ),
             pytest.param(5, r"^5 holds no tokens", id="number"),
             pytest.param(None, r"^None holds no tokens", id="none"),
         ],
