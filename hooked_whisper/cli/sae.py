@@ -11,6 +11,7 @@ from hooked_whisper.errors import InputError, SAEFileError
 
 COMMANDS = {
     "train": "hooked_whisper.cli.training:train",
+    "curve": "hooked_whisper.cli.training:curve",
     "eval": "hooked_whisper.cli.sae:evaluate",
     "suite": "hooked_whisper.cli.training:suite",
 }

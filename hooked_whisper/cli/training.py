@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,45 @@ def _epochs(args: opt.Options, store: Any) -> Any:
     return Epochs(store, share)
 
 
+@opt.command(
+    opt.file_argument("store"),
+    opt.option("--hook", "hook", required=True, help="A hook name."),
+    opt.option("--minutes", type=opt.OVER_0, multiple=True, help="Of sound; repeat it."),
+    opt.option("--latents", "d_sae", type=opt.COUNT_FROM_1, help="[default: 8 x the width]"),
+    opt.option(
+        "--k", type=opt.COUNT_FROM_1, help="Active latents a vector, where they are chosen."
+    ),
+    *TRAINING,
+    opt.option("--out", default="curve", type=opt.FILE, help="Gets OUT.json and OUT.png."),
+    model=False,
+    examples="""
+    hooked-whisper sae curve store --hook encoder.ln_final.hook_normalized
+    hooked-whisper sae curve store --hook encoder.ln_final.hook_normalized --minutes 5 --minutes 40
+    """,
+)
+def curve(args: opt.Options) -> None:
+    """Train an autoencoder on more and more of the sound of STORE, to see what more would give.
+
+    Each is judged on the same held-out recordings. Without --minutes, a sixteenth of the
+    sound, an eighth, and so on.
+    """
+    from hooked_whisper.sae import learning_curve
+    from hooked_whisper.store import ActivationStore, Epochs
+
+    share = HELD_OUT if args.held_out is None else args.held_out
+    source = Epochs(ActivationStore(args.store), share)
+    cfg = replace(_training_config(args, source, args.hook, None, args.d_sae, args.k), folder=None)
+    found = learning_curve(cfg, source, args.minutes or None, progress=not args.quiet)
+    out: Any = args.out
+    found.save(out.with_suffix(".json"))
+    found.plot().savefig(out.with_suffix(".png"))
+    if args.as_json:
+        opt.echo_json({"hook": found.hook_name, "points": found.points})
+        return
+    names = ("minutes", "n_rows", "fvu", "held_out_fvu", "held_out_fvu_without_massive")
+    opt.echo_table([{name: point[name] for name in names} for point in found.points])
+
+
 def _variant(width: int | None, k: int | None, args: opt.Options) -> str:
     """The folder of one width and k, where there are several."""
     parts = [str(width)] if len(args.widths) > 1 else []
@@ -204,7 +244,7 @@ def _variant(width: int | None, k: int | None, args: opt.Options) -> str:
 
 
 def _training_config(
-    args: opt.Options, store: Any, hook: str, folder: Path, d_sae: int | None, k: int | None
+    args: opt.Options, store: Any, hook: str, folder: Path | None, d_sae: int | None, k: int | None
 ) -> Any:
     """How to train the autoencoder of one hook of a store, with the options that it has."""
     from hooked_whisper.errors import SAEConfigError

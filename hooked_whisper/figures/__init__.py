@@ -13,9 +13,15 @@ from hooked_whisper.figures.lenses import (
     plot_sources,
     plot_trajectories,
 )
+from hooked_whisper.figures.massive import plot_massive_activations
 from hooked_whisper.figures.mel import plot_cross_attention, plot_mel
 from hooked_whisper.figures.patching import plot_patching, plot_sweep
-from hooked_whisper.figures.sae import plot_density, plot_latents, plot_training
+from hooked_whisper.figures.sae import (
+    plot_density,
+    plot_latents,
+    plot_learning_curve,
+    plot_training,
+)
 from hooked_whisper.figures.statistics import (
     plot_by_layer,
     plot_confusion,
@@ -38,7 +44,9 @@ __all__ = [
     "plot_head_scores",
     "plot_histograms",
     "plot_latents",
+    "plot_learning_curve",
     "plot_logit_lens",
+    "plot_massive_activations",
     "plot_mel",
     "plot_offsets",
     "plot_patching",

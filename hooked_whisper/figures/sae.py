@@ -218,3 +218,43 @@ def _check_densities(shares: Mapping[str, Tensor]) -> None:
                 f"{what} go from {float(value.min()):g} to {float(value.max()):g}; they are shares "
                 "in 0 to 1, such as evaluate_sae(...).reconstruction.density."
             )
+
+
+@style.styled
+def plot_learning_curve(
+    points: Sequence[Mapping[str, Any]], *, title: str = ""
+) -> "matplotlib.figure.Figure":
+    """What autoencoders leave unexplained, over the minutes of sound that they learned from.
+
+    Args:
+        points: `minutes`, `fvu` and `held_out_fvu` of each; `held_out_fvu_without_massive` is
+            drawn where it is another number.
+    """
+    from matplotlib.ticker import NullLocator
+
+    if not points or any({"minutes", "fvu", "held_out_fvu"} - set(point) for point in points):
+        raise InputError(
+            "nothing to draw: pass rows with minutes, fvu and held_out_fvu, such as "
+            "learning_curve(...).points."
+        )
+    figure = style.new_figure(5.0, 3.2, title)
+    axes = figure.subplots()
+    minutes = [float(point["minutes"]) for point in points]
+    lines = {"trained on": "fvu", "held out": "held_out_fvu"}
+    lines["held out, without massive activations"] = "held_out_fvu_without_massive"
+    drawn: list[list[float]] = []
+    for number, (label, key) in enumerate(lines.items()):
+        values = [_number(point.get(key)) for point in points]
+        if values in drawn or not any(map(math.isfinite, values)):
+            continue
+        drawn.append(values)
+        axes.plot(minutes, values, label=label, **style.line_style(number))
+    axes.set_xscale("log")
+    axes.set_xticks(minutes, [f"{each:.3g}" for each in minutes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("minutes of sound")
+    axes.set_ylabel("fraction of variance unexplained")
+    open_frame(axes, grid="y")
+    axes.legend()
+    return figure

@@ -9,6 +9,12 @@ from hooked_whisper.lenses.logit_lens import (
     logit_lens,
     token_trajectories,
 )
+from hooked_whisper.lenses.massive_activations import (
+    MassiveActivations,
+    MassivePosition,
+    massive_activations,
+)
+from hooked_whisper.lenses.massive_removal import MassiveRemoval
 from hooked_whisper.lenses.source_attribution import SourceAttribution, source_attribution
 
 __all__ = [
@@ -21,6 +27,10 @@ __all__ = [
     "Attribution",
     "Component",
     "direct_attribution",
+    "MassiveActivations",
+    "MassivePosition",
+    "MassiveRemoval",
+    "massive_activations",
     "SourceAttribution",
     "source_attribution",
     "TokenTrajectories",

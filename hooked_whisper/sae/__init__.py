@@ -40,6 +40,7 @@ from hooked_whisper.sae.evaluation.stability import decoder_stability
 from hooked_whisper.sae.io.load import load_sae, load_suite
 from hooked_whisper.sae.saving import save_sae
 from hooked_whisper.sae.training.config import TrainingConfig
+from hooked_whisper.sae.training.curve import LearningCurve, learning_curve
 from hooked_whisper.sae.training.logs import TensorBoardLog, TrainingLog, WandbLog
 from hooked_whisper.sae.training.model_source import ModelActivations
 from hooked_whisper.sae.training.sources import ActivationSource, MemoryActivations
@@ -74,6 +75,8 @@ __all__ = [
     "TrainingConfig",
     "train_sae",
     "train_saes",
+    "LearningCurve",
+    "learning_curve",
     "ActivationSource",
     "MemoryActivations",
     "ModelActivations",

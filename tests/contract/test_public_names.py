@@ -73,7 +73,7 @@ ROOMS = {
         GrowingHistogram HEAD_SCORES HeadMeans Histogram Moment OutlierDimensions
         ResidualStatistics RunningMoments TimeAlignment attention_entropy attention_received
         correlation_with_energy cosine_by_layer current_token_score diagonal_half_width
-        diagonal_width expected_seconds frame_energy head_table hoyer_sparsity kurtosis
+        diagonal_width expected_seconds frame_energy head_table hoyer_sparsity is_massive kurtosis
         mean_distance monotonicity norm_by_layer outlier_dimensions participation_ratio
         previous_token_score residual_histogram residual_norm residual_table share_below
         share_on_padding speech_vectors start_token_score time_alignment
@@ -82,7 +82,8 @@ ROOMS = {
     "figures": """
         plot_attribution plot_by_layer plot_confusion plot_cosine_matrix plot_cross_attention
         plot_density plot_encoder_lens plot_entropy plot_head_scores plot_histograms plot_latents
-        plot_logit_lens plot_mel plot_offsets plot_patching plot_pattern plot_patterns plot_probes
+        plot_learning_curve plot_logit_lens plot_massive_activations plot_mel plot_offsets
+        plot_patching plot_pattern plot_patterns plot_probes
         plot_sources plot_sweep plot_training plot_trajectories
     """,
     "data": """
@@ -96,9 +97,10 @@ ROOMS = {
         compare_transcripts mean_activations
     """,
     "lenses": """
-        Attribution Component EncoderLens LogitLens SourceAttribution StreamSite
+        Attribution Component EncoderLens LogitLens MassiveActivations MassivePosition
+        MassiveRemoval SourceAttribution StreamSite
         TokenTrajectories direct_attribution encoder_lens encoder_outputs logit_lens
-        source_attribution token_trajectories
+        massive_activations         source_attribution token_trajectories
     """,
     "metrics": """
         CompressionRatio ExactSequence ExactTranscript KLDivergence LogProb LogitDifference Loss
@@ -118,12 +120,13 @@ ROOMS = {
     "study": "Study study",
     "sae": """
         ARCHITECTURES ActivationSource BatchTopKConfig BatchTopKSAE Clip GatedConfig GatedSAE
-        JumpReLUConfig JumpReLUSAE MatryoshkaConfig MatryoshkaSAE MemoryActivations
+        JumpReLUConfig JumpReLUSAE LearningCurve MatryoshkaConfig MatryoshkaSAE MemoryActivations
         ModelActivations ReLUConfig ReLUSAE Reconstruction SAE SAEConfig SAEEvaluation
         LabelReadout SkipTranscoder SkipTranscoderConfig SpliceSite TensorBoardLog TopKConfig
         TopKSAE TrainingConfig TrainingLog Transcoder TranscoderConfig WandbLog best_f1
         decoder_cosines decoder_stability evaluate_sae evaluate_saes frame_labels
-        judge_reconstruction latents_by_speech load_sae load_suite make_sae readout recording_labels
+        judge_reconstruction latents_by_speech learning_curve
+        load_sae load_suite make_sae readout recording_labels
         save_sae selectivity splice_site top_clips train_sae train_saes word_labels
     """,
 }

@@ -108,6 +108,23 @@ CASES: dict[str, Callable[[], Any]] = {
         ["embed", "0", "1", "2"],
         [f"{j}\n w{j}" for j in range(6)],
     ),
+    "plot_learning_curve": lambda: figures.plot_learning_curve(
+        [
+            {"minutes": n, "fvu": 0.1 / n, "held_out_fvu": 0.3 + 1 / n}
+            | {"held_out_fvu_without_massive": 0.2 + 1 / n}
+            for n in (2.5, 5.0, 10.0, 20.0)
+        ],
+        title="More sound",
+    ),
+    "plot_massive_activations": lambda: figures.plot_massive_activations(
+        torch.where(torch.arange(150) % 60 == 20, 20.0, 1 + 0.3 * wave(150)),
+        wave(150),
+        torch.tensor([0.0, 900.0, 300.0, 4.0, 0.0, 0.0, 3.0]),
+        torch.logspace(-0.3, 1.4, 8),
+        torch.where(torch.arange(48) == 17, 40.0, wave(48)),
+        {"2_mlp_out": 0.95, "embed": 0.1, "1_attn_out": -0.05},
+        title="Planted",
+    ),
     "plot_mel": lambda: figures.plot_mel(
         mel(),
         sound_s=1.6,
