@@ -1,7 +1,7 @@
 """Massive activations as a picture: where they are, how long, which dimensions, who writes them."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -48,7 +48,8 @@ def plot_massive_activations(
             f"{len(edges)} edges do not fit; pass one energy for each length, one edge more."
         )
     figure = style.new_figure(9.0, 4.6, title)
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    above, below = parts
     over_time = above.subplots()
     end_s = len(norm_ratio) * position_s
     seconds = [(number + 0.5) * position_s for number in range(len(norm_ratio))]

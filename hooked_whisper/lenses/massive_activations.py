@@ -128,8 +128,9 @@ class MassiveActivations:
         about += f"{self.n_positions:,}, {self.massive_variance:.1%} of the variance"
         parts = [picture(self.plot(), about)]
         if self.writers:
-            rows = sorted({**self.writers, **self.neurons}.items(), key=lambda item: -abs(item[1]))
-            parts.append(table(["written by", "share"], [list(row) for row in rows], 12))
+            shares = {**self.writers, **self.neurons}.items()
+            written = sorted(shares, key=lambda item: -abs(item[1]))
+            parts.append(table(["written by", "share"], [list(row) for row in written], 12))
         if self.removals:
             rows = [[name, *asdict(each).values()] for name, each in self.removals.items()]
             header = ["without", *next(map(asdict, self.removals.values()))]

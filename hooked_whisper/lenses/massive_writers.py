@@ -59,9 +59,9 @@ class Writers:
             self._sums[label] = self._sums.get(label, 0.0) + share
         for block in range(self._layer):
             post = cache[f"encoder.blocks.{block}.mlp.hook_post"][massive].float()
-            W_out = self.model.encoder.blocks[block].mlp.W_out.detach().float()
-            share = (post * (direction @ W_out.T)).sum(dim=0)
-            self._neurons[block] = self._neurons.get(block, torch.zeros_like(share)) + share
+            W_out = self.model.get_parameter(f"encoder.blocks.{block}.mlp.fc_out.weight").float()
+            each = (post * (direction @ W_out)).sum(dim=0)
+            self._neurons[block] = self._neurons.get(block, torch.zeros_like(each)) + each
         self._n += len(x)
 
     def shares(self) -> dict[str, float]:

@@ -84,6 +84,8 @@ ROOMS = {
         plot_density plot_encoder_lens plot_entropy plot_head_scores plot_histograms plot_latents
         plot_learning_curve plot_logit_lens plot_massive_activations plot_mel plot_offsets
         plot_patching plot_pattern plot_patterns plot_probes
+        plot_learning_curve plot_logit_lens plot_massive_activations plot_mel plot_offsets
+        plot_patching plot_pattern plot_patterns plot_probes
         plot_sources plot_sweep plot_training plot_trajectories
     """,
     "data": """
@@ -126,8 +128,8 @@ ROOMS = {
         TopKSAE TrainingConfig TrainingLog Transcoder TranscoderConfig WandbLog best_f1
         decoder_cosines decoder_stability evaluate_sae evaluate_saes frame_labels
         judge_reconstruction latents_by_speech learning_curve
+        judge_reconstruction latents_by_speech learning_curve
         load_sae load_suite make_sae readout recording_labels
-        save_sae selectivity splice_site top_clips train_sae train_saes word_labels
     """,
 }
 """The public names of the rooms that users import from."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 MEASURES = ("fvu", "fvu_without_massive", "fvu_normalized", "l0", "never_active")
 
 
+@runtime_checkable
 class PartedSource(Protocol):
     """A source of activations that can be cut to less sound, such as `Epochs(store, 0.1)`."""
 
