@@ -4,7 +4,8 @@
 
 Prints the numbers, and writes OUT.json and OUT.png. `--alignments` is a folder of files with the
 times of words (TextGrid, CTM, CSV), by which positions are in a word or between words;
-`--first` takes so many recordings; `--no-removals` leaves out what takes the most time.
+`--first` takes so many recordings; `--no-removals` and `--no-transcripts` leave out what takes
+the most time.
 """
 
 import argparse
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--alignments", type=Path)
     parser.add_argument("--first", type=int)
     parser.add_argument("--no-removals", action="store_true")
+    parser.add_argument("--no-transcripts", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("massive"))
     args = parser.parse_args()
     model = HookedWhisper.from_pretrained(args.model)
@@ -34,7 +36,8 @@ def main() -> None:
     recordings = recordings[: args.first]
     if args.alignments is not None:
         recordings = add_alignments(recordings, args.alignments)
-    found = massive_activations(model, recordings, hook, removals=not args.no_removals)
+    options = {"removals": not args.no_removals, "transcripts": not args.no_transcripts}
+    found = massive_activations(model, recordings, hook, **options)
     print(found)
     heard = Counter(position.recording for position in found.positions)
     most = max(heard.values(), default=0)

@@ -128,8 +128,8 @@ ROOMS = {
         TopKSAE TrainingConfig TrainingLog Transcoder TranscoderConfig WandbLog best_f1
         decoder_cosines decoder_stability evaluate_sae evaluate_saes frame_labels
         judge_reconstruction latents_by_speech learning_curve
-        judge_reconstruction latents_by_speech learning_curve
-        load_sae load_suite make_sae readout recording_labels
+        load_sae load_suite make_sae readout recording_labels save_sae selectivity splice_site
+        top_clips train_sae train_saes word_labels
     """,
 }
 """The public names of the rooms that users import from."""
