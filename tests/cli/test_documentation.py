@@ -73,7 +73,7 @@ def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(attention, "attention_page", page)
     monkeypatch.setattr(features, "feature_page", page)
-    blank = SimpleNamespace(savefig=lambda path: None)
+    blank = SimpleNamespace(savefig=lambda path, **how: None)
     monkeypatch.setattr(SweepResult, "plot", lambda *args, **options: blank)
 
 
