@@ -51,7 +51,7 @@ def shown(value: object, most: int = 160) -> str:
     """A value as an error quotes it: in so many characters at most."""
     try:
         text = repr(value)
-    except ValueError:  # an int of more than 4,300 digits has no repr
+    except (ValueError, RecursionError):  # an int of more than 4,300 digits, a list 1,000 deep
         text = f"a huge {type(value).__name__}"
     return cut(text, most)
 
@@ -69,12 +69,23 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+MOST = 600
+"""Characters of a message that are shown."""
+
+
 class HookedWhisperError(Exception):
-    """Base of every error raised on purpose by this package."""
+    """Base of every error raised on purpose by this package.
+
+    A message that quotes something long, such as a path or a tensor, is shown without its
+    middle: what is wrong stands first, and what to do last. `args` holds all of it.
+    """
 
     def __str__(self) -> str:
         # KeyError would show the repr of its message; users read sentences.
-        return " ".join(str(part) for part in self.args)
+        text = " ".join(str(part) for part in self.args)
+        if len(text) <= MOST:
+            return text
+        return f"{text[: MOST // 2]} ... {text[5 - MOST // 2 :]}"
 
 
 class ConfigError(HookedWhisperError, ValueError):

@@ -13,7 +13,7 @@ import soundfile
 from hooked_whisper.errors import HookedWhisperError
 from hooked_whisper.speech import load_audio
 
-from .mutations import N, of_bytes
+from .mutations import FIRST, N, Outcomes, of_bytes
 
 KINDS = [
     (container, subtype)
@@ -62,23 +62,18 @@ def mutated(whole: list[bytes], seed: int) -> bytes:
     return of_bytes(data, seed)
 
 
-@pytest.mark.filterwarnings("ignore:.*(may not be whole|no header):UserWarning")
-def test_every_outcome_is_samples_or_an_error_of_ours(whole: list[bytes], tmp_path: Path) -> None:
+def test_every_outcome_is_samples_or_an_error_of_ours(
+    whole: list[bytes], tmp_path: Path, outcomes: Outcomes
+) -> None:
     assert len(whole) > 100
-    for seed in range(N * 5 if N == 100 else N):
+    for seed in range(FIRST, FIRST + (N * 5 if N == 100 else N)):
         path = tmp_path / f"x.{SUFFIXES[seed % len(SUFFIXES)]}"
         if seed % 8:
             path = tmp_path / "x.wav"
         path.write_bytes(mutated(whole, seed))
         began_s = time.monotonic()
-        try:
-            samples = load_audio(path)
-        except HookedWhisperError as error:
-            assert len(str(error)) < 600, f"seed {seed}: {error}"
-        except Exception as error:
-            pytest.fail(f"seed {seed}: {error!r}")
-        else:
-            assert samples.isfinite().all(), f"seed {seed}"
+        samples = outcomes.read(seed, lambda path=path: load_audio(path))
+        assert samples is None or samples.isfinite().all(), f"seed {seed}"
         assert time.monotonic() - began_s < 20, f"seed {seed} took long"
 
 
