@@ -22,7 +22,7 @@ import xxhash
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hooked_whisper.errors import StoreBusyError, StoreWriteError
+from hooked_whisper.errors import StoreBusyError, StoreWriteError, shown
 
 PART = ".part"
 """What the names of files end in while they are written."""
@@ -210,6 +210,25 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _explain(error, folder) from error
+
+
+def as_path(path: Any, error: type[Exception]) -> Path:
+    """A path that a file system can have, with `~` replaced.
+
+    Args:
+        path: Whatever was given for one.
+        error: What to raise where it is none: no text, a null byte, a user that is not there,
+            a name that is too long.
+    """
+    try:
+        found = Path(path).expanduser()
+        os.stat(found)
+    except (TypeError, ValueError, RuntimeError) as wrong:
+        raise error(f"{shown(path)} is no path ({str(wrong)[:200]}). Give another.") from wrong
+    except OSError as wrong:
+        if wrong.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise error(f"{shown(path)} is no path: {wrong.strerror}. Give another.") from wrong
+    return found
 
 
 def remove_parts(folder: Path) -> None:

@@ -16,7 +16,7 @@ from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.data.windows import AudioWindow, mel_of, read_windows
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import LabelError, RecordingsError, shown
-from hooked_whisper.io import write_whole
+from hooked_whisper.io import as_path, write_whole
 from hooked_whisper.model.language import spoken_language
 from hooked_whisper.model.openai_api import warn_of_heads
 from hooked_whisper.model.whisper import HookedWhisper
@@ -156,7 +156,7 @@ def add_alignments(recordings: Any, source: str | os.PathLike[str]) -> list[Reco
         LabelError: No file there, one that cannot be read, or two for one recording.
         RecordingsError: No recording, or none that has such a file.
     """
-    path = Path(source).expanduser()
+    path = as_path(source, LabelError)
     suffixes = {suffix.lower() for suffix in SUFFIXES}
     files = [path]
     if path.is_dir():
@@ -187,7 +187,7 @@ def write_manifest(recordings: Any, path: str | os.PathLike[str]) -> None:
         RecordingsError: A recording that is no file, another ending.
         StoreWriteError: It cannot be written.
     """
-    path = Path(path).expanduser()
+    path = as_path(path, RecordingsError)
     if path.suffix.lower() != ".jsonl":
         raise RecordingsError(f"{shown(str(path))} must end in .jsonl, which holds timed labels.")
     lines = []

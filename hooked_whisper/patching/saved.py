@@ -14,6 +14,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.io import (
+    as_path,
     check_json,
     checksum_of_json,
     checksum_of_tensors,
@@ -43,7 +44,7 @@ class Header(TypedDict):
     names: NotRequired[list[list[str | None]]]
     senders: NotRequired[list[str]]
     receivers: NotRequired[list[str]]
-    xxh3_128: NotRequired[str]
+    xxh3_128: str
 
 
 def save_result(
@@ -118,7 +119,7 @@ def _contradiction(header: dict[str, Any], tensors: dict[str, Tensor]) -> str | 
         return "its names of hooks are not one for each site and layer"
     if header.get("senders", labels.get("sender")) != labels.get("sender"):
         return "its senders are not the labels of its axis"
-    if "xxh3_128" in header and header["xxh3_128"] != _checksum(header, tensors):
+    if header["xxh3_128"] != _checksum(header, tensors):
         return "its checksum is of other content"
     return None
 
@@ -197,7 +198,7 @@ def going_on(
         with partial_result_on_interrupt(lambda: result, so_far):
             yield lambda: None
         return
-    path = Path(save_to).expanduser()
+    path = as_path(save_to, InterventionError)
     with (
         growing_file(path, work, lambda: result.save(path)) as step,
         partial_result_on_interrupt(lambda: result, so_far, is_kept=True),

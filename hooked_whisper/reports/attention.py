@@ -16,6 +16,7 @@ from hooked_whisper.data.windows import AudioWindow, mel_of, read_windows
 from hooked_whisper.display import box, framed
 from hooked_whisper.errors import AudioLengthError, InputError, RecordingsError
 from hooked_whisper.hooks.root import Hook
+from hooked_whisper.io import as_path
 from hooked_whisper.model.language import spoken_language
 from hooked_whisper.model.openai_api import has_alignment_heads
 from hooked_whisper.model.whisper import HookedWhisper
@@ -206,7 +207,7 @@ def read_transcript(
 
 
 def _check_out(out: Any) -> Path:
-    path = Path(out).expanduser()
+    path = as_path(out, InputError)
     if path.is_dir():
         raise InputError(f"out is {str(out)!r}, a folder; name the file: {path / 'attention.html'}")
     return path

@@ -18,6 +18,7 @@ from hooked_whisper.errors import InputError, SpliceError
 from hooked_whisper.hooks.names import stack_of
 from hooked_whisper.hooks.splice_site import SpliceSite
 from hooked_whisper.hooks.splicing import splice_site
+from hooked_whisper.io import as_path
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import has_tokenizer
@@ -217,7 +218,7 @@ def page_options(
     **given: Any,
 ) -> PageOptions:
     """What is asked for, all of it checked before anything runs."""
-    path = Path(out).expanduser()
+    path = as_path(out, InputError)
     if path.is_dir():
         raise InputError(f"{str(path)!r} is a folder; name the page's file: 'features.html'.")
     chosen: Any = range(site.n) if latents is None else latents

@@ -7,7 +7,6 @@ know, and over `"hooked_whisper"`, which says what was added for SAELens alone.
 Source: SAELens 6.54, `SAE.save_model`.
 """
 
-import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hooked_whisper.errors import SAEFileError
-from hooked_whisper.io import replacing
+from hooked_whisper.io import as_path, replacing
 
 CFG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
@@ -73,27 +72,6 @@ def save_sae(sae: Any, folder: str | os.PathLike[str], *, inference: bool = True
             config.write_text(text, encoding="utf-8")
             save_file(tensors, weights)
     return target
-
-
-def as_path(path: Any, error: type[Exception]) -> Path:
-    """A path that a file system can have, with `~` replaced.
-
-    Args:
-        path: Whatever was given for one.
-        error: What to raise where it is none: no text, a null byte, a user that is not there,
-            a name that is too long.
-    """
-    try:
-        found = Path(path).expanduser()
-        os.stat(found)
-    except (TypeError, ValueError, RuntimeError) as wrong:
-        raise error(f"{repr(path)[:100]} is no path ({str(wrong)[:200]}). Give another.") from wrong
-    except OSError as wrong:
-        if wrong.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise error(
-                f"{repr(path)[:100]} is no path: {wrong.strerror}. Give another."
-            ) from wrong
-    return found
 
 
 @contextmanager

@@ -16,7 +16,14 @@ from typing_extensions import NotRequired, TypedDict
 from hooked_whisper.data.hook_rows import RowKind
 from hooked_whisper.data.loading import Loaded
 from hooked_whisper.errors import StoreDamagedError, StoreError, StoreMismatchError
-from hooked_whisper.io import check_json, checksum_of_file, checksum_of_json, read_json, write_json
+from hooked_whisper.io import (
+    as_path,
+    check_json,
+    checksum_of_file,
+    checksum_of_json,
+    read_json,
+    write_json,
+)
 from hooked_whisper.store.fingerprint import FORMAT, check_same
 from hooked_whisper.store.shards import file_size, record_name, shard_name
 
@@ -303,7 +310,7 @@ def verify_store(folder: str | Path) -> dict[str, str]:
     Raises:
         StoreError: There is no store, or one that is not complete.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder, StoreError)
     manifest = read_manifest(folder)
     if manifest is None or not manifest["complete"]:
         what = "no store" if manifest is None else "a store that is not complete"

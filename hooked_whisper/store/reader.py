@@ -14,6 +14,7 @@ from hooked_whisper.data.hook_rows import SECONDS_PER_ROW, RowKind
 from hooked_whisper.display import box, count, facts, fold, size, table
 from hooked_whisper.errors import StoreError
 from hooked_whisper.hooks.names import NamesFilter, match_names
+from hooked_whisper.io import as_path
 from hooked_whisper.speech.labels import values_at
 from hooked_whisper.store.manifest import read_manifest
 from hooked_whisper.store.provenance import RecordingEntry, RowIndex, ShardIndex
@@ -40,7 +41,7 @@ class ActivationStore:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = as_path(folder, StoreError)
         manifest = read_manifest(self.folder)
         if manifest is None:
             raise StoreError(

@@ -26,7 +26,7 @@ from hooked_whisper.display import progress_bar
 from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import RecordingsError, StoreError
 from hooked_whisper.hooks.names import NamesFilter
-from hooked_whisper.io import lock_folder, make_folder, remove_parts, write_json
+from hooked_whisper.io import as_path, lock_folder, make_folder, remove_parts, write_json
 from hooked_whisper.speech.tokens import get_tokenizer
 from hooked_whisper.store import manifest
 from hooked_whisper.store.fingerprint import (
@@ -117,7 +117,7 @@ def harvest(
     plan = Plan(
         WriterConfig(model, chosen, rules, options, strict=strict),
         source,
-        Path(folder).expanduser(),
+        as_path(folder, StoreError),
         make_identity(model, chosen, source, rules, options),
         default_workers() if n_workers is None else n_workers,
     )

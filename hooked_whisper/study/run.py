@@ -21,7 +21,7 @@ from hooked_whisper.errors import (
     InputError,
     ReportError,
 )
-from hooked_whisper.io import LOCK_FILE, lock_folder, make_folder, write_json
+from hooked_whisper.io import LOCK_FILE, as_path, lock_folder, make_folder, write_json
 from hooked_whisper.reports import attention_page, feature_page
 from hooked_whisper.sae import TopKConfig, TrainingConfig
 from hooked_whisper.speech import has_tokenizer
@@ -155,7 +155,7 @@ def study(
             not fit.
         InputError: The model has hooks, or settings that make no sense.
     """
-    folder, listed = Path(folder).expanduser(), as_recordings(recordings)
+    folder, listed = as_path(folder, ReportError), as_recordings(recordings)
     _check(model, max_new_tokens)
     autoencoder = None if sae is None else given(model, sae, hook_name)
     settings: dict[str, Any] = {

@@ -142,12 +142,13 @@ def test_what_cannot_go_on_is_refused_before_anything_runs(
 
 
 def changed(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
-    """Rewrite a result with another header or other tensors, its checksum left out."""
+    """Rewrite a result with another header or other tensors, and a checksum of these."""
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["sweep"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    header.pop("xxh3_128")
     change(header, tensors)
+    if "xxh3_128" in header:
+        header["xxh3_128"] = module._checksum(header, tensors)
     save_file(tensors, path, metadata={"sweep": json.dumps(header)})
 
 
@@ -162,6 +163,7 @@ CHANGES: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "names": (lambda h, t: h["names"][0].pop(), "names of hooks"),
     "direction": (lambda h, t: h.update(direction="sideways"), "does not hold what it should"),
     "no metric": (lambda h, t: h.pop("metric"), "does not hold what it should"),
+    "no checksum": (lambda h, t: h.pop("xxh3_128"), "missing required field `xxh3_128`"),
     "axes": (lambda h, t: h.update(axes=[1, 2]), "does not hold what it should"),
     "format": (lambda h, t: h.update(format="hooked_whisper.sweep/9"), "of the format"),
 }

@@ -17,12 +17,13 @@ from torch import Tensor
 import hooked_whisper.digits as digits
 from hooked_whisper.device import as_device
 from hooked_whisper.errors import SAEConfigError, SAEFileError
+from hooked_whisper.io import as_path
 from hooked_whisper.sae.architectures import ARCHITECTURES, config_from_dict, make_sae
 from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.io.contents import Contents, read_contents
 from hooked_whisper.sae.io.saelens import is_saelens, read_saelens
 from hooked_whisper.sae.io.state_dicts import FORMATS, Format, Found, read_topk
-from hooked_whisper.sae.saving import CFG_NAME, WEIGHTS_NAME, as_path, check_tensors
+from hooked_whisper.sae.saving import CFG_NAME, WEIGHTS_NAME, check_tensors
 from hooked_whisper.weights.files import FLOAT_DTYPES
 
 SHIPPED = {"digits": digits.FOLDER.parent / "saes"}

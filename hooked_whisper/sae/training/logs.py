@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from typing_extensions import TypedDict
 
 from hooked_whisper.errors import HookedWhisperError, TrainingError
-from hooked_whisper.io import read_json, replacing
+from hooked_whisper.io import as_path, read_json, replacing
 from hooked_whisper.sae.training.config import TrainingConfig
 
 LOG_FILE, WANDB_FILE = "log.csv", "wandb.json"
@@ -41,7 +41,7 @@ class LoggedTraining(NamedTuple):
     @property
     def folder(self) -> Path | None:
         """Where the autoencoder is written."""
-        return None if self.cfg.folder is None else Path(self.cfg.folder).expanduser()
+        return None if self.cfg.folder is None else as_path(self.cfg.folder, TrainingError)
 
 
 class _Run(TypedDict):
@@ -138,7 +138,7 @@ class TensorBoardLog(TrainingLog):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = as_path(folder, TrainingError)
         self._writers: dict[str, Any] = {}
         try:
             from torch.utils.tensorboard import SummaryWriter

@@ -14,10 +14,10 @@ from torch import Tensor
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import HookedWhisperError, TrainingError
 from hooked_whisper.interrupts import uninterrupted
-from hooked_whisper.io import lock_folder
+from hooked_whisper.io import as_path, lock_folder
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.base import SAE
-from hooked_whisper.sae.saving import as_path, explained_writing
+from hooked_whisper.sae.saving import explained_writing
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.distributed import agreed_ranks, concatenated, round_robin
 from hooked_whisper.sae.training.held_out import HeldOut, held_out_vectors

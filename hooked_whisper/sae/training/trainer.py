@@ -14,6 +14,7 @@ from torch import Tensor
 from hooked_whisper.distributed import ProcessGroup, has_restarted
 from hooked_whisper.errors import TrainingError
 from hooked_whisper.interrupts import uninterrupted
+from hooked_whisper.io import as_path
 from hooked_whisper.sae.architectures import make_sae
 from hooked_whisper.sae.base import SAE, Losses
 from hooked_whisper.sae.evaluation.reconstruction import VarianceMeter
