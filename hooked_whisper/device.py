@@ -20,7 +20,7 @@ def as_device(device: torch.device | str | int | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise _refusal(device, "which PyTorch does not know") from error
     try:
         torch.empty(0, device=found)

@@ -46,6 +46,10 @@ Each also derives from the built-in exception named beside it, so that code
 which catches the built-in one goes on working.
 """
 
+import math
+import numbers
+import sys
+
 
 def shown(value: object, most: int = 160) -> str:
     """A value as an error quotes it: in so many characters at most."""
@@ -62,6 +66,23 @@ def describe(value: object) -> str:
         kind = "a tensor" if type(value).__module__.startswith("torch") else "an array"
         return f"{kind} of shape {tuple(value.shape)} and dtype {value.dtype}"
     return shown(value) if isinstance(value, str | int | float | None) else type(value).__name__
+
+
+def check_count(name: str, value: object, least: int, error: type[Exception]) -> None:
+    """Raise an error for what is no integer from `least` to a billion."""
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or not least <= value <= 10**9:  # type: ignore[operator]
+        raise error(f"{name} is {shown(value)}; it must be an integer of at least {least}.")
+
+
+def check_number(
+    name: str, value: object, error: type[Exception], least: float | int = -math.inf
+) -> None:
+    """Raise an error for what is no finite number of at least `least`."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not least <= value <= sys.float_info.max:  # type: ignore[operator]
+        bound = "" if least == -math.inf else f" of at least {least:g}"
+        raise error(f"{name} is {shown(value)}; it must be a finite number{bound}.")
 
 
 def cut(text: str, most: int) -> str:

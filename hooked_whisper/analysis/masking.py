@@ -8,6 +8,7 @@ do not count come out as NaN, which `torch.nanmean` and pandas leave out.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -161,11 +162,7 @@ def _limits(
 
 def check_pattern(pattern: Tensor) -> None:
     """Refuse what has too few axes for an attention pattern, or rows that are no probabilities."""
-    if pattern.ndim < 2 or not pattern.is_floating_point():
-        raise InputError(
-            f"the pattern is {tuple(pattern.shape)}, {pattern.dtype}; it must be floating point "
-            'with axes [..., query, key], as cache["encoder", 0, "pattern"] is.'
-        )
+    _check_floats(pattern, "pattern", '[..., query, key], as cache["encoder", 0, "pattern"] is')
     rows = pattern.detach()
     sums = rows.sum(dim=-1, dtype=torch.float32)
     bad = ~((sums - 1).abs() <= _SLACK.get(rows.dtype, 1e-3))  # catches NaN too
@@ -187,6 +184,17 @@ def check_pattern(pattern: Tensor) -> None:
         f"the keys ({int(bad.sum())} of {bad.numel()} rows are not). Pass a hook_pattern, not "
         "scores, and one that no hook has zeroed."
     )
+
+
+def _check_floats(values: Any, what: str, axes: str) -> None:
+    """Refuse what is no tensor of plain floats with at least two axes."""
+    is_plain = isinstance(values, Tensor) and values.layout == torch.strided and not values.is_meta
+    if is_plain and values.ndim >= 2 and values.is_floating_point() and values.itemsize > 1:
+        return
+    found = type(values).__name__
+    if isinstance(values, Tensor):
+        found = f"{tuple(values.shape)}, {values.dtype}, {values.layout} on {values.device}"
+    raise InputError(f"the {what} is {found}; it must be plain floats with axes {axes}.")
 
 
 def _check_count(
@@ -241,11 +249,7 @@ def position_mask(
     values: Tensor, n_positions: Count | None, *, all_frames: bool = False
 ) -> Bool[Tensor, "*batch pos"] | None:
     """Which positions of `[*batch pos d_model]` count; None is all of them."""
-    if values.ndim < 2 or not values.is_floating_point():
-        raise InputError(
-            f"the stream is {tuple(values.shape)}, {values.dtype}; it must be floating point with "
-            'axes [..., pos, d_model], as cache["encoder", 0, "resid_post"] is.'
-        )
+    _check_floats(values, "stream", '[..., pos, d_model], as cache["encoder", 0, "resid_post"] is')
     *leading, n_pos, _ = values.shape
     limit = _check_count("n_positions", n_positions, n_pos, tuple(leading))
     if limit is None or all_frames:

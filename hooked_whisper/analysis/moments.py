@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-from hooked_whisper.errors import InputError
+from hooked_whisper.errors import InputError, shown
 
 Distribution = Literal["normal", "uniform"]
 
@@ -37,6 +37,8 @@ class RunningMoments:
     def __init__(self, order: Literal[2, 4] = 2, *, covariance: bool = False) -> None:
         self.n = 0
         self.mean: Float64[Tensor, " dimension"] = torch.zeros(0, dtype=torch.float64)
+        if order not in (2, 4):
+            raise InputError(f"order is {shown(order)}; it can be 2 or 4.")
         self._order = order
         # Of the 2nd and higher powers of the distance from the mean, and of its products.
         self._powers: Float64[Tensor, "power dimension"] | None = None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hooked_whisper.analysis.masking import Count, position_mask
 from hooked_whisper.analysis.moments import Histogram
-from hooked_whisper.errors import InputError
+from hooked_whisper.errors import InputError, check_count, check_number
 
 Per = Literal["all", "vector", "dimension"]
 
@@ -214,8 +214,7 @@ def outlier_dimensions(
     Source: the phenomenon is Dettmers et al. 2022's (outlier features) and Sun et al. 2024's
         (massive activations), whose thresholds are those of language models.
     """
-    if not times >= 0:
-        raise InputError(f"times is {times}; it must be 0 or more.")
+    check_number("times", times, InputError, 0)
     x = speech_vectors(resid, n_positions, all_frames=all_frames)
     rms = x.square().mean(dim=0).sqrt()
     relative = rms / rms.median()
@@ -244,9 +243,13 @@ def residual_histogram(
     tensor([2, 2])
     """
     x = speech_vectors(resid, n_positions, all_frames=all_frames).flatten()
+    check_count("n_bins", n_bins, 1, InputError)
+    for name, edge in (("low", low), ("high", high)):
+        if edge is not None:
+            check_number(name, edge, InputError)
     low = float(x.min() if low is None else low)
     high = float(x.max() if high is None else high)
-    if n_bins < 1 or not low <= high:
+    if not low <= high:
         raise InputError(
             f"n_bins is {n_bins} from {low:g} to {high:g}; at least 1 bin, and low under high."
         )

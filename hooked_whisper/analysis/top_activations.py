@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hooked_whisper.config import POSITION_S
-from hooked_whisper.errors import InputError
+from hooked_whisper.errors import InputError, check_count, check_number
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,8 @@ def top_activations(
             f"n_positions is {lengths}; it must be one number from 1 to {n_pos} for each of the "
             f"{n_recordings} recordings: mel.n_positions."
         )
-    if n_top < 1 or least_apart_s < 0:
-        raise InputError(
-            f"n_top is {n_top} and least_apart_s {least_apart_s}; they must be at least 1 and 0."
-        )
+    check_count("n_top", n_top, 1, InputError)
+    check_number("least_apart_s", least_apart_s, InputError, 0)
     values = activations.detach().float().cpu()
     rows = torch.arange(n_recordings).repeat_interleave(n_pos)
     positions = torch.arange(n_pos).repeat(n_recordings)

@@ -59,6 +59,7 @@ def window_batches(
     model: HookedWhisper, windows: Iterable[AudioWindow], size: int
 ) -> Iterator[WindowBatch]:
     """Some windows at a time, with their mels, and with their tokens where all have some."""
+    check_batch_size(size)
     first, some = 0, []
     for window in windows:
         some.append(window)

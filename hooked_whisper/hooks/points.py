@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens import hook_points as lens
 
-from hooked_whisper.errors import ConfigError, HookDisabledError, HookError, HookResultError
+from hooked_whisper.errors import ConfigError, HookDisabledError, HookError, HookResultError, shown
 from hooked_whisper.interrupts import Temporarily
 
 Direction = Literal["fwd", "bwd"]
@@ -157,6 +157,8 @@ class HookPoint(lens.HookPoint):
             HookDisabledError: The point's flag is off, so that it would never fire.
             HookError: A direction that is neither `"fwd"` nor `"bwd"`.
         """
+        if not callable(hook):
+            raise HookError(f"{shown(hook)} is no hook; a function of (value, hook) is.")
         if dir not in ("fwd", "bwd"):
             raise HookError(f'dir is {dir!r}; it can be "fwd" or "bwd".')
         if not self.enabled:

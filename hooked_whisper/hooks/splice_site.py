@@ -291,10 +291,10 @@ def _run_on_noise(site: SpliceSite, shape: tuple[int, ...]) -> tuple[Tensor, Ten
         latents = site.sae.encode(site.flatten(noise.to(site.device, site.dtype)))
         recons = site.sae.decode(latents)
     for what, value in (("latents", latents), ("reconstruction", recons)):
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
             raise SpliceError(
                 f"the autoencoder {type(site.sae).__name__} gives {what} of type "
-                f"{type(value).__name__}; they must be tensors."
+                f"{type(value).__name__}; they must be dense tensors with values."
             )
     return latents, site.unflatten(recons), len(fired) == 1 and fired[0].shape == latents.shape
 

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.config import Stack
-from hooked_whisper.errors import AlignmentError, InterventionError, SiteError
+from hooked_whisper.errors import (
+    AlignmentError,
+    InterventionError,
+    SiteError,
+    check_count,
+    shown,
+)
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.interventions.edits import (
@@ -17,6 +23,7 @@ from hooked_whisper.interventions.edits import (
     SiteEdit,
     check_broadcasts,
     check_fits,
+    site_names,
     source_at,
     with_leading_axes,
 )
@@ -56,7 +63,7 @@ class MeanAblation(SiteEdit):
     mean: WhisperCache | Tensor | None = None
 
     def hooks(self, model: HookedWhisper) -> list[HookPair]:
-        for name in self.site.names(model):
+        for name in site_names(self.site, model):
             if self.mean is not None:
                 check_broadcasts(source_at(self.mean, name), model, name, "the mean")
             elif not name.startswith("encoder"):
@@ -92,7 +99,8 @@ class ResampleAblation(SiteEdit):
     seed: int = 0
 
     def hooks(self, model: HookedWhisper) -> list[HookPair]:
-        for name in self.site.names(model):
+        check_count("seed", self.seed, 0, InterventionError)
+        for name in site_names(self.site, model):
             if self.cache is None:
                 break
             source = source_at(self.cache, name)
@@ -149,10 +157,10 @@ class SkipLayer(Edit):
     def hooks(self, model: HookedWhisper) -> list[HookPair]:
         check_stack(self.stack)
         n_layers = model.cfg.n_layers(self.stack)
-        if not -n_layers <= self.layer < n_layers:
+        if type(self.layer) is not int or not -n_layers <= self.layer < n_layers:
             raise SiteError(
-                f"no {self.stack} layer {self.layer} to skip: this model has {self.stack} layers "
-                f"0 to {n_layers - 1}."
+                f"no {self.stack} layer {shown(self.layer)} to skip: this model has "
+                f"{self.stack} layers 0 to {n_layers - 1}."
             )
         added = ["hook_attn_out", "hook_mlp_out"]
         if self.stack == "decoder":

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hooked_whisper.config import Stack
-from hooked_whisper.errors import AlignmentError, InterventionError, SiteError
+from hooked_whisper.errors import AlignmentError, InterventionError, SiteError, check_count
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.interventions.ablation import check_stack
@@ -85,10 +85,7 @@ class RestrictAttention(_CutEdges):
 
     def hooks(self, model: HookedWhisper) -> list[HookPair]:
         check_stack(self.stack)
-        if isinstance(self.half_width, bool) or self.half_width < 0:
-            raise InterventionError(
-                f"half_width is {self.half_width}; it must be 0 or more positions."
-            )
+        check_count("half_width", self.half_width, 0, InterventionError)
         n_layers = model.cfg.n_layers(self.stack)
         every = range(n_layers) if self.layers is None else self.layers
         layers = places_on(every, n_layers, "layer", self.stack)

@@ -6,16 +6,23 @@ the length of a `with` block, also while the model decodes or transcribes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hooked_whisper.errors import AlignmentError, InterventionError
+from hooked_whisper.errors import (
+    AlignmentError,
+    InterventionError,
+    SiteError,
+    check_number,
+    shown,
+)
 from hooked_whisper.hooks.attached import TemporaryHooks
 from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.hooks.collector import FLOATS
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.interrupts import Temporarily
 from hooked_whisper.interventions.sites import Part, Site, first_pos
@@ -57,7 +64,7 @@ class SiteEdit(Edit):
             edited = value.clone()
             return edited if self.write_to(edited, hook, first_pos(hook.name or "")) else None
 
-        return [(name, function) for name in self.site.names(model)]
+        return [(name, function) for name in site_names(self.site, model)]
 
     def write_to(self, value: Tensor, point: HookPoint, first_pos: int) -> bool:
         """Edit an activation in place; False if the pass has nothing of the site.
@@ -90,7 +97,7 @@ class Patch(SiteEdit):
     source: WhisperCache | Tensor
 
     def hooks(self, model: HookedWhisper) -> list[HookPair]:
-        for name in self.site.names(model):
+        for name in site_names(self.site, model):
             axes, source = model.hook_dict[name].axes, source_at(self.source, name)
             if source.ndim != len(axes):
                 raise AlignmentError(
@@ -119,10 +126,7 @@ class _NumberEdit(SiteEdit):
         """The number."""
 
     def hooks(self, model: HookedWhisper) -> list[HookPair]:
-        if not torch.isfinite(torch.tensor(float(self._number))):
-            raise InterventionError(
-                f"{type(self).__name__} is given {self._number}; it must be a finite number."
-            )
+        check_number(f"what {type(self).__name__} is given", self._number, InterventionError)
         return super().hooks(model)
 
 
@@ -144,7 +148,7 @@ class Clamp(_NumberEdit):
         return self.to
 
     def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
-        return torch.full_like(old, self.to)
+        return torch.full_like(old, float(self.to))
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +167,7 @@ class Scale(_NumberEdit):
         return self.factor
 
     def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
-        return old * self.factor
+        return old * float(self.factor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +186,7 @@ class Add(_NumberEdit):
         return self.amount
 
     def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
-        return old + self.amount
+        return old + float(self.amount)
 
 
 class Interventions(Temporarily[Any]):
@@ -227,12 +231,33 @@ def _pairs(model: HookedWhisper, edits: tuple[Edit, ...]) -> list[HookPair]:
     return [pair for edit in edits for pair in edit.hooks(model)]
 
 
+def site_names(site: Any, model: HookedWhisper) -> list[str]:
+    """The hooks of a site."""
+    if not isinstance(site, Site):
+        raise SiteError(f"{shown(site)} is no place to edit; Site(name) is.")
+    return site.names(model)
+
+
 # What edits take from elsewhere
 
 
 def source_at(source: WhisperCache | Tensor, name: str) -> Tensor:
-    """One tensor for every hook, or what a cache holds for this one."""
-    return source if isinstance(source, Tensor) else source[name]
+    """One tensor for every hook, or what a cache holds for this one.
+
+    Raises:
+        InterventionError: Neither, or numbers that are missing: sparse, on the meta device.
+    """
+    if not isinstance(source, (Tensor, Mapping)):
+        raise InterventionError(
+            f"{shown(source)} is no source of activations for {name!r}; a cache or a tensor is."
+        )
+    found: Tensor = source if isinstance(source, Tensor) else source[name]
+    if found.layout != torch.strided or found.is_meta or found.dtype not in FLOATS:
+        kind = "on the meta device" if found.is_meta else f"{found.dtype}, {found.layout}"
+        raise InterventionError(
+            f"the source for {name!r} is {kind}; it must hold plain floats, as a cache does."
+        )
+    return found
 
 
 def check_fits(

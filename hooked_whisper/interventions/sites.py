@@ -1,6 +1,6 @@
 """Where to act: a hook, and which heads, positions, seconds, neurons or latents there."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
-from hooked_whisper.errors import AlignmentError, SiteError
+from hooked_whisper.errors import AlignmentError, SiteError, check_number, shown
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.hooks.passes import pass_info
 from hooked_whisper.hooks.points import HookPoint
@@ -227,7 +227,16 @@ def window_to_places(window_s: Window, axis: str = "pos") -> tuple[int, int]:
 
 def check_window(window_s: Window, length_s: float) -> None:
     """Refuse a time that is empty, or outside the recording."""
-    start_s, end_s = window_s
+    try:
+        start_s, end_s = window_s
+        check_number("the start of a window", start_s, SiteError)
+        check_number("the end of a window", end_s, SiteError)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, SiteError):
+            raise
+        raise SiteError(
+            f"{shown(window_s)} is no window; its start and end in seconds are: (0.5, 1.0)."
+        ) from error
     if not 0 <= start_s < end_s <= length_s:
         raise SiteError(
             f"the window is {start_s} to {end_s} s; it must lie in 0 to {length_s} s and end "
@@ -262,9 +271,9 @@ def places_on(wanted: Any, n: int, what: str, name: str, may_be_absent: bool = F
         if not chosen and not may_be_absent:
             raise SiteError(f"{what} is {wanted!r} at {name!r}: none of {what}s 0 to {n - 1}.")
         return chosen if chosen.step == 1 else list(chosen)
-    places = [wanted] if isinstance(wanted, int) else list(wanted)
+    places = list(wanted) if isinstance(wanted, Iterable) else [wanted]
     if not places or not all(type(each) is int for each in places):
-        raise SiteError(f"{what} is {wanted!r} at {name!r}; it can be an integer or several.")
+        raise SiteError(f"{what} is {shown(wanted)} at {name!r}; it can be an integer or several.")
     for place in places:
         if not -n <= place < n and not may_be_absent:
             raise SiteError(f"no {what} {place} at {name!r}: it has {what}s 0 to {n - 1}.")

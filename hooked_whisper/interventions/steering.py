@@ -14,6 +14,7 @@ from hooked_whisper.errors import (
     InputError,
     InterventionError,
     SiteError,
+    check_number,
 )
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.passes import first_positions
@@ -22,6 +23,8 @@ from hooked_whisper.interventions.edits import (
     HookPair,
     SiteEdit,
     check_broadcasts,
+    site_names,
+    source_at,
     with_leading_axes,
 )
 from hooked_whisper.interventions.sites import Part, Site
@@ -49,15 +52,14 @@ class Steer(SiteEdit):
 
     def hooks(self, model: HookedWhisper) -> list[HookPair]:
         _check_numbers(self.vector, "the vector")
-        if not torch.isfinite(torch.tensor(float(self.strength))):
-            raise InterventionError(f"strength is {self.strength}; it must be a finite number.")
-        for name in self.site.names(model):
+        check_number("strength", self.strength, InterventionError)
+        for name in site_names(self.site, model):
             check_broadcasts(self.vector, model, name, "the vector")
         return super().hooks(model)
 
     def change(self, old: Tensor, part: Part, point: HookPoint) -> Tensor:
         vector = with_leading_axes(self.vector, old.ndim)
-        return old + self.strength * part.read(vector, point, broadcasts=True).to(old)
+        return old + float(self.strength) * part.read(vector, point, broadcasts=True).to(old)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,7 @@ class ProjectOut(SiteEdit):
         _check_numbers(self.direction, "the direction")
         if bool((self.direction.norm(dim=-1) == 0).any()) or self.direction.numel() == 0:
             raise InterventionError("a direction is zero, which points nowhere; leave it out.")
-        for name in self.site.names(model):
+        for name in site_names(self.site, model):
             axes, width = model.hook_dict[name].axes, model.axis_sizes(name)[-1]
             if not axes[-1].startswith("d_") and axes[-1] != "vocab":
                 raise SiteError(f"{name!r} has axes {axes}: no vectors on the last one.")
@@ -214,6 +216,7 @@ def _vectors(source: Any, name: Any, all_frames: bool) -> Tensor:
 
 
 def _check_numbers(vector: Tensor, what: str) -> None:
+    vector = source_at(vector, what)
     if not vector.is_floating_point() or not bool(torch.isfinite(vector).all()):
         raise InterventionError(
             f"{what} has dtype {vector.dtype}, shape {tuple(vector.shape)}; it must be finite "

@@ -1,6 +1,6 @@
 """What a lens looks at: a run of the model, the positions in it, and the tokens asked about."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,12 +132,12 @@ def choose_positions(pos: Positions | None, n: int) -> tuple[int, ...]:
     >>> choose_positions([-1, 0], 4)
     (3, 0)
     """
-    if pos is None or isinstance(pos, slice):
+    if pos is None or (isinstance(pos, slice) and pos.step != 0):
         chosen = range(n)[pos or slice(None)]
         if not chosen:
             raise InputError(f"pos is {pos!r}, which chooses none of the {n} decoder positions.")
         return tuple(chosen)
-    wanted = [pos] if isinstance(pos, int) else list(pos)
+    wanted = list(pos) if isinstance(pos, Iterable) else [pos]
     if not wanted or not all(isinstance(place, int) and -n <= place < n for place in wanted):
         raise InputError(f"pos is {pos!r}; the run has decoder positions 0 to {n - 1}.")
     return tuple(place % n for place in wanted)

@@ -1,6 +1,6 @@
 """What the decoder would say if it stopped here: the logit lens, and trajectories of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -251,7 +251,7 @@ def logit_lens(
     Source: nostalgebraist, "interpreting GPT: the logit lens", 2020.
     """
     chosen = _stream_sites(model, sites)
-    if isinstance(top_k, bool) or not 1 <= top_k <= model.cfg.d_vocab:
+    if type(top_k) is not int or not 1 <= top_k <= model.cfg.d_vocab:
         raise InputError(f"top_k is {top_k}; it can be 1 to {model.cfg.d_vocab}.")
     names = [site.name for site in chosen]
     if targets is None and last_stream(model) not in names:
@@ -311,7 +311,8 @@ def _stream_sites(model: HookedWhisper, streams: Sequence[str] | None) -> tuple[
     if streams is None:
         each_once = [StreamSite(layer, stream) for layer in layers for stream in STREAMS[1:]]
         return (StreamSite(0, "resid_pre"), *each_once)
-    wanted = [streams] if isinstance(streams, str) else list(streams)
+    wanted = list(streams) if isinstance(streams, Iterable) else [streams]
+    wanted = [streams] if isinstance(streams, str) else wanted
     if not wanted or any(stream not in STREAMS for stream in wanted):
         raise InputError(f"sites are {streams!r}; they can be some of {', '.join(STREAMS)}.")
     ordered = [stream for stream in STREAMS if stream in wanted]

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, POSITION_S, POSITIONS_PER_SECOND
-from hooked_whisper.errors import InputError
+from hooked_whisper.errors import InputError, shown
 from hooked_whisper.lenses.cached_run import Positions, Source, Tokens, last_stream, open_run
 from hooked_whisper.lenses.direct_attribution import Component, logit_path, texts_of_rows
 from hooked_whisper.model.whisper import HookedWhisper
@@ -194,7 +194,12 @@ def _windows(
             n = max(1, -(-int(n_frames.max()) // FRAMES_PER_POSITION))
         ranges = [(start, min(start + step, n)) for start in range(0, n, step)]
         return [(a / POSITIONS_PER_SECOND, b / POSITIONS_PER_SECOND) for a, b in ranges]
-    chosen = [(float(start), float(end)) for start, end in windows_s]
+    try:
+        chosen = [(float(start), float(end)) for start, end in windows_s]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"windows_s is {shown(windows_s)}; give a width, or starts and ends in seconds."
+        ) from error
     if not chosen:
         raise InputError("windows_s is empty; give a width, or starts and ends in seconds.")
     for start_s, end_s in chosen:

@@ -153,8 +153,9 @@ def check_values(values: Any, n_rows: int, metric: Any = None) -> Float32[Tensor
             f"{name} returned a tensor of shape {tuple(values.shape)}. {need}, for instance "
             "logits[:, -1, token]."
         )
-    if values.is_complex():
-        raise MetricError(f"{name} returned complex numbers, {values.dtype}. {need}.")
+    if values.is_complex() or values.layout != torch.strided or values.is_meta:
+        kind = "a meta tensor" if values.is_meta else f"{values.dtype}, {values.layout}"
+        raise MetricError(f"{name} returned {kind}, no plain real numbers. {need}.")
     bad = ~torch.isfinite(values.detach())
     if bool(bad.any()):
         row = int(bad.nonzero()[0])

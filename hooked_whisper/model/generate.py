@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.display import box, count, fold, table
-from hooked_whisper.errors import HookNameError, InputError
+from hooked_whisper.errors import HookNameError, InputError, check_number, shown
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import StepCollector
 from hooked_whisper.hooks.names import NamesFilter
@@ -161,8 +161,6 @@ def generate(
     Source: `whisper.decoding.DecodingTask`, whose loop, token filters and choice of tokens
     run here.
     """
-    from whisper.decoding import DecodingTask
-
     if (mel is None) == (encoder_output is None):
         what = "neither" if mel is None else "both"
         raise InputError(f"{what} of mel and encoder_output given; pass one of them.")
@@ -176,7 +174,7 @@ def generate(
     # Refuses a vocabulary that is not Whisper's, and a task that it has no token for.
     get_tokenizer(model.cfg, None, options.get("task"))
     told_languages(model.cfg, language)
-    task = DecodingTask(model, _decoding_options(model.cfg, max_new_tokens, {**options}))
+    task = _decoding_task(model, max_new_tokens, {**options})
     task.decoder.reset()
     collector = StepCollector() if return_cache else None
     names = model.hook_names(names_filter) if return_cache else []
@@ -221,6 +219,27 @@ def generate(
     )
 
 
+def _decoding_task(model: WhisperBase, max_new_tokens: int | None, options: dict[str, Any]) -> Any:
+    """openai-whisper's loop, with the prompt that the options make.
+
+    Raises:
+        InputError: Options of other types or values than it can use.
+    """
+    from whisper.decoding import DecodingTask
+
+    check_number("temperature", options.get("temperature", 0.0), InputError, 0)
+    made = _decoding_options(model.cfg, max_new_tokens, options)
+    try:
+        task = DecodingTask(model, made)
+        torch.tensor(task.initial_tokens, dtype=torch.int64)
+    except Exception as error:  # openai-whisper does not look at what it is given
+        raise InputError(
+            f"no text can be decoded with {shown(options)}: {shown(str(error))}. These are fields "
+            "of openai-whisper's DecodingOptions, whose help tells their types."
+        ) from error
+    return task
+
+
 def _decoding_options(
     cfg: HookedWhisperConfig, max_new_tokens: int | None, options: dict[str, Any]
 ) -> Any:
@@ -240,8 +259,13 @@ def _decoding_options(
             )
         if name not in known:
             raise InputError(f"generate has no option {name!r}; it has {sorted(known)}.")
-    if max_new_tokens is not None and not 1 <= max_new_tokens <= cfg.n_text_ctx:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; it can be 1 to {cfg.n_text_ctx}.")
+    limits = range(1, cfg.n_text_ctx + 1)
+    if max_new_tokens is not None and not (
+        type(max_new_tokens) is int and max_new_tokens in limits
+    ):
+        raise InputError(
+            f"max_new_tokens is {shown(max_new_tokens)}; it can be 1 to {cfg.n_text_ctx}."
+        )
     return DecodingOptions(
         **{**_DEFAULTS, **options}, language="en", fp16=False, sample_len=max_new_tokens
     )

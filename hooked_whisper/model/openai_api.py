@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
-from hooked_whisper.model.calls import WhisperBase
+from hooked_whisper.model.calls import WhisperBase, check_values
 from hooked_whisper.model.generate import TokenRules, Unpack
 from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.language import warn_english_only
@@ -95,6 +95,7 @@ def logits(
     audio_features: Float[Tensor, "audio_batch frame d_model"],
 ) -> Float[Tensor, "batch pos vocab"]:
     """The decoder's logits, as openai-whisper calls them."""
+    check_values("audio_features", audio_features)
     return model.decoder(tokens, audio_features)
 
 

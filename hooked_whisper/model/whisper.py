@@ -33,7 +33,7 @@ from hooked_whisper.speech import tokens as speech_tokens
 from hooked_whisper.speech.mel import Mel, to_mel
 from hooked_whisper.weights.alignment_heads import default_heads
 from hooked_whisper.weights.huggingface import from_hf_state
-from hooked_whisper.weights.loaded import LoadedWeights, assign_weights
+from hooked_whisper.weights.loaded import LoadedWeights, assign_weights, check_dtype
 from hooked_whisper.weights.openai import from_openai_state
 from hooked_whisper.weights.registry import load_weights
 
@@ -166,11 +166,13 @@ class HookedWhisper(WhisperBase):
         """Move or convert the model in place; see `torch.nn.Module.to`.
 
         Raises:
-            DeviceError: A device that is not there; nothing has moved.
+            DeviceError, ConfigError: A device that is not there, no dtype of weights.
         """
-        for place in (*args[:1], kwargs.get("device")):
-            if isinstance(place, (str, int, torch.device)):
-                as_device(place)
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, torch.dtype):
+                check_dtype(given)
+            elif type(given) in (str, int, torch.device):
+                as_device(given)
         return super().to(*args, **kwargs)
 
     # What it is

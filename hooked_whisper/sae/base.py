@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from hooked_whisper.display import box, facts, fold, size, table
 from hooked_whisper.distributed import ProcessGroup
-from hooked_whisper.errors import SAEConfigError, SAEError
+from hooked_whisper.errors import SAEConfigError, SAEError, shown
 from hooked_whisper.sae.saving import save_sae
 
 
@@ -73,10 +73,14 @@ class SAEConfig:
     )
 
     def __post_init__(self) -> None:
+        for name in ("hook_name", "hook_name_out"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise SAEConfigError(f"{name} is {shown(value)}; it must be a hook's name.")
         for field_ in fields(self):
             name, value = field_.name, getattr(self, field_.name)
-            if field_.type is int and (type(value) is not int or value < 1):
-                raise SAEConfigError(f"{name} is {value!r}; it must be a positive integer.")
+            if field_.type is int and (type(value) is not int or not 1 <= value <= 10**9):
+                raise SAEConfigError(f"{name} is {shown(value)}; it must be a positive integer.")
             if field_.type is bool and type(value) is not bool:
                 raise SAEConfigError(f"{name} is {value!r}; it must be True or False.")
             if field_.type == float | int and not is_number(value):

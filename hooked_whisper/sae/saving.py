@@ -123,6 +123,8 @@ def _values(sae: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     cfg["metadata"] = {**metadata, **added}
     cfg[OWN_KEY] = {"version": 1, "added_metadata": sorted(added)}
     tensors = {name: value.detach() for name, value in sae.state_dict().items()}
+    if any(value.is_meta for value in tensors.values()):
+        raise SAEFileError("the autoencoder is on the meta device, which holds no values to save.")
     tensors.setdefault("W_enc", sae.W_enc.detach().clone())  # a tied encoder is no parameter
     return cfg, {name: value.cpu().contiguous() for name, value in tensors.items()}
 

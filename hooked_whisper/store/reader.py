@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hooked_whisper.data.hook_rows import SECONDS_PER_ROW, RowKind
 from hooked_whisper.display import box, count, facts, fold, size, table
-from hooked_whisper.errors import StoreError
+from hooked_whisper.errors import StoreError, shown
 from hooked_whisper.hooks.names import NamesFilter, match_names
 from hooked_whisper.io import as_path
 from hooked_whisper.speech.labels import values_at
@@ -360,13 +360,23 @@ class ActivationStore:
         n_rows = self.manifest["rows"][kind]
         if isinstance(rows, slice):
             return torch.arange(n_rows)[rows] if rows.step else _arange(rows, n_rows)
-        wanted = torch.as_tensor(rows, dtype=torch.int64).flatten()
+        try:
+            wanted = torch.as_tensor(rows).flatten()
+            if len(wanted) and wanted.dtype not in _INTEGERS:
+                raise TypeError(f"they are {wanted.dtype}")
+            wanted = wanted.to_dense().long()
+            wanted.tolist()  # what has no values says so
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise StoreError(f"rows are {shown(rows)}; they must be integers.") from error
         bad = wanted[(wanted < 0) | (wanted >= n_rows)]
         if len(bad):
             raise StoreError(
                 f"row {int(bad[0])} is not there: the store has {kind} rows 0 to {n_rows - 1}."
             )
         return wanted
+
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def _arange(rows: slice, n_rows: int) -> Int64[Tensor, " row"]:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from hooked_whisper.errors import StoreError
+from hooked_whisper.errors import StoreError, check_count
 
 BLOCK_ROWS = 64
 """Neighbouring rows that are read together: 1.3 s of encoder positions."""
@@ -71,7 +71,8 @@ class ShuffledReader:
     ) -> None:
         if not 0 <= rank < n_ranks:
             raise StoreError(f"rank is {rank} of {n_ranks}; ranks count from 0.")
-        if batch_size < 1 or batch_size % n_ranks:
+        check_count("batch_size", batch_size, 1, StoreError)
+        if batch_size % n_ranks:
             raise StoreError(
                 f"batch_size is {batch_size}; it must be a positive multiple of the {n_ranks} "
                 "ranks, which share each batch."

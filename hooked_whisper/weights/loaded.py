@@ -72,9 +72,7 @@ def assign_weights(
     """
     if isinstance(dtype, str) and dtype == "auto" and loaded.tensors:
         dtype = loaded.dtype
-    if not isinstance(dtype, torch.dtype) or dtype not in FLOAT_DTYPES:
-        allowed = ", ".join(map(str, FLOAT_DTYPES))
-        raise ConfigError(f"dtype is {shown(dtype)}; weights are kept in one of {allowed}.")
+    dtype = check_dtype(dtype)
     if not loaded.tensors:
         raise WeightsError(f"the weights of {loaded.source} were used already; load them again.")
     places = dict(module.state_dict(keep_vars=True))
@@ -87,6 +85,14 @@ def assign_weights(
         check_finite(name, values[name], stored, loaded.source)
     for name, value in values.items():
         _put(module, name, value)
+
+
+def check_dtype(dtype: object) -> torch.dtype:
+    """The dtype, once it is sure that weights can be kept in it; ConfigError says which can."""
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOAT_DTYPES:
+        allowed = ", ".join(map(str, FLOAT_DTYPES))
+        raise ConfigError(f"dtype is {shown(dtype)}; weights are kept in one of {allowed}.")
+    return dtype
 
 
 def _check_module(places: dict[str, Tensor], loaded: LoadedWeights) -> None:

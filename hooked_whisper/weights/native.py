@@ -33,7 +33,7 @@ from hooked_whisper.errors import (
     WeightShapeError,
     shown,
 )
-from hooked_whisper.io import bytes_of, make_folder, replacing
+from hooked_whisper.io import as_path, bytes_of, make_folder, replacing
 from hooked_whisper.weights.files import (
     FLOAT_DTYPES,
     FileTensor,
@@ -87,11 +87,12 @@ def save_weights(
     target = _as_target(folder)
     check_plain(state_dict, "the model")
     check_names(set(expected_shapes(cfg)), set(state_dict), "the model")
+    heads = None if alignment_heads is None else alignment_heads.to_dense().nonzero().tolist()
     values = {
         "format": FORMAT,
         "version": VERSION,
         "config": cfg.to_dict(),
-        "alignment_heads": None if alignment_heads is None else alignment_heads.nonzero().tolist(),
+        "alignment_heads": heads,
         "omitted": [],
     }
     tensors = separate(state_dict)
@@ -226,11 +227,11 @@ def separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _as_target(folder: Any) -> Path:
     """The folder to write into, after a look at what is there."""
+    target = as_path(folder, SourceError)
     try:
-        target = Path(folder).expanduser()
         is_there, is_folder = target.exists(), target.is_dir()
         has_config = (target / CONFIG_FILE).exists()
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
+    except OSError as error:
         raise SourceError(
             f"{shown(folder)} is no folder to write into ({shown(str(error))}). Name another one."
         ) from error

@@ -269,7 +269,10 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "threshold": (lambda: share_below(torch.ones(2, 2), 0), "threshold is 0; it must be over 0"),
     "per": (lambda: unwrap(kurtosis)(torch.ones(2, 2), per="layer"), "per is 'layer'; it can be"),
     "times": (lambda: outlier_dimensions(torch.ones(2, 2), times=-1), "times is -1"),
-    "bins": (lambda: residual_histogram(torch.ones(2, 2), n_bins=0), "n_bins is 0 from"),
+    "bins": (
+        lambda: residual_histogram(torch.ones(2, 2), n_bins=0),
+        "n_bins is 0; it must be an integer",
+    ),
     "edges": (lambda: residual_histogram(torch.ones(2, 2), low=2, high=1), "from 2 to 1"),
     "one dimension": (lambda: hoyer_sparsity(torch.ones(2, 1)), "the stream has 1 dimension"),
     "no streams": (lambda: norm_by_layer([]), "no streams; pass one a layer"),

@@ -92,7 +92,7 @@ def test_a_neuron_of_the_digits_model_answers_to_speech() -> None:
         ([5], {}, "one number from 1 to 30 for each of the 2"),
         ([5, 31], {}, r"\[5, 31\]"),
         ([5, 30], {"n_top": 0}, "n_top is 0"),
-        ([5, 30], {"least_apart_s": -1}, "least_apart_s -1"),
+        ([5, 30], {"least_apart_s": -1}, "least_apart_s is -1"),
     ],
     ids=["too-few", "too-long", "none", "negative"],
 )

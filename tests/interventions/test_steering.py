@@ -155,7 +155,7 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(tiny_model, edit, e
 
 
 def test_integers_are_no_vector(tiny_model, without_shape_checks):
-    with pytest.raises(InterventionError, match=r"dtype torch\.int64"):
+    with pytest.raises(InterventionError, match=r"is torch\.int64"):
         Steer(Site(RESID), torch.ones(24, dtype=torch.int64)).hooks(tiny_model)
 
 

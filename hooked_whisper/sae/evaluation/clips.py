@@ -1,18 +1,19 @@
 """The moments at which latents are most active, over any number of recordings."""
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hooked_whisper.analysis.top_activations import Moment, top_activations
 from hooked_whisper.data.batches import check_batch_size
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.data.windows import AudioWindow
-from hooked_whisper.errors import InputError
+from hooked_whisper.errors import InputError, check_count, check_number, shown
 from hooked_whisper.hooks.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.speech_labels import encoder_latents
@@ -86,13 +87,14 @@ def top_clips(
     Source: the "top activating examples" of Reid 2023.
     """
     site = splice_site(model, sae, hook_name).of_positions()
-    chosen = [latents] if isinstance(latents, int) else [int(each) for each in latents]
-    if not chosen or not all(0 <= each < site.d_sae for each in chosen):
-        raise InputError(f"latents are {latents}; this autoencoder has 0 to {site.d_sae - 1}.")
-    if n_top < 1 or least_apart_s < 0:
+    listed = latents.tolist() if isinstance(latents, Tensor) else latents
+    chosen = list(listed) if isinstance(listed, Iterable) else [listed]
+    if not chosen or not all(type(each) is int and 0 <= each < site.d_sae for each in chosen):
         raise InputError(
-            f"n_top is {n_top} and least_apart_s {least_apart_s}; they must be at least 1 and 0."
+            f"latents are {shown(latents)}; this autoencoder has 0 to {site.d_sae - 1}."
         )
+    check_count("n_top", n_top, 1, InputError)
+    check_number("least_apart_s", least_apart_s, InputError, 0)
     check_batch_size(batch_size)
     found = list(as_recordings(recordings))
     best: list[list[tuple[float, int, float, Clip]]] = [[] for _ in chosen]

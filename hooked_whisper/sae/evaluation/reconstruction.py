@@ -306,8 +306,9 @@ def decoder_directions(sae: Any) -> Float[Tensor, "latent d_out"]:
     W_dec = getattr(sae, "W_dec", None)
     if not isinstance(W_dec, Tensor):
         W_dec = _decoded_one_by_one(sae)
-    if W_dec.ndim != 2:
-        raise SpliceError(f"W_dec has shape {tuple(W_dec.shape)}; it must be [latent, d_out].")
+    if W_dec.ndim != 2 or W_dec.is_meta:
+        where = f"{tuple(W_dec.shape)} on {W_dec.device}"
+        raise SpliceError(f"W_dec has shape {where}; it must be [latent, d_out], with values.")
     return F.normalize(W_dec.detach().float().cpu(), dim=1)
 
 
