@@ -137,7 +137,7 @@ def choose_positions(pos: Positions | None, n: int) -> tuple[int, ...]:
         if not chosen:
             raise InputError(f"pos is {pos!r}, which chooses none of the {n} decoder positions.")
         return tuple(chosen)
-    wanted = list(pos) if isinstance(pos, Iterable) else [pos]
+    wanted: list[Any] = list(pos) if isinstance(pos, Iterable) else [pos]
     if not wanted or not all(isinstance(place, int) and -n <= place < n for place in wanted):
         raise InputError(f"pos is {pos!r}; the run has decoder positions 0 to {n - 1}.")
     return tuple(place % n for place in wanted)

@@ -16,7 +16,7 @@ from hooked_whisper.interventions.ablation import MeanAblation, SkipLayer, ZeroA
 from hooked_whisper.interventions.edits import Edit, SiteEdit
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import Site
-from hooked_whisper.io import lock_file
+from hooked_whisper.io import as_path, lock_file
 from hooked_whisper.metrics.base import metric_name
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.candidate_runs import CandidateRuns
@@ -192,7 +192,7 @@ def greedy_ablation(
     empty = GreedyAblation(
         metric_name(runs.metrics[0]), tolerance, math.nan, (), tuple(edits), False, made_with
     )
-    path = None if save_to is None else Path(save_to).expanduser()
+    path = None if save_to is None else as_path(save_to, InterventionError)
     with nullcontext() if path is None else lock_file(path, "greedy ablation"):
         if path is not None and earlier_result(path, resume, Path.exists):
             result = _read(path, empty, max_removals)

@@ -73,10 +73,8 @@ class SAEConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("hook_name", "hook_name_out"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise SAEConfigError(f"{name} is {shown(value)}; it must be a hook's name.")
+        if any(not isinstance(name, str | None) for name in (self.hook_name, self.hook_name_out)):
+            raise SAEConfigError(f"hook_name is {shown(self.hook_name)}; it must be a hook's name.")
         for field_ in fields(self):
             name, value = field_.name, getattr(self, field_.name)
             if field_.type is int and (type(value) is not int or not 1 <= value <= 10**9):

@@ -15,8 +15,10 @@ from hooked_whisper.errors import (
     CheckpointError,
     ConfigError,
     DownloadError,
+    SourceError,
     shown,
 )
+from hooked_whisper.io import as_path
 from hooked_whisper.weights.alignment_heads import release_heads
 from hooked_whisper.weights.files import MemoryTensor, StoredTensor, check_plain, check_types
 from hooked_whisper.weights.loaded import LoadedWeights
@@ -69,7 +71,7 @@ def download_release(name: str, download_root: Any = None) -> Path:
     import whisper
 
     url = whisper._MODELS[name]
-    root = Path(download_root).expanduser() if download_root is not None else _cache_folder()
+    root = as_path(download_root, SourceError) if download_root is not None else _cache_folder()
     target = root / os.path.basename(url)
     try:
         return Path(whisper._download(url, str(root), False))

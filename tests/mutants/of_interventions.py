@@ -359,8 +359,8 @@ MUTANTS = [
         "scale-adds",
         "scaling adds the factor, so that what is 0 becomes active",
         "interventions/edits.py",
-        "return old * self.factor",
-        "return old + self.factor",
+        "return old * float(self.factor)",
+        "return old + float(self.factor)",
         ("interventions/test_feature_edits.py",),
     ),
 ]

@@ -20,6 +20,7 @@ from hooked_whisper.patching import (
     attribution_patch,
     patch_sweep,
     path_patch_heads,
+    saved,
 )
 from hooked_whisper.patching.paths import PathEffects
 
@@ -148,7 +149,7 @@ def changed(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     change(header, tensors)
     if "xxh3_128" in header:
-        header["xxh3_128"] = module._checksum(header, tensors)
+        header["xxh3_128"] = saved._checksum(header, tensors)
     save_file(tensors, path, metadata={"sweep": json.dumps(header)})
 
 

@@ -87,7 +87,8 @@ def top_clips(
     Source: the "top activating examples" of Reid 2023.
     """
     site = splice_site(model, sae, hook_name).of_positions()
-    listed = latents.tolist() if isinstance(latents, Tensor) else latents
+    listed: Any = latents
+    listed = listed.tolist() if isinstance(listed, Tensor) else listed
     chosen = list(listed) if isinstance(listed, Iterable) else [listed]
     if not chosen or not all(type(each) is int and 0 <= each < site.d_sae for each in chosen):
         raise InputError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hooked_whisper.data.windows import SkippedRecording
 from hooked_whisper.display import box, count, note, picture, table
 from hooked_whisper.errors import InputError
-from hooked_whisper.io import write_json
+from hooked_whisper.io import as_path, write_json
 from hooked_whisper.sae.evaluation.downstream import LossRecovered, TranscriptScores
 from hooked_whisper.sae.evaluation.reconstruction import DecoderCosines, Reconstruction
 
@@ -182,7 +182,7 @@ class SAEEvaluation:
         Raises:
             StoreWriteError: The file cannot be written.
         """
-        write_json(Path(path), self.to_dict())
+        write_json(as_path(path, InputError), self.to_dict())
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row for each extent, with all numbers but the histograms."""

@@ -18,7 +18,7 @@ from hooked_whisper.io import as_path
 from hooked_whisper.sae.architectures import make_sae
 from hooked_whisper.sae.base import SAE, Losses
 from hooked_whisper.sae.evaluation.reconstruction import VarianceMeter
-from hooked_whisper.sae.saving import CFG_NAME, WEIGHTS_NAME, as_path
+from hooked_whisper.sae.saving import CFG_NAME, WEIGHTS_NAME
 from hooked_whisper.sae.training.checkpoint import (
     CHECKPOINT_FILE,
     check_same,
@@ -78,8 +78,7 @@ class Trainer:
         self.sae: SAE = make_sae(cfg.sae, torch.Generator().manual_seed(cfg.seed)).train()
         self.has_target = cfg.sae.is_transcoder
         self.folder = None if cfg.folder is None else as_path(cfg.folder, TrainingError)
-        self.batches = Batches()
-        self.position = Position()
+        self.batches, self.position = Batches(), Position()
         self.step = self.n_vectors = 0
         self.preparation = Preparation(cfg, self.sae)
         self.best = Best()
