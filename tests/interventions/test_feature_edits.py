@@ -76,5 +76,5 @@ def test_latents_in_a_time_window(
 
 
 def test_numbers_that_are_none(tiny_model: Any) -> None:
-    with pytest.raises(InterventionError, match="Clamp is given is nan; it must be a finite number"):
+    with pytest.raises(InterventionError, match="is given is nan; it must be a finite number"):
         Clamp(Site(NAME), float("nan")).hooks(tiny_model)
