@@ -17,6 +17,7 @@ from hooked_whisper.data.recordings import Recording
 from hooked_whisper.errors import InputError, StoreWriteError, shown
 from hooked_whisper.hooks.splice_site import SpliceSite
 from hooked_whisper.io import (
+    as_path,
     checksum_of_audio,
     checksum_of_json,
     checksum_of_model,
@@ -28,7 +29,7 @@ from hooked_whisper.io import (
 from hooked_whisper.sae.evaluation.downstream import RecoveredMeter
 from hooked_whisper.sae.evaluation.inputs import Inputs
 from hooked_whisper.sae.evaluation.reconstruction import ReconstructionMeter, VarianceMeter
-from hooked_whisper.sae.saving import as_path, explained_writing
+from hooked_whisper.sae.saving import explained_writing
 
 METERS = (ReconstructionMeter, VarianceMeter, RecoveredMeter, RunningMoments, SumsByNorm)
 """What sums up: their attributes are numbers, tensors and one another."""
