@@ -156,6 +156,7 @@ def direct_attribution(
     by: Detail = "component",
     targets: Tokens | None = None,
     versus: Tokens | None = None,
+    centred: bool = False,
     pos: Positions | None = None,
 ) -> Attribution:
     """What each component of the decoder adds to a token's logit, all adding up to it.
@@ -172,6 +173,9 @@ def direct_attribution(
             or a tensor that broadcasts to `[batch pos]`. None is the model's
             own likeliest token; of a decoding, the token that was decoded.
         versus: Tokens whose logits are subtracted; None subtracts nothing.
+        centred: Subtract the mean logit over the vocabulary, which no probability depends on.
+            Without it, terms that raise or lower every token's logit alike come first, such as
+            the bias of the last LayerNorm. Of a difference it takes nothing away.
         pos: Decoder positions; None takes all, of a decoding those that decoded a token.
 
     Raises:
@@ -184,7 +188,7 @@ def direct_attribution(
     if by not in get_args(Detail):
         raise InputError(f"by is {by!r}; it can be {', '.join(map(repr, get_args(Detail)))}.")
     run = open_run(model, source, tokens, _names(model, by), pos, targets, versus)
-    path = logit_path(model, run)
+    path = logit_path(model, run, centred=centred)
     terms = [*_terms(model, run, by, path.direction), *path.biases]
     return Attribution(
         components=tuple(component for component, _ in terms),
@@ -215,8 +219,11 @@ class LogitPath:
     biases: list[Term]
 
 
-def logit_path(model: HookedWhisper, run: CachedRun) -> LogitPath:
-    """The way from the stream to the logits that a run is asked about."""
+def logit_path(model: HookedWhisper, run: CachedRun, *, centred: bool = False) -> LogitPath:
+    """The way from the stream to the logits that a run is asked about.
+
+    `centred` reads each less the mean logit over the vocabulary.
+    """
     targets, versus = run.targets_or_likeliest(model), run.versus
     direction = run.cache.logit_direction(targets, versus, list(run.positions), model=model)
     readout, resid = Readout.of(model), run.read(last_stream(model))
@@ -228,6 +235,15 @@ def logit_path(model: HookedWhisper, run: CachedRun) -> LogitPath:
         logits = logits - readout.logit_of(resid, versus)
         unembed = unembed - readout.unembed.T[versus].float()
         unembed_bias = unembed_bias - b_U[versus]
+    if centred and versus is None:
+        mean_unembed, mean_bias = readout.unembed.float().mean(dim=1), b_U.mean()
+        common = mean_unembed * model.get_parameter("decoder.ln_final.weight").float()
+        scale = run.read("decoder.ln_final.hook_scale").float()
+        common = (common - common.mean()) / scale
+        direction = direction - common
+        shared = (resid.float() * common).sum(dim=-1)
+        logits = logits - (shared + readout.bias.float() @ mean_unembed + mean_bias)
+        unembed, unembed_bias = unembed - mean_unembed, unembed_bias - mean_bias
     biases: list[Term] = [
         (Component("ln_final_b", "bias"), unembed @ readout.bias.float()),
         (Component("b_U", "bias"), unembed_bias),

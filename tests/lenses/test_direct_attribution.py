@@ -40,6 +40,30 @@ def test_terms_add_up_to_a_difference(by: Any, any_model: Any, make_inputs: Any)
     assert found.positions == (2, 6)
 
 
+@DETAILS
+@torch.no_grad()
+def test_centred_terms_are_those_less_their_mean_over_the_vocabulary(
+    by: Any, any_model: Any, make_inputs: Any
+) -> None:
+    mel, tokens = make_inputs(1, 2)
+    logits = any_model(mel, tokens)
+    found = direct_attribution(any_model, mel, tokens, by=by, targets=9, centred=True)
+    wanted = logits[..., 9] - logits.mean(dim=-1)
+    torch.testing.assert_close(found.logits, wanted, atol=1e-4, rtol=0)
+    assert found.error < 1e-4
+    every = [
+        direct_attribution(any_model, mel, tokens, by=by, targets=token).values
+        for token in range(any_model.cfg.d_vocab)
+    ]
+    own = every[9] - torch.stack(every).mean(dim=0)
+    torch.testing.assert_close(found.values, own, atol=1e-4, rtol=1e-4)
+    options: dict[str, Any] = {"by": by, "targets": 5, "versus": 6}
+    plain = direct_attribution(any_model, mel, tokens, **options)
+    assert torch.equal(
+        direct_attribution(any_model, mel, tokens, centred=True, **options).values, plain.values
+    )
+
+
 def logit_effect(model: Any, written: Tensor, scale: Tensor, token: int) -> Tensor:
     """What something in the last stream adds to a logit, with the scale as it was."""
     centred = written - written.mean(dim=-1, keepdim=True)
