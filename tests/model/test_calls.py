@@ -67,7 +67,8 @@ def test_the_examples_in_their_help_run(
 def test_options_are_those_of_openai_whisper() -> None:
     decoding = {each.name for each in fields(DecodingOptions)}
     searching = {"beam_size", "best_of", "patience", "length_penalty", "fp16", "sample_len"}
-    assert set(GenerateOptions.__annotations__) == decoding - searching
+    own = {"language"} & set(inspect.signature(HookedWhisper.generate).parameters)
+    assert set(GenerateOptions.__annotations__) | own == decoding - searching
     parameters = inspect.signature(whisper.transcribe).parameters
     named = {name for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
     assert set(TranscribeOptions.__annotations__) == named | decoding
