@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -201,6 +202,46 @@ def test_2000_interruptions_leave_nothing(runs: Any) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such clock")
+@pytest.mark.parametrize("n", [180, pytest.param(N_RANDOM, marks=pytest.mark.slow)])
+def test_from_the_first_to_the_last_moment_of_every_run(n: int, runs: Any) -> None:
+    """Also inside of passes, forwards and backwards, and of what lasts until it is taken away."""
+    model, found, is_clean = runs
+    rng, n_hit, n_tried = random.Random(1), 0, 0
+    lasts_s = {}
+    for name, run in found.items():
+        run()
+        start_s = time.perf_counter()
+        run()
+        lasts_s[name] = time.perf_counter() - start_s
+
+    def ring(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        while n_hit < n:
+            name = [*found][n_hit % len(found)]
+            n_tried += 1
+            assert n_tried < 50 * n, "the clock rings too late"
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, lasts_s[name]))
+                found[name]()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                n_hit += 1
+                if name in ("add_hook", "add_sae"):
+                    model.reset_hooks()
+                    model.reset_saes()
+                assert is_clean(), (n_hit, name)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    for run in found.values():
+        run()
+        assert is_clean()
 
 
 class Counting:

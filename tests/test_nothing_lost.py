@@ -115,6 +115,7 @@ DISKS = [
     "suite",
     "sweep",
     "greedy",
+    "judging",
     "cache",
     "features",
     "attention",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from hooked_whisper import HookedWhisper, WhisperCache
 from hooked_whisper.data import Recording
@@ -15,7 +16,14 @@ from hooked_whisper.interventions import Example
 from hooked_whisper.metrics import LogProb
 from hooked_whisper.patching import SweepResult, greedy_ablation, head_ablations, patch_sweep
 from hooked_whisper.reports import attention_page, feature_page
-from hooked_whisper.sae import BatchTopKConfig, TopKConfig, TrainingConfig, load_sae
+from hooked_whisper.sae import (
+    BatchTopKConfig,
+    TopKConfig,
+    TrainingConfig,
+    evaluate_saes,
+    load_sae,
+)
+from hooked_whisper.sae.architectures import make_sae
 from hooked_whisper.sae.training.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from hooked_whisper.sae.training.train import train_sae, train_saes
 from hooked_whisper.store import harvest
@@ -75,6 +83,7 @@ def make_works(
             partial(_sweep, model, pair), _if_there("sweep", SweepResult.load), _of_sweep
         ),
         "greedy": Work(partial(_greedy, model, pair[0]), _if_there("search", _json), files),
+        "judging": Work(partial(_judge, model), _if_there("judging", _header), files),
         "cache": Work(partial(_cache, model), _if_there("cache", WhisperCache.load), _of_cache),
         "study": Work(partial(_study, model, noise), _look_at_study, _of_study),
         "features": Work(partial(_features, model, noise), _look_at_pages, files),
@@ -164,6 +173,19 @@ def _greedy(model: HookedWhisper, example: Example, folder: Path) -> None:
     heads = head_ablations(model, "decoder.*.cross_attn.hook_z")
     options: dict[str, Any] = {"tolerance": float("inf"), "progress": False}
     greedy_ablation(model, example, LogProb(5), heads, save_to=folder / "search", **options)
+
+
+def _judge(model: HookedWhisper, folder: Path) -> None:
+    torch.manual_seed(0)
+    sae = make_sae(TopKConfig(d_in=model.cfg.d_model, d_sae=32, k=4)).eval()
+    heard = [Recording(each.id, each.audio) for each in make_noise()]
+    options: dict[str, Any] = {"tokens": [[1, 2, 3]] * len(heard), "progress": False}
+    evaluate_saes({RESID: sae}, model, heard, save_to=folder / "judging", **options)
+
+
+def _header(path: Path) -> Any:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["judging"])
 
 
 def _json(path: Path) -> Any:

@@ -97,6 +97,10 @@ class HookPoint(lens.HookPoint):
         self.scopes: list[Scope] = []
         """Of what is here for the length of a `with` block."""
 
+    def clear_context(self) -> None:
+        """Empty `ctx`, which hooks may keep things in; there is one at every moment."""
+        self.ctx = {}
+
     def __call__(self, value: Tensor) -> Tensor:
         """The value, as the hooks leave it; with no hook, without the cost of a module's call.
 
