@@ -19,7 +19,7 @@ from hooked_whisper.analysis.attention_timing import (
     monotonicity,
     time_alignment,
 )
-from hooked_whisper.analysis.massive_activations import is_massive
+from hooked_whisper.analysis.massive_activations import SumsByNorm, is_massive
 from hooked_whisper.analysis.moments import GrowingHistogram, Histogram, RunningMoments
 from hooked_whisper.analysis.residual import (
     OutlierDimensions,
@@ -54,6 +54,7 @@ __all__ = [
     "frame_energy",
     "monotonicity",
     "time_alignment",
+    "SumsByNorm",
     "is_massive",
     "GrowingHistogram",
     "Histogram",

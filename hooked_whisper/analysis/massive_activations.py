@@ -97,7 +97,8 @@ class Part:
 
     def __init__(self, sums: Float64[Tensor, " column"]) -> None:
         self.n, self.squared, self.squared_error = int(sums[0]), float(sums[1]), float(sums[2])
-        self._mean = sums[3:] / sums[0]
+        self.sum = sums[3:]
+        self._mean = self.sum / sums[0]
 
     @property
     def spread(self) -> float:

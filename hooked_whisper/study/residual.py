@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from markupsafe import Markup
+from torch import Tensor
 
-from hooked_whisper.analysis import ResidualStatistics, speech_vectors
+from hooked_whisper.analysis import ResidualStatistics, SumsByNorm, speech_vectors
 from hooked_whisper.display import table
 from hooked_whisper.figures import plot_histograms
 from hooked_whisper.study.report import Section, claim, exhibit, words
@@ -38,14 +39,33 @@ class ResidualStreams:
             "after": "encoder.ln_final.hook_normalized",
         }
         self.streams = {name: ResidualStatistics() for name in self.hook_names}
+        self.by_norm = {name: SumsByNorm() for name in self.hook_names}
 
     def hooks(self, run: WindowRun) -> Hooks:
         """The two hooks, over the positions that hold sound."""
 
-        def take(stream: ResidualStatistics) -> Callable[..., None]:
-            return lambda value, *, hook: stream.add(speech_vectors(value, run.window.n_positions))
+        def take(name: str) -> Callable[..., None]:
+            def add(value: Tensor, *, hook: Any) -> None:
+                vectors = speech_vectors(value, run.window.n_positions)
+                self.streams[name].add(vectors)
+                self.by_norm[name].add(vectors, vectors.new_zeros(len(vectors)))
 
-        return [(self.hook_names[name], take(each)) for name, each in self.streams.items()]
+            return add
+
+        return [(hook_name, take(name)) for name, hook_name in self.hook_names.items()]
+
+    def massive(self, name: str) -> dict[str, Any]:
+        """Positions over three times the median length, and what they carry."""
+        usual, every = self.by_norm[name].parted()
+        n, carried = every.n - usual.n, every.spread - usual.spread_about(every)
+        largest = (every.sum - usual.sum).abs().topk(min(3, len(every.sum))).indices.tolist()
+        return {
+            "n": n,
+            "n_positions": every.n,
+            "share": n / every.n,
+            "variance": carried / every.spread if n and every.spread else 0.0,
+            "dimensions": largest if n else [],
+        }
 
 
 def is_uniform(numbers: dict[str, Any]) -> bool:
@@ -60,7 +80,10 @@ def is_sparse(numbers: dict[str, Any]) -> bool:
 
 def residual_section(found: ResidualStreams) -> Section:
     """Histogram, table and outliers, with what the post says."""
-    numbers = {name: stream.to_dict() for name, stream in found.streams.items()}
+    numbers = {
+        name: stream.to_dict() | {"massive": found.massive(name)}
+        for name, stream in found.streams.items()
+    }
     hoyer = hoyer_references(numbers["before"]["d_model"])
     known: dict[str, Any] = numbers | {
         "hook_names": found.hook_names,
@@ -82,6 +105,7 @@ def residual_section(found: ResidualStreams) -> Section:
     statistics = _statistics(numbers, hoyer)
     exhibits = [
         exhibit("residual_histogram", figure=histogram, claim=uniform, **known),
+        exhibit("residual_massive", table=_massive(numbers), **known),
         exhibit("residual_outliers", table=_outliers(numbers), **known),
         exhibit("residual_statistics", table=statistics, claim=dense, **known),
     ]
@@ -111,6 +135,17 @@ def _statistics(numbers: dict[str, Any], hoyer: dict[str, float]) -> Markup:
         for name, key, known in statistics
     ]
     header = ["statistic", "before LayerNorm", "after LayerNorm", "uniform", "normal", "Laplace"]
+    return table(header, rows)
+
+
+def _massive(numbers: dict[str, Any]) -> Markup:
+    """Massive positions of both streams."""
+    rows = []
+    for name, stream in numbers.items():
+        each = stream["massive"]
+        dimensions = ", ".join(map(str, each["dimensions"])) or "-"
+        rows.append([name, each["n"], each["share"], each["variance"], dimensions])
+    header = ["LayerNorm", "massive positions", "share", "share of the variance", "dimensions"]
     return table(header, rows)
 
 

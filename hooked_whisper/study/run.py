@@ -41,6 +41,8 @@ from hooked_whisper.study.residual import ResidualStreams, residual_section
 from hooked_whisper.study.windows import Transcripts, run_windows, transcripts_section
 
 FORMAT = "hooked_whisper.study/1"
+OUTPUT = "encoder.ln_final.hook_normalized"
+"""What an autoencoder of a real model reads unless told otherwise: docs/massive_activations.md."""
 REPORT, NUMBERS = "report.html", "report.json"
 FEATURES, ATTENTION = "features.html", "attention.html"
 LATENTS_PER_WIDTH = 8
@@ -129,8 +131,9 @@ def study(
         folder: Gets report.html, report.json, pictures, pages and the autoencoder.
         sae: An autoencoder of an encoder hook; a file or folder with one; or
             a suite, such as `"digits"`. None trains one on the recordings.
-        hook_name: What the autoencoder reads; None is what it says itself, or
-            the residual stream behind the last encoder block.
+        hook_name: What the autoencoder reads; None is what it says itself, or the encoder's
+            output, `"encoder.ln_final.hook_normalized"`, which no massive activations take for
+            themselves; of the digits model the residual stream behind the last block.
         n_latents: Of an autoencoder that is trained; None is 8 times the width.
         k: How many of them are active at once.
         n_vectors: Activations to train on, the same again where there are fewer.
@@ -238,15 +241,17 @@ def _check(model: HookedWhisper, max_new_tokens: int | None) -> None:
 
 def _encoder_hook(model: HookedWhisper, name: str | None) -> str:
     """The one hook that a name means, with a vector for each encoder position."""
-    last = f"encoder.blocks.{model.cfg.n_audio_layers - 1}.hook_resid_post"
-    found = model.hook_names([last if name is None else name])
+    usual = f"encoder.blocks.{model.cfg.n_audio_layers - 1}.hook_resid_post"
+    if model.cfg.model_name != "digits":
+        usual = OUTPUT  # behind the last block of real ones, massive activations have the variance
+    found = model.hook_names([usual if name is None else name])
     axes = model.hook_dict[found[0]].axes
     is_vector = axes[:2] == ("batch", "pos") and len(axes) == 3
     if len(found) > 1 or not found[0].startswith("encoder.") or not is_vector:
         raise HookNameError(
             f"{name!r} is {' '.join(found[:2])}{' ...' if len(found) > 2 else ''} with the axes "
             f"[{' '.join(axes)}]; a study looks at one hook of the encoder with a vector for each "
-            f"position, such as {last!r}."
+            f"position, such as {usual!r}."
         )
     return found[0]
 

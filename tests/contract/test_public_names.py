@@ -71,7 +71,8 @@ ERRORS = {
 ROOMS = {
     "analysis": """
         GrowingHistogram HEAD_SCORES HeadMeans Histogram Moment OutlierDimensions
-        ResidualStatistics RunningMoments TimeAlignment attention_entropy attention_received
+        ResidualStatistics RunningMoments SumsByNorm TimeAlignment attention_entropy
+        attention_received
         correlation_with_energy cosine_by_layer current_token_score diagonal_half_width
         diagonal_width expected_seconds frame_energy head_table hoyer_sparsity is_massive kurtosis
         mean_distance monotonicity norm_by_layer outlier_dimensions participation_ratio
