@@ -166,6 +166,8 @@ def transcribe(
     from whisper.transcribe import transcribe
 
     _check_prompt(model, kwargs.get("language"), kwargs.get("task"))
+    if not model.cfg.is_multilingual:
+        kwargs["language"] = "en"  # as openai-whisper's command line
     if kwargs.get("word_timestamps"):
         warn_of_heads(model)
     if rate_hz is None and hasattr(audio, "shape"):
