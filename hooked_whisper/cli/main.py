@@ -178,6 +178,7 @@ COMMANDS = {
     "features": "hooked_whisper.cli.features:features",
     "study": "hooked_whisper.cli.study:study",
     "labels": "hooked_whisper.cli.labels:labels",
+    "heads": "hooked_whisper.cli.heads:heads",
     "harvest": "hooked_whisper.cli.harvest:harvest",
     "store": "hooked_whisper.cli.store:store",
     "sae": "hooked_whisper.cli.sae:sae",

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -69,21 +69,9 @@ def align_words(
         told = recording.language or language
         if recording.text is None:
             return _transcribed(model, recording, told)
-        windows = read_windows(recording, 0, model.cfg)
-        if len(windows) != 1 or not windows[0].is_whole:
-            raise LabelError(
-                "it is longer than the model's window, and a text can be aligned with one alone. "
-                "Leave its text out, so that it is transcribed, or use align_phones."
-            )
-        spoken = spoken_language(model, mel_of(model, windows), told)
-        tokens = text_row(recording.text, model.cfg, language=spoken)
-        n_prompt = len(text_row("", model.cfg, language=spoken))
-        tokenizer = get_tokenizer(model.cfg, spoken)
-        words = words_of_tokens(tokenizer, [*tokens, tokenizer.eot], n_prompt)
-        if len(tokens) >= model.cfg.n_text_ctx:
-            raise LabelError(f"its text has {len(tokens)} tokens, more than the decoder takes.")
-        times = times_by_attention(model, windows[0], tokens, n_prompt)
-        return _with(recording, {WORD: word_times(words, times)})
+        text = read_text(model, recording, told)
+        times = times_by_attention(model, text.window, text.tokens, text.n_prompt)
+        return _with(recording, {WORD: word_times(text.words, times)})
 
     return _each(labelled, recordings, "aligning words", progress)
 
@@ -205,6 +193,44 @@ def write_manifest(recordings: Any, path: str | os.PathLike[str]) -> None:
         lines.append(json.dumps(row, ensure_ascii=False))
     data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
     write_whole(path, lambda file: file.write(data))
+
+
+class ReadText(NamedTuple):
+    """A text as the decoder reads it, and the sound that it says.
+
+    Args:
+        window: The recording's only one.
+        tokens: The prompt and the text.
+        n_prompt: Tokens of the prompt.
+        words: Each with the places of its tokens.
+    """
+
+    window: AudioWindow
+    tokens: list[int]
+    n_prompt: int
+    words: list[tuple[str, range]]
+
+
+def read_text(model: HookedWhisper, recording: Recording, language: str | None) -> ReadText:
+    """What a recording with a text gives the decoder.
+
+    Raises:
+        LabelError: It is longer than a window, or its text than the decoder takes.
+    """
+    windows = read_windows(recording, 0, model.cfg)
+    if len(windows) != 1 or not windows[0].is_whole:
+        raise LabelError(
+            "it is longer than the model's window, and a text can be aligned with one alone. "
+            "Leave its text out, so that it is transcribed, or use align_phones."
+        )
+    spoken = spoken_language(model, mel_of(model, windows), language)
+    tokens = text_row(recording.text, model.cfg, language=spoken)
+    n_prompt = len(text_row("", model.cfg, language=spoken))
+    tokenizer = get_tokenizer(model.cfg, spoken)
+    words = words_of_tokens(tokenizer, [*tokens, tokenizer.eot], n_prompt)
+    if len(tokens) >= model.cfg.n_text_ctx:
+        raise LabelError(f"its text has {len(tokens)} tokens, more than the decoder takes.")
+    return ReadText(windows[0], list(tokens), n_prompt, words)
 
 
 @torch.no_grad()

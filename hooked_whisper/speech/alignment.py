@@ -48,14 +48,8 @@ class AlignmentCollector:
 
     def __call__(self, value: Tensor, hook: Any) -> None:
         """Add the heads of one layer, of the first row."""
-        from whisper.timing import median_filter
-
         layer = int(hook.name.split(".")[2])
-        weights = value[0, self.heads[layer], :, : self.n_sound].float()
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-        std, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
-        weights = ((weights - mean) / std.where(std > 0, 1.0)).nan_to_num()
-        added = median_filter(weights, MEDIAN_WIDTH).sum(dim=0)
+        added = timing_weights(value[0, self.heads[layer], :, : self.n_sound]).sum(dim=0)
         self.total = added if self.total is None else self.total + added
 
     def token_times(self, n_prompt: int) -> Times:
@@ -66,6 +60,26 @@ class AlignmentCollector:
         rows = self.total[n_prompt - 1 : n_tokens - 1].cpu()
         starts = [start / POSITIONS_PER_SECOND for start in align(rows)]
         return [*[None] * n_prompt, *pairwise(starts), None]
+
+
+def timing_weights(
+    pattern: Float[Tensor, "head token pos"],
+) -> Float[Tensor, "head token pos"]:
+    """What word timing reads of each head's attention to the sound.
+
+    In standard deviations from its mean over the tokens, smoothed in time.
+
+    Source: `whisper.timing.find_alignment`.
+    """
+    from whisper.timing import median_filter
+
+    weights = pattern.float()
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    std, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
+    smoothed: Tensor = median_filter(
+        ((weights - mean) / std.where(std > 0, 1.0)).nan_to_num(), MEDIAN_WIDTH
+    )
+    return smoothed
 
 
 def align(weights: Float[Tensor, "token pos"]) -> list[int]:

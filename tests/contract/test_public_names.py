@@ -90,8 +90,9 @@ ROOMS = {
         plot_sources plot_sweep plot_training plot_trajectories
     """,
     "data": """
-        AudioWindow Recording SkippedRecording WindowBatch add_alignments align_phones align_words
-        as_recordings each_window load_windows window_batches write_manifest
+        AlignmentHeads AudioWindow Recording SkippedRecording WindowBatch add_alignments
+        align_phones align_words as_recordings each_window find_alignment_heads load_windows
+        window_batches write_manifest
     """,
     "interventions": """
         Add Clamp CutAttention Edit Example Interventions MeanAblation Patch ProjectOut
