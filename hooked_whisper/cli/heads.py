@@ -21,8 +21,8 @@ FORMS = ("text", "openai", "huggingface", "whisper.cpp")
     model=False,
     examples="""
     hooked-whisper heads
-    hooked-whisper heads labels.jsonl --model my-model.pt --out heads.json
-    hooked-whisper heads labels.jsonl --model my-model.pt --format whisper.cpp
+    hooked-whisper heads list.csv --model my-tiny.pt --out heads.json
+    hooked-whisper heads list.csv --model my-tiny.pt --format whisper.cpp
     """,
 )
 def heads(args: opt.Options) -> None:

@@ -217,6 +217,7 @@ def read_text(model: HookedWhisper, recording: Recording, language: str | None) 
     Raises:
         LabelError: It is longer than a window, or its text than the decoder takes.
     """
+    assert recording.text is not None
     windows = read_windows(recording, 0, model.cfg)
     if len(windows) != 1 or not windows[0].is_whole:
         raise LabelError(

@@ -34,7 +34,7 @@ def test_heads_are_found_printed_and_written(run: Any, listed: Path, tmp_path: P
     assert found["alignment_heads"] and found["error_s"] < 0.35
 
     again = run("heads", listed, "--quiet", "--out", out)
-    assert again.exit_code == 1 and "is there already" in again.stderr
+    assert again.exit_code == 1 and "exists. Name another --out" in again.stderr
     listing = run("heads", listed, "--quiet", "--format", "huggingface")
     assert json.loads(listing.stdout) == {"alignment_heads": found["alignment_heads"]}
     table = run("heads", listed, "--quiet").stdout
