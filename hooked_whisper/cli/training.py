@@ -66,15 +66,19 @@ TRAINING = (
     opt.option("--seed", type=opt.COUNT, default=0),
     opt.option("--autocast", type=click.Choice(["bf16"]), help="Losses in bfloat16."),
     opt.option("--train-device", help="Where to train, such as cuda:1."),
+    opt.option("--log-every", type=opt.COUNT_FROM_1, default=100, help="Steps between log lines."),
+)
+"""How each autoencoder is trained."""
+
+KEEPING = (
     opt.option(
         "--checkpoint-every", type=opt.COUNT_FROM_1, default=1000, help="Steps between checkpoints."
     ),
-    opt.option("--log-every", type=opt.COUNT_FROM_1, default=100, help="Steps between log lines."),
     opt.flag("--tensorboard", help="Log into OUT/tensorboard too."),
     opt.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases too."),
     opt.flag("--resume", help="Go on from the checkpoints."),
 )
-"""How each autoencoder is trained."""
+"""What is written while it is trained."""
 
 MIN_STEPS = 1000
 """Steps that a training has unless it is told how many: few vectors come several times."""
@@ -100,6 +104,7 @@ PER_LATENT, SEEN = 10, 100
         "--k", type=opt.COUNT_FROM_1, help="Active latents a vector, where they are chosen."
     ),
     *TRAINING,
+    *KEEPING,
     model=False,
     examples="""
     hooked-whisper sae train digits-store --hook encoder.blocks.2.hook_resid_post --out sae
@@ -145,6 +150,7 @@ def train(args: opt.Options) -> None:
     ),
     opt.option("--k", "ks", type=opt.COUNT_FROM_1, multiple=True, help="Repeat it.  [default: 32]"),
     *TRAINING,
+    *KEEPING,
     *opt.MODEL,
     opt.out_option("A folder with a folder for each autoencoder", "MODEL-saes"),
     model=False,
@@ -267,7 +273,8 @@ def _training_config(
         if architecture in _PENALTIES:
             raise SAEConfigError(f"{architecture} chooses no k latents; give --sparsity.")
         sae["k"] = k
-    given = {option.name: getattr(args, option.name or "") for option in TRAINING}
+    names = {option.name for option in (*TRAINING, *KEEPING)}
+    given = {name: value for name, value in vars(args).items() if name in names}
     own = {name: value for name, value in given.items() if name in TrainingConfig.__annotations__}
     if args.n_vectors is None and args.n_steps is None:
         n = round((args.epochs or 1) * store.n_rows(hook))

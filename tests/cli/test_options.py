@@ -35,6 +35,9 @@ CALLED = {
     "sae eval": "hooked_whisper.sae:evaluate_saes",
     "sae train": "hooked_whisper.sae:train_saes",
     "sae suite": "hooked_whisper.sae:train_saes",
+    "sae curve": "hooked_whisper.sae:learning_curve",
+    "labels": "hooked_whisper.data.labelling:align_words",
+    "convert": "hooked_whisper.model.whisper:HookedWhisper.save_pretrained",
 }
 """What a command calls, in the end."""
 
@@ -53,17 +56,24 @@ TRAINING = [
     ("--clip-grad-norm 2", "cfg.clip_grad_norm", 2.0),
     ("--no-normalize", "cfg.normalize", False),
     ("--seed 5", "cfg.seed", 5),
-    ("--seed 5", "seed", 5),
     ("--autocast bf16", "cfg.autocast", "bf16"),
     ("--train-device meta", "cfg.device", "meta"),
-    ("--checkpoint-every 3", "cfg.checkpoint_every", 3),
     ("--log-every 3", "cfg.log_every", 3),
+    ("--massive-activations clip", "cfg.massive_activations", "clip"),
+    ("--max-activation-norm-multiple 5", "cfg.max_activation_norm_multiple", 5.0),
+    ("--early-stopping 5", "cfg.early_stopping", 5),
+    ("--quiet", "progress", False),
+]
+"""What is alike in all commands that train."""
+
+KEEPING = [
+    ("--seed 5", "seed", 5),
+    ("--checkpoint-every 3", "cfg.checkpoint_every", 3),
     ("--tensorboard --out s", "on_log[0].folder", Path("s/tensorboard")),
     ("--wandb speech", "on_log[0].project", "speech"),
     ("--resume", "resume", True),
-    ("--quiet", "progress", False),
 ]
-"""What is alike in `sae train` and `sae suite`."""
+"""And in those whose autoencoders are kept."""
 
 CASES = [
     # Command, options, what it shows in, and how.
@@ -154,12 +164,12 @@ CASES = [
     ("sae eval", "--language de", "language", "de"),
     ("sae eval", "--batch-size 3", "batch_size", 3),
     ("sae eval", "--quiet", "progress", False),
-    *[("sae train", *case) for case in TRAINING],
+    *[("sae train", *case) for case in (*TRAINING, *KEEPING)],
     ("sae train", "--latents 64", "cfg.sae.d_sae", 64),
     ("sae train", "--k 3", "cfg.sae.k", 3),
     ("sae train", "--out s", "cfg.folder", Path("s")),
     ("sae train", f"--hook {HOOK}", "cfg.sae.hook_name", HOOK),
-    *[("sae suite", *case) for case in TRAINING],
+    *[("sae suite", *case) for case in (*TRAINING, *KEEPING)],
     ("sae suite", "--latents 64", "cfg.sae.d_sae", 64),
     ("sae suite", "--k 3", "cfg.sae.k", 3),
     ("sae suite", "--out s", "cfg.folder", Path("s") / HOOK),
@@ -167,6 +177,16 @@ CASES = [
     ("sae suite", "--latents 64 --latents 128 --k 3 --k 4", "len(cfgs)", 4),
     ("sae suite", "--latents 64 --k 3 --k 4", "cfg.folder.parent.name", "k3"),
     ("sae suite", "--latents 64 --latents 65 --k 3 --k 4", "cfg.folder.parent.name", "64-k3"),
+    *[("sae curve", *case) for case in TRAINING],
+    ("sae curve", "--latents 64", "cfg.sae.d_sae", 64),
+    ("sae curve", "--k 3", "cfg.sae.k", 3),
+    ("sae curve", f"--hook {HOOK}", "cfg.sae.hook_name", HOOK),
+    ("sae curve", "--minutes 1 --minutes 2", "minutes", (1.0, 2.0)),
+    ("labels", f"--words {CLIP}", "recordings[0].id", str(CLIP)),
+    ("labels", "--words --language de", "language", "de"),
+    ("labels", "--words --quiet", "progress", False),
+    ("convert", "--format huggingface", "format", "huggingface"),
+    ("convert", "--format openai", "format", "openai"),
 ]
 
 SEEN = {
@@ -185,8 +205,11 @@ SEEN = {
     "store info": {"folder", "as_json"},
     "store verify": {"folder", "as_json"},
     "sae eval": {"recordings", "sae_source", "as_json"},
-    "sae train": {"store", "as_json"},
-    "sae suite": {"recordings", "store", "as_json"},
+    "sae train": {"store", "as_json", "held_out"},
+    "sae suite": {"recordings", "store", "as_json", "held_out"},
+    "sae curve": {"store", "as_json", "held_out", "out"},
+    "labels": {"phones", "alignments", "dictionary", "out", "overwrite", "as_json"},
+    "convert": {"source", "target", "dtype", "as_json"},
 }
 """Options whose effect is seen in the command's own tests."""
 
@@ -225,16 +248,24 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str,
     yield spy_on
 
 
+CFGS = ("sae train", "sae suite", "sae curve")
+"""What trains."""
+
+
 def command_line(command: str, options: str, store: Path) -> list[str]:
     """The words that call a command with some options, short of what it needs besides."""
     words = [*command.split(), *options.split()]
     if command == "transcribe":
         words.append(str(CLIP))
-    if command == "sae train":
+    if command == "convert":
+        words += ["digits", "out.pt"]
+    if command in ("sae train", "sae curve"):
         words.append(str(store))
     if command == "sae suite":
         words += ["--store", str(store)]
-    if command in ("sae train", "sae suite") and "--hook" not in words:
+    if command == "sae curve":
+        words += ["--held-out", "0"]  # of one recording
+    if command in CFGS and "--hook" not in words:
         words += ["--hook", HOOK]
     if command == "sae train" and "--out" not in words:
         words += ["--out", "sae"]
@@ -246,7 +277,7 @@ def looked_up(found: dict[str, Any], where: str) -> Any:
     if where.isidentifier():
         return found.get(where)
     cfgs = list(found.get("cfgs", {}).values())
-    return eval(where, {**found, "cfg": cfgs[0] if cfgs else None})
+    return eval(where, {"cfg": cfgs[0] if cfgs else None, **found})
 
 
 @pytest.mark.parametrize(
@@ -291,8 +322,16 @@ def test_no_option_is_left_out_here(name: str) -> None:
 
 
 WITH_MODEL = [
-    name for name, each in COMMANDS.items() if "source" in {param.name for param in each.params}
+    name
+    for name, each in COMMANDS.items()
+    if "model_dtype" in {param.name for param in each.params}
 ]
+"""What takes `--model`; of `labels`, only the words do."""
+
+
+def least(name: str) -> list[str]:
+    """The words that make a command load a model."""
+    return [*name.split(), *(["--words"] if name == "labels" else [])]
 
 
 @pytest.mark.parametrize("name", WITH_MODEL)
@@ -309,8 +348,8 @@ def test_the_model_is_the_one_that_is_named(
     chosen = ["--model", "folder/tiny.pt", "--device", "meta", "--model-dtype", "bf16"]
     needs_one = name in ("features", "sae eval")  # digits comes with autoencoders, others do not
     own = ["--sae", "digits"] if needs_one else []
-    assert run(*name.split(), *chosen, *own).exit_code == 0
-    assert run(*name.split()).exit_code == 0
+    assert run(*least(name), *chosen, *own).exit_code == 0
+    assert run(*least(name)).exit_code == 0
     assert asked[0] == ("folder/tiny.pt", "meta", "torch.bfloat16")
     assert asked[1] == ("digits", "None", "torch.float32")
 
@@ -323,10 +362,10 @@ def test_what_is_taken_by_default_is_said_unless_quiet(
         raise SystemExit(0)
 
     monkeypatch.setattr(HookedWhisper, "from_pretrained", load)
-    said = run(*name.split())
+    said = run(*least(name))
     assert "no --model named: taking digits" in said.stderr and said.stdout == ""
     if name not in ("info", "patch"):
         first = said.stderr.splitlines()[0]
         assert "no recording" in first and "with the package" in first
     assert "taking digits" not in run(*name.split(), "--model", "digits").stderr
-    assert run(*name.split(), "--quiet").stderr == ""
+    assert run(*least(name), "--quiet").stderr == ""
