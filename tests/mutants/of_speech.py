@@ -252,6 +252,22 @@ MUTANTS = [
         ("analysis/test_top_activations.py",),
     ),
     Mutant(
+        "heads-read-too-late",
+        "heads are scored at the query that reads a word, not at the one that predicts it",
+        "data/alignment_heads.py",
+        "[:, clip.text.n_prompt - 1 : -1].cpu()",
+        "[:, clip.text.n_prompt :].cpu()",
+        ("data/test_alignment_heads.py",),
+    ),
+    Mutant(
+        "one-head-is-enough",
+        "only the best head is chosen",
+        "data/alignment_heads.py",
+        "        least = error\n",
+        "        break\n",
+        ("data/test_alignment_heads.py",),
+    ),
+    Mutant(
         "alignment-word-start",
         "alignment errors are to the word's start",
         "analysis/attention_timing.py",
