@@ -82,7 +82,10 @@ nitpick_ignore_regex = [
         r"hooked_whisper\.([a-z_]+\.)*"
         r"(_\w+|Part|Labels|Model|Recordings|ProcessGroup|KVCache)",
     ),
-    ("py:.*", r"hooked_whisper\.([a-z_]+\.)*(Weights|HookedModel|Temporarily|Scope|PartedSource|BestF1)"),
+    (
+        "py:.*",
+        r"hooked_whisper\.([a-z_]+\.)*(Weights|HookedModel|Temporarily|Scope|PartedSource|BestF1)",
+    ),
     ("py:.*", r"tuple\[~.*"),  # what Sphinx makes of tuple[X, ...] | None
     ("py:.*", r"hooked_whisper\.weights\.files\.StoredTensor"),
 ]
