@@ -225,6 +225,7 @@ def curve(args: opt.Options) -> None:
     Each is judged on the same held-out recordings. Without --minutes, a sixteenth of the
     sound, an eighth, and so on.
     """
+    from hooked_whisper.io import write_whole
     from hooked_whisper.sae import learning_curve
     from hooked_whisper.store import ActivationStore, Epochs
 
@@ -233,8 +234,9 @@ def curve(args: opt.Options) -> None:
     cfg = replace(_training_config(args, source, args.hook, None, args.d_sae, args.k), folder=None)
     found = learning_curve(cfg, source, args.minutes or None, progress=not args.quiet)
     out: Any = args.out
+    figure = found.plot()
     found.save(out.with_suffix(".json"))
-    found.plot().savefig(out.with_suffix(".png"))
+    write_whole(out.with_suffix(".png"), lambda file: figure.savefig(file, format="png"))
     if args.as_json:
         opt.echo_json({"hook": found.hook_name, "points": found.points})
         return

@@ -1,10 +1,8 @@
 """Massive activations of a model on recordings: where, which, who writes them, what without."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +15,8 @@ from hooked_whisper.config import POSITION_S
 from hooked_whisper.data import AudioWindow, load_windows, window_batches
 from hooked_whisper.data.batches import check_batch_size
 from hooked_whisper.display import box, count, json_value, picture, progress_bar, table
-from hooked_whisper.errors import HookNameError
+from hooked_whisper.errors import HookNameError, InputError
+from hooked_whisper.io import as_path, write_json
 from hooked_whisper.lenses.massive_removal import MassiveRemoval, removals_of
 from hooked_whisper.lenses.massive_writers import Writers
 from hooked_whisper.model.whisper import HookedWhisper
@@ -169,9 +168,13 @@ class MassiveActivations:
         return plain_values
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write every number as JSON."""
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        """Write every number as JSON, whole or not at all.
+
+        Raises:
+            InputError: `path` is no path.
+            StoreWriteError: The file cannot be written; one that was there stays.
+        """
+        write_json(as_path(path, InputError), self.to_dict())
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """A row for each massive position."""

@@ -130,22 +130,20 @@ def trend(scores: Scores) -> dict[str, Any]:
     """How a score goes over all heads in one row, layer after layer.
 
     `slope` is that of the least-squares line, for each head further;
-    `rank_correlation` is Spearman's of score and place.
+    `rank_correlation` is Spearman's of score and place. None where one head has none.
     """
     values = scores.flatten().tolist()
     y = pd.Series(values).dropna()
-    if len(y) < 2:
-        return {"values": values, "n": len(y)}
     places = pd.Series(y.index, y.index)
     return {
         "values": values,
         "n": len(y),
         "mean": y.mean(),
-        "slope": places.cov(y) / places.var(),
+        "slope": places.cov(y) / places.var() if len(y) > 1 else None,
         "rank_correlation": y.rank().corr(places) if y.nunique() > 1 else None,
-        "peak": int(y.idxmax()),
+        "peak": int(y.idxmax()) if len(y) else None,
         "peak_value": y.max(),
-        "trough": int(y.idxmin()),
+        "trough": int(y.idxmin()) if len(y) else None,
         "trough_value": y.min(),
     }
 

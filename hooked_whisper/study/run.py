@@ -334,7 +334,9 @@ def _pages(
     """The page of features, and of the attention to one recording: what each is, and its file."""
     model, sae, name = autoencoder.model, autoencoder.sae, autoencoder.hook_name
     options: dict[str, Any] = {"n_clips": N_CLIPS, "n_effects": N_EFFECTS, "progress": progress}
-    if not usable:  # what a latent does through it says nothing of the model
+    if not has_tokenizer(model.cfg):  # no transcripts to compare
+        options["n_effects"] = 0
+    elif not usable:  # what a latent does through it says nothing of the model
         options |= {"n_effects": 0, "title": f"Latents of {name}: unusable in the model's place"}
     feature_page(model, sae, shown, folder / FEATURES, hook_name=name, **options)
     links = [("Listen to what each latent responds to", FEATURES)]

@@ -100,7 +100,11 @@ def test_planted_ones_are_found(
     assert ratios == pytest.approx((lengths[own] / lengths.median()).tolist(), rel=1e-4)
     assert sum(found.writers.values()) == pytest.approx(1, abs=1e-4)
     assert next(iter(found.writers)) == "2_mlp_out" and found.writers["2_mlp_out"] > 0.9
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text("good")
+    (tmp_path / "found.json").hardlink_to(earlier)
     found.save(tmp_path / "found.json")
+    assert earlier.read_text() == "good"  # not written into, but replaced
     kept = json.loads((tmp_path / "found.json").read_text())
     assert kept["share"] == found.share and len(kept["positions"]) == 3
     assert list(found.to_dataframe()["start_s"]) == [each.start_s for each in found.positions]

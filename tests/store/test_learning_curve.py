@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from hooked_whisper.cli.main import main
 from hooked_whisper.data import Recording
 from hooked_whisper.errors import StoreError, TrainingError
-from hooked_whisper.sae import TopKConfig, TrainingConfig, learning_curve, train_sae
+from hooked_whisper.sae import LearningCurve, TopKConfig, TrainingConfig, learning_curve, train_sae
 from hooked_whisper.store import ActivationStore, Epochs, harvest
 
 SITE = "encoder.blocks.0.hook_resid_post"
@@ -47,10 +49,33 @@ def test_each_point_is_its_own_training(source: Epochs, tmp_path: Path, shown: A
         assert (point["n_rows"], point["n_vectors"]) == (part.n_rows(SITE), 600)
     assert few["n_rows"] < every["n_rows"]  # type: ignore[operator]
     assert few["held_out_fvu"] > every["held_out_fvu"]  # type: ignore[operator]
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text("good")
+    (tmp_path / "curve.json").hardlink_to(earlier)
     found.save(tmp_path / "curve.json")
+    assert earlier.read_text() == "good"  # not written into, but replaced
     assert json.loads((tmp_path / "curve.json").read_text())["points"][1] == dict(every)
     assert list(found.to_dataframe()["minutes"]) == [few["minutes"], every["minutes"]]
     assert "2 amounts of sound" in " ".join(shown(found).words)
+
+
+def test_the_commands_picture_takes_the_earlier_ones_place(
+    source: Epochs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier, out = tmp_path / "earlier.png", tmp_path / "curve"
+    earlier.write_text("good")
+    out.with_suffix(".png").hardlink_to(earlier)
+    points: list[dict[str, float | None]] = [
+        {"minutes": 1.0, "n_rows": 9, "n_vectors": 9, "fvu": 0.2, "held_out_fvu": 0.3}
+    ]
+    points[0] |= dict.fromkeys(("held_out_fvu_without_massive", "fvu_without_massive"), 0.1)
+    found = LearningCurve(SITE, tuple(points))
+    monkeypatch.setattr("hooked_whisper.sae.learning_curve", lambda *_, **__: found)
+    given = ["sae", "curve", str(source.store.folder), "--hook", SITE, "--out", str(out)]
+    done = CliRunner().invoke(main, [*given, "--k", "4", "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert earlier.read_text() == "good"
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_minutes_it_halves_four_times(source: Epochs) -> None:

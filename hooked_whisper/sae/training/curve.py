@@ -1,6 +1,5 @@
 """How much an autoencoder would gain by more recordings: trained on parts of them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from hooked_whisper.display import box, picture, table
-from hooked_whisper.errors import TrainingError
+from hooked_whisper.errors import InputError, TrainingError
 from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.io import as_path, write_json
 from hooked_whisper.sae.training.config import TrainingConfig
 from hooked_whisper.sae.training.train import train_saes
 
@@ -78,9 +78,14 @@ class LearningCurve:
         return pandas.DataFrame(list(self.points))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write it as JSON."""
+        """Write it as JSON, whole or not at all.
+
+        Raises:
+            InputError: `path` is no path.
+            StoreWriteError: The file cannot be written; one that was there stays.
+        """
         found = {"hook_name": self.hook_name, "points": [dict(point) for point in self.points]}
-        Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(as_path(path, InputError), found)
 
 
 def learning_curve(
