@@ -119,7 +119,7 @@ DISKS = [
     "cache",
     "features",
     "attention",
-    "study",
+    "study again",
 ]
 
 

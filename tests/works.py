@@ -86,6 +86,7 @@ def make_works(
         "judging": Work(partial(_judge, model), _if_there("judging", _header), files),
         "cache": Work(partial(_cache, model), _if_there("cache", WhisperCache.load), _of_cache),
         "study": Work(partial(_study, model, noise), _look_at_study, _of_study),
+        "study again": Work(partial(_study_again, model, noise), _look_at_study, _of_study),
         "features": Work(partial(_features, model, noise), _look_at_pages, files),
         "attention": Work(partial(_attention, speaking, noise[0]), _look_at_pages, files),
     }
@@ -205,10 +206,23 @@ def _of_cache(folder: Path) -> Any:
 # A study, and pages
 
 
+STUDY: dict[str, Any] = {
+    "n_latents": 16,
+    "k": 4,
+    "n_vectors": 500,
+    "pages": False,
+    "progress": False,
+}
+
+
 def _study(model: HookedWhisper, noise: list[Recording], folder: Path) -> None:
-    options = {"n_latents": 16, "k": 4, "n_vectors": 500, "pages": False, "progress": False}
     if not (folder / "report.json").exists():
-        study(model, noise, folder, **options)
+        study(model, noise, folder, **STUDY)
+
+
+def _study_again(model: HookedWhisper, noise: list[Recording], folder: Path) -> None:
+    """In the place of the one that is there."""
+    study(model, noise, folder, overwrite=True, **STUDY)
 
 
 def _look_at_study(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,7 @@ def trained(
     try:
         store = harvest(model, recordings, name, folder / STORE, n_workers=0, progress=progress)
         make_folder(folder / SAE_FOLDER)
+        cfg = replace(cfg, folder=folder / SAE_FOLDER)
         sae = train_sae(cfg, Epochs(store), resume=True, progress=progress)
     except (StoreMismatchError, TrainingError) as error:
         if not overwrite or isinstance(error.__cause__, OSError | SafetensorError):  # a full disk

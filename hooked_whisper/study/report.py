@@ -10,12 +10,15 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from markupsafe import Markup
+from msgspec import Meta
+from typing_extensions import TypedDict
 
 from hooked_whisper.display import count, data_uri, number, percent
-from hooked_whisper.io import make_folder, write_whole
+from hooked_whisper.errors import ReportError
+from hooked_whisper.io import make_folder, read_json, write_whole
 from hooked_whisper.reports import page_styles
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 TEMPLATES = Path(__file__).parent / "templates"
+FORMAT = "hooked_whisper.study/1"
 PICTURES = "pictures"
 """Where the pictures are beside the report, each a file of its own too."""
 POST = "https://www.lesswrong.com/posts/aXSuc6pdCy6SkeKZk"
@@ -206,3 +210,39 @@ def _picture(exhibit: Exhibit, folder: Path) -> str:
     make_folder(folder / PICTURES)
     write_whole(folder / PICTURES / f"{exhibit.name}.png", lambda file: file.write(raw))
     return data_uri("image/png", raw)
+
+
+class SectionNumbers(TypedDict):
+    """What report.json has of a section."""
+
+    numbers: dict[str, Any]
+    findings: dict[str, str]
+    claims: dict[str, dict[str, Any]]
+
+
+class Numbers(TypedDict):
+    """What report.json holds."""
+
+    format: Literal["hooked_whisper.study/1"]
+    made: str
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    recordings_digest: str | None
+    n_recordings: Annotated[int, Meta(ge=1)]
+    n_skipped: Annotated[int, Meta(ge=0)]
+    seconds_of_sound: float
+    versions: dict[str, str]
+    seconds: dict[str, float]
+    recordings: list[dict[str, Any]]
+    skipped: list[dict[str, str]]
+    sections: dict[str, SectionNumbers]
+
+
+def read_numbers(path: Path) -> dict[str, Any]:
+    """What is in report.json.
+
+    Raises:
+        ReportError: It cannot be read, or is damaged.
+    """
+    remedy = "Make the study again, with overwrite=True."
+    return dict(read_json(path, Numbers, ReportError, remedy))

@@ -1,10 +1,8 @@
 """The whole study of a Whisper, from recordings to a report."""
 
 import importlib.metadata
-import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from hooked_whisper.errors import (
     InputError,
     ReportError,
 )
-from hooked_whisper.io import LOCK_FILE, as_path, lock_folder, make_folder, write_json
+from hooked_whisper.io import as_path, write_json
 from hooked_whisper.reports import attention_page, feature_page
 from hooked_whisper.sae import TopKConfig, TrainingConfig
 from hooked_whisper.speech import has_tokenizer
@@ -36,15 +34,20 @@ from hooked_whisper.study.autoencoder import (
 )
 from hooked_whisper.study.decoder import DecoderAttention, decoder_section
 from hooked_whisper.study.encoder import EncoderAttention, encoder_section
-from hooked_whisper.study.report import PICTURES, Section, write_report
+from hooked_whisper.study.folder import (
+    ATTENTION,
+    FEATURES,
+    NUMBERS,
+    REPORT,
+    remove,
+    study_folder,
+)
+from hooked_whisper.study.report import FORMAT, Section, read_numbers, write_report
 from hooked_whisper.study.residual import ResidualStreams, residual_section
 from hooked_whisper.study.windows import Transcripts, run_windows, transcripts_section
 
-FORMAT = "hooked_whisper.study/1"
 OUTPUT = "encoder.ln_final.hook_normalized"
 """What an autoencoder of a real model reads unless told otherwise: docs/massive_activations.md."""
-REPORT, NUMBERS = "report.html", "report.json"
-FEATURES, ATTENTION = "features.html", "attention.html"
 LATENTS_PER_WIDTH = 8
 BATCH_SIZE, LEARNING_RATE = 1024, 1e-3
 MOST_JUDGED, MOST_CHOSEN, MOST_SHOWN = 24, 40, 48
@@ -89,9 +92,12 @@ class Study:
         return [finding for section in self.sections for finding in section.findings]
 
     def to_dict(self) -> dict[str, Any]:
-        """What is in report.json."""
-        found: dict[str, Any] = json.loads(self.numbers.read_text(encoding="utf-8"))
-        return found
+        """What is in report.json.
+
+        Raises:
+            ReportError: It cannot be read, or is damaged.
+        """
+        return read_numbers(self.numbers)
 
     def __repr__(self) -> str:
         return f"Study({str(self.report)!r}, {len(self.findings)} findings)"
@@ -143,7 +149,8 @@ def study(
             multilingual model find out.
         max_new_tokens: Of the transcript of a window, at most.
         seed: Of the training.
-        overwrite: Replace a report that is in the folder, and what another run left there.
+        overwrite: Replace a report that is in the folder, and what another run left there. An
+            earlier report stays until the new one, which is made in `.unfinished`, is done.
         progress: Show bars on stderr.
 
     Returns:
@@ -173,10 +180,11 @@ def study(
         "seed": seed,
     }
     if autoencoder is None:
-        cfg = _training_config(model, settings, folder)
+        cfg = _training_config(model, settings)
     residual, encoder = ResidualStreams(model.cfg.n_audio_layers), EncoderAttention(model.cfg)
     decoder = DecoderAttention(model)
-    with _folder_of_its_own(folder, overwrite=overwrite):
+    goes_on = (STORE, SAE_FOLDER) if autoencoder is None else ()
+    with study_folder(folder, goes_on, overwrite=overwrite) as place:
         seconds: dict[str, float] = {}
         options: dict[str, Any] = {"language": language, "max_new_tokens": max_new_tokens}
         options["progress"] = progress
@@ -187,7 +195,7 @@ def study(
         with _clock(seconds, "training"):
             if autoencoder is None:
                 autoencoder = trained(
-                    model, train, cfg, folder, overwrite=overwrite, progress=progress
+                    model, train, cfg, place, overwrite=overwrite, progress=progress
                 )
         with _clock(seconds, "judging"):
             chosen, judged = train[:MOST_CHOSEN], kept[:MOST_JUDGED]
@@ -200,7 +208,7 @@ def study(
                 shown = ([*kept, *train] if held_out else train)[:MOST_SHOWN]
                 placed: Any = quality.get("in_place") or {}
                 usable = not placed.get("unusable", False)
-                links = _pages(autoencoder, shown, train[0], folder, progress, usable=usable)
+                links = _pages(autoencoder, shown, train[0], place, progress, usable=usable)
         with _clock(seconds, "pictures"):
             sections = [
                 transcripts_section(found),
@@ -210,19 +218,19 @@ def study(
                 features_section(autoencoder, quality, telling, links),
             ]
             about = _describe(model, settings, found, listed.digest)
-            write_report(folder / REPORT, about, sections, found.skipped)
+            write_report(place / REPORT, about, sections, found.skipped)
             numbers = about | {
                 "seconds": seconds,
                 "recordings": found.rows,
                 "skipped": found.skipped,
                 "sections": {section.name: section.to_dict() for section in sections},
             }
-            write_json(folder / NUMBERS, json_value(numbers))
+            write_json(place / NUMBERS, json_value(numbers))
         if not keep_activations:
-            _remove(folder, STORE)
-        for path in (folder / SAE_FOLDER).glob("checkpoint*"):  # nothing is to go on any more
+            remove(place / STORE)
+        for path in (place / SAE_FOLDER).glob("checkpoint*"):  # nothing is to go on any more
             path.unlink()
-        return Study(folder, sections, found.skipped, seconds)
+    return Study(folder, sections, found.skipped, seconds)
 
 
 def _check(model: HookedWhisper, max_new_tokens: int | None) -> None:
@@ -257,36 +265,6 @@ def _encoder_hook(model: HookedWhisper, name: str | None) -> str:
 
 
 @contextmanager
-def _folder_of_its_own(folder: Path, *, overwrite: bool) -> Iterator[None]:
-    """Make the folder and have it to oneself, empty of what a finished run left in it."""
-    if folder.exists() and not folder.is_dir():
-        raise ReportError(f"{folder} is a file; name a folder for the report.")
-    found = [name for name in (REPORT, NUMBERS) if (folder / name).exists()]
-    if found == [REPORT] and (folder / LOCK_FILE).exists():
-        found = []  # of a study that was killed between the two: it goes on
-    if found and not overwrite:
-        raise ReportError(
-            f"{folder} holds {found[0]} of another run. Name another folder, or pass "
-            "overwrite=True (--overwrite) to replace it."
-        )
-    make_folder(folder)
-    with lock_folder(folder, "study"):
-        try:
-            if found:
-                _remove(folder, STORE, SAE_FOLDER, PICTURES)
-            for name in found:
-                (folder / name).unlink()
-        except OSError as error:
-            raise ReportError(f"{folder} cannot be written: {error}.") from error
-        yield
-
-
-def _remove(folder: Path, *names: str) -> None:
-    for name in names:
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-@contextmanager
 def _clock(seconds: dict[str, float], step: str) -> Iterator[None]:
     """Count what happens inside towards a step."""
     start = time.monotonic()
@@ -303,9 +281,7 @@ def split(recordings: list[T]) -> tuple[list[T], list[T]]:
     return train, recordings[every - 1 :: every] or train
 
 
-def _training_config(
-    model: HookedWhisper, settings: dict[str, Any], folder: Path
-) -> TrainingConfig:
+def _training_config(model: HookedWhisper, settings: dict[str, Any]) -> TrainingConfig:
     """How an autoencoder is trained."""
     name, n_vectors = settings["hook_name"], settings["n_vectors"]
     sizes = {"d_in": model.axis_sizes(name)[-1], "d_sae": settings["n_latents"]}
@@ -316,7 +292,6 @@ def _training_config(
         lr=LEARNING_RATE,
         dead_after_vectors=max(BATCH_SIZE, n_vectors // 10),
         seed=settings["seed"],
-        folder=folder / SAE_FOLDER,
         checkpoint_every=500,
         log_every=max(1, n_vectors // BATCH_SIZE // 100),
     )
