@@ -78,7 +78,9 @@ class SAEConfig:
         for field_ in fields(self):
             name, value = field_.name, getattr(self, field_.name)
             if field_.type is int and (type(value) is not int or not 1 <= value <= 10**9):
-                raise SAEConfigError(f"{name} is {shown(value)}; it must be a positive integer.")
+                raise SAEConfigError(
+                    f"{name} is {shown(value)}; it must be a positive integer under 10^9."
+                )
             if field_.type is bool and type(value) is not bool:
                 raise SAEConfigError(f"{name} is {value!r}; it must be True or False.")
             if field_.type == float | int and not is_number(value):

@@ -37,6 +37,7 @@ CALLED = {
     "sae suite": "hooked_whisper.sae:train_saes",
     "sae curve": "hooked_whisper.sae:learning_curve",
     "labels": "hooked_whisper.data.labelling:align_words",
+    "heads": "hooked_whisper.data.alignment_heads:find_alignment_heads",
     "convert": "hooked_whisper.model.whisper:HookedWhisper.save_pretrained",
 }
 """What a command calls, in the end."""
@@ -185,6 +186,9 @@ CASES = [
     ("labels", f"--words {CLIP}", "recordings[0].id", str(CLIP)),
     ("labels", "--words --language de", "language", "de"),
     ("labels", "--words --quiet", "progress", False),
+    ("heads", f"{CLIP}", "recordings[0].id", str(CLIP)),
+    ("heads", "--language de", "language", "de"),
+    ("heads", "--quiet", "progress", False),
     ("convert", "--format huggingface", "format", "huggingface"),
     ("convert", "--format openai", "format", "openai"),
 ]
@@ -209,6 +213,7 @@ SEEN = {
     "sae suite": {"recordings", "store", "as_json", "held_out"},
     "sae curve": {"store", "as_json", "held_out", "out"},
     "labels": {"phones", "alignments", "dictionary", "out", "overwrite", "as_json"},
+    "heads": {"form", "out", "overwrite", "as_json"},
     "convert": {"source", "target", "dtype", "as_json"},
 }
 """Options whose effect is seen in the command's own tests."""

@@ -91,7 +91,8 @@ def test_the_csv_has_a_row_as_soon_as_the_line_is_known(
     assert [line["step"] for line in lines] == STEPS
     assert [line["n_vectors"] for line in lines] == [64 * step for step in STEPS]
     header = (tmp_path / "log.csv").read_text().splitlines()[0]
-    assert header == "step,n_vectors,lr,loss,loss_mse,fvu,l0,dead"
+    fvus = "fvu,fvu_without_massive,fvu_normalized"
+    assert header == f"step,n_vectors,lr,loss,loss_mse,{fvus},l0,dead,never_active"
 
 
 def test_a_number_that_comes_late_gets_a_column(sparse_batches: Make, tmp_path: Path) -> None:
@@ -269,7 +270,8 @@ def test_wandb_gets_the_config_and_every_number(
     log = [WandbLog("speech", tags=["topk"]), lines.append]
     quick(CFG, sparse_batches(8), on_log=log)
     (run,) = wandb_runs
-    assert run.told == lines
+    known = [{k: v for k, v in line.items() if v is not None} for line in lines]
+    assert run.told == known and {"fvu", "never_active"} <= run.told[0].keys()
     assert run.exit_code == 0
     assert run.options["project"] == "speech" and run.options["tags"] == ["topk"]
     assert run.options["config"]["sae"]["k"] == 2 and run.options["config"]["lr"] == 2e-3

@@ -25,7 +25,8 @@ def test_latents_die_when_inactive_for_long_and_live_again() -> None:
     assert not dead.is_dead.any()
     dead.update(torch.tensor([False, False, True]), 60)
     assert dead.is_dead.tolist() == [False, True, False]
-    assert round(dead.share, 6) == round(1 / 3, 6)
+    assert dead.share(120) == pytest.approx(1 / 3) and dead.share(99) is None
+    assert dead.never_active(120) == pytest.approx(1 / 3) == dead.share(120)
     dead.update(torch.tensor([False, True, False]), 60)
     assert dead.is_dead.tolist() == [True, False, False]
 
