@@ -6,9 +6,12 @@ chance, at the speed of memory. `xxhsum -H2` computes the same numbers.
 
 import errno
 import fcntl
+import glob
 import json
 import os
+import shutil
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -85,7 +88,20 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(path) as aside:
-        save_file(plain, aside, metadata=dict(header))
+        write_tensors(plain, aside, header)
+
+
+def write_tensors(
+    tensors: dict[str, Tensor], aside: Path, header: Mapping[str, str] | None = None
+) -> None:
+    """Write safetensors into what `replacing` gives.
+
+    safetensors writes aside too, under a name that says nothing (`.tmpXXXX`): in a folder with
+    a part's name, so that one knows what a kill left.
+    """
+    with tempfile.TemporaryDirectory(prefix=aside.name, dir=aside.parent) as inside:
+        save_file(tensors, f"{inside}/tensors{PART}", None if header is None else dict(header))
+        os.replace(f"{inside}/tensors{PART}", aside)
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -132,8 +148,9 @@ def lock_folder(folder: Path, work: str = "harvest") -> Iterator[None]:
 
 @contextmanager
 def lock_file(path: Path, work: str) -> Iterator[None]:
-    """Have a file to oneself, by a lock beside it; as `lock_folder`."""
+    """Have a file to oneself, by a lock beside it; as `lock_folder`. Parts of it are removed."""
     with _locked(_lock_of(path), f"another {work} writes {path} at this moment."):
+        remove_parts(path.parent, path.name)
         yield
 
 
@@ -231,10 +248,15 @@ def as_path(path: Any, error: type[Exception]) -> Path:
     return found
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what a harvest that was killed had not finished."""
-    for part in folder.glob(f"*{PART}*"):
-        part.unlink(missing_ok=True)
+def remove_parts(folder: Path, name: str | None = None) -> None:
+    """Remove what was not finished when it was killed: of one file, or of all of a folder.
+
+    Only with the lock held: others' parts may be on their way.
+    """
+    pattern = f".*{PART}*" if name is None else f".{glob.escape(name)}.*{PART}*"
+    for part in folder.glob(pattern):
+        with suppress(OSError):  # what cannot be removed does no harm
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def _explain(error: OSError, path: Path) -> StoreWriteError:

@@ -11,7 +11,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from hooked_whisper.io import replacing, save_tensors, write_whole
+from hooked_whisper.io import (
+    lock_file,
+    lock_folder,
+    remove_parts,
+    replacing,
+    save_tensors,
+    write_whole,
+)
 
 KILLED = """
 import os, signal, sys
@@ -48,6 +55,39 @@ def test_a_kill_leaves_the_old_file(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
+
+
+IN_TENSORS = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from hooked_whisper import io
+def killed(tensors, path, metadata):
+    Path(path).with_name(".tmpAbCdEf").write_bytes(b"half")  # as safetensors names it
+    os.kill(os.getpid(), signal.SIGKILL)
+io.save_file = killed
+io.save_tensors(Path(sys.argv[1]), {"a": torch.ones(2)}, {})
+"""
+
+
+@pytest.mark.parametrize("program", [KILLED, IN_TENSORS], ids=["file", "tensors"])
+def test_what_a_kill_left_goes_with_the_next_one_that_has_the_lock(
+    program: str, tmp_path: Path
+) -> None:
+    """Of this file alone: another's may be on its way."""
+    for name in ("a[1]", "other"):
+        done = subprocess.run([sys.executable, "-c", program, tmp_path / name], timeout=60)
+        assert done.returncode == -signal.SIGKILL
+    both = {path.name for path in tmp_path.iterdir()}
+    assert {name.split(".")[1] for name in both} == {"a[1]", "other"}  # all say whose they are
+    save_tensors(tmp_path / "a[1]", {"a": torch.ones(2)}, {})  # without a lock
+    assert {path.name for path in tmp_path.iterdir()} == both | {"a[1]"}
+    with lock_file(tmp_path / "a[1]", "sweep"):
+        left = {path.name for path in tmp_path.iterdir() if "part" in path.name}
+    assert left and all(name.startswith(".other.") for name in left)
+    with lock_folder(tmp_path):
+        remove_parts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".a[1].lock", "a[1]"}
 
 
 def test_the_content_is_on_the_disk_before_the_name_and_the_name_after(

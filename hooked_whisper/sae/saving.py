@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hooked_whisper.errors import SAEFileError
-from hooked_whisper.io import as_path, replacing
+from hooked_whisper.io import as_path, replacing, write_tensors
 
 CFG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
@@ -70,7 +69,7 @@ def save_sae(sae: Any, folder: str | os.PathLike[str], *, inference: bool = True
         target.mkdir(parents=True, exist_ok=True)
         with replacing(target / CFG_NAME) as config, replacing(target / WEIGHTS_NAME) as weights:
             config.write_text(text, encoding="utf-8")
-            save_file(tensors, weights)
+            write_tensors(tensors, weights)
     return target
 
 

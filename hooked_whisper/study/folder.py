@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hooked_whisper.errors import ReportError
-from hooked_whisper.io import LOCK_FILE, lock_folder, make_folder, sync_folder
+from hooked_whisper.io import LOCK_FILE, lock_folder, make_folder, remove_parts, sync_folder
 from hooked_whisper.study.autoencoder import SAE_FOLDER, STORE
 from hooked_whisper.study.report import PICTURES
 
@@ -42,6 +42,8 @@ def study_folder(folder: Path, goes_on: Collection[str], *, overwrite: bool) -> 
     _has_report(folder, overwrite=overwrite)
     make_folder(folder)
     with lock_folder(folder, "study"):
+        for name in _PIECES:
+            remove_parts(folder, name)
         if not _has_report(folder, overwrite=overwrite):
             yield folder
             return

@@ -20,7 +20,6 @@ import torch
 import xxhash
 from jaxtyping import Bool
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig
@@ -33,7 +32,7 @@ from hooked_whisper.errors import (
     WeightShapeError,
     shown,
 )
-from hooked_whisper.io import as_path, bytes_of, make_folder, replacing
+from hooked_whisper.io import as_path, bytes_of, make_folder, replacing, write_tensors
 from hooked_whisper.weights.files import (
     FLOAT_DTYPES,
     FileTensor,
@@ -100,7 +99,7 @@ def save_weights(
     try:
         with replacing(target / CONFIG_FILE) as config, replacing(target / WEIGHTS_FILE) as weights:
             config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            save_file(tensors, weights, {"format": "pt", CHECKSUM: _checksum(cfg, tensors)})
+            write_tensors(tensors, weights, {"format": "pt", CHECKSUM: _checksum(cfg, tensors)})
     except (OSError, SafetensorError) as error:
         raise StoreWriteError(
             f"the model cannot be written into {target}: {shown(str(error))}. Free some space or "

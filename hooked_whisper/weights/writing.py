@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import ConfigError, SourceError, StoreWriteError, shown
-from hooked_whisper.io import make_folder, replacing
+from hooked_whisper.io import make_folder, replacing, write_tensors
 from hooked_whisper.weights.files import check_plain
 from hooked_whisper.weights.huggingface import GENERATION_FILE, SIZES
 from hooked_whisper.weights.native import CONFIG_FILE, WEIGHTS_FILE, save_weights, separate
@@ -112,7 +111,7 @@ def save_huggingface(
     make_folder(target)
     try:
         with replacing(target / WEIGHTS_FILE) as aside:
-            save_file(tensors, aside, {"format": "pt"})
+            write_tensors(tensors, aside, {"format": "pt"})
         for name, content in files.items():
             with replacing(target / name) as aside:
                 aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """Nothing is written in place: what is written in the package has another name at first."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def asides(tree: ast.AST) -> set[str]:
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name):
-            if "replacing(" in ast.unparse(node.context_expr):
+            if re.search(r"replacing\(|TemporaryDirectory\(", ast.unparse(node.context_expr)):
                 found.add(node.optional_vars.id)
         elif isinstance(node, ast.Lambda):
             found |= {each.arg for each in node.args.args}
@@ -48,7 +49,7 @@ def in_place(text: str) -> Iterator[str]:
             target = node.func.value
         else:
             target = node.args[0 if where == "self" else int(where)]
-        if ast.unparse(target) not in aside:
+        if not aside & {each.id for each in ast.walk(target) if isinstance(each, ast.Name)}:
             yield f"line {node.lineno}: {ast.unparse(node)[:100]}"
 
 

@@ -187,8 +187,8 @@ MUTANTS = [
         "save-half-an-sae",
         "a save that fails leaves new weights beside the old configuration",
         "sae/saving.py",
-        "save_file(tensors, weights)",
-        "save_file(tensors, target / WEIGHTS_NAME)\n        save_file(tensors, weights)",
+        "write_tensors(tensors, weights)",
+        "write_tensors(tensors, target / WEIGHTS_NAME)\n        write_tensors(tensors, weights)",
         ("sae/io/test_save.py",),
     ),
     Mutant(

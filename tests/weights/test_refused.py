@@ -174,7 +174,7 @@ def test_a_disk_that_is_full(make_model, tiny_cfg, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hooked_whisper.weights.native.save_file", full)
+    monkeypatch.setattr("hooked_whisper.weights.native.write_tensors", full)
     with pytest.raises(StoreWriteError, match="No space left on device"):
         make_model(tiny_cfg).save_pretrained(tmp_path / "a")
     assert list((tmp_path / "a").iterdir()) == []

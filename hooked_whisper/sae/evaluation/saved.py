@@ -82,7 +82,7 @@ def kept_on_disk(
 def what_is_judged(
     inputs: Inputs, sites: Sequence[SpliceSite], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a judgement is told apart by: all of the weights, and names and sizes of recordings."""
+    """What a judgement is told apart by: all of the weights, and recordings with their sound."""
     saes = [
         checksum_of_model(site.sae) if isinstance(site.sae, nn.Module) else type(site.sae).__name__
         for site in sites
@@ -102,8 +102,7 @@ def what_is_judged(
 def _of_recording(recording: Recording) -> list[Any]:
     audio, found = recording.audio, None
     try:
-        is_file = isinstance(audio, str | Path)
-        found = str(Path(audio).stat().st_size) if is_file else checksum_of_audio(audio)
+        found = checksum_of_audio(audio)
     except (OSError, ValueError, TypeError, AttributeError):
         pass  # it will be skipped, and listed
     return [recording.id, recording.text, recording.tokens, dict(recording.labels), found]

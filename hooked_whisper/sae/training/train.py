@@ -14,7 +14,7 @@ from torch import Tensor
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import HookedWhisperError, TrainingError
 from hooked_whisper.interrupts import uninterrupted
-from hooked_whisper.io import as_path, lock_folder
+from hooked_whisper.io import as_path, lock_folder, remove_parts
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.base import SAE
 from hooked_whisper.sae.saving import explained_writing
@@ -371,6 +371,7 @@ def _lock_folders(trainers: list[Trainer], resume: bool, locks: ExitStack) -> No
         with explained_writing(folder, TrainingError, "Nothing was trained."):
             folder.mkdir(parents=True, exist_ok=True)
         locks.enter_context(lock_folder(folder, "training"))
+        remove_parts(folder)
 
 
 def _iterate(activations: Any) -> Iterator[Any]:

@@ -150,6 +150,27 @@ def test_another_judgement_is_refused(
         judge(save_to=tmp_path / "no folder" / FILE)
 
 
+def test_a_file_with_other_sound_is_another_recording(judge: Judge, tmp_path: Path) -> None:
+    """Of the same name and size; the same sound under its old name goes on."""
+    import soundfile
+
+    heard, path = tmp_path / "heard.wav", tmp_path / FILE
+
+    def make(seed: int) -> int:
+        noise = 0.1 * torch.randn(3200, generator=torch.Generator().manual_seed(seed))
+        soundfile.write(heard, noise.numpy(), 16_000)
+        return heard.stat().st_size
+
+    options: dict[str, Any] = {"recordings": [heard], "tokens": [[1, 2]], "save_to": path}
+    size = make(0)
+    expected = numbers(judge(**options))
+    assert make(1) == size
+    with pytest.raises(InputError, match="holds a judgement of other recordings"):
+        judge(**options)
+    make(0)
+    assert numbers(judge(**options)) == expected
+
+
 def header_of(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}

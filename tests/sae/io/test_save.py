@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hooked_whisper.errors import SAEFileError
+from hooked_whisper.io import write_tensors
 from hooked_whisper.sae import load_sae, save_sae
 from hooked_whisper.sae.architectures import ARCHITECTURES, config_from_dict, make_sae
 from hooked_whisper.sae.base import SAE
@@ -188,11 +189,11 @@ def test_a_save_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     first = random_sae("standard")
     folder = save_sae(first, tmp_path / "sae")
 
-    def full(tensors: Any, path: Any, **options: Any) -> None:
-        save_file(tensors, path, **options)  # the last byte is the one too many
+    def full(tensors: Any, path: Any) -> None:
+        write_tensors(tensors, path)  # the last byte is the one too many
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("hooked_whisper.sae.saving.save_file", full)
+    monkeypatch.setattr("hooked_whisper.sae.saving.write_tensors", full)
     with pytest.raises(SAEFileError, match=r"no space left.*Free some space"):
         save_sae(random_sae("topk"), folder)
     left = load_sae(folder)
