@@ -6,11 +6,9 @@ Symbols, as in SAELens:
     latents     f = activation(W_enc x + b_enc), [... d_sae], mostly zeros
     recons      W_dec f + b_dec, [... d_out]; d_out is d_in but for transcoders
 
-`encode` passes its pre-activations through `self.hook_sae_acts_pre`, as SAELens's
-classes do: there a splice reads and edits them.
-
-`losses` is the way of training: the same latents and reconstructions, computed
-with as few passes over memory as possible, and not passed through that module.
+`encode` passes its pre-activations through `self.hook_sae_acts_pre`, as SAELens's classes
+do: there a splice reads and edits them. `losses` is the way of training: the same latents
+and reconstructions in as few passes over memory as possible, not through that module.
 """
 
 from abc import ABC, abstractmethod
@@ -41,9 +39,8 @@ class SAEConfig:
         normalize_activations: How inputs are scaled at run time, as SAELens
             writes it: `"none"`, `"layer_norm"`, `"constant_norm_rescale"`,
             or `"expected_average_only_in"`, which is left to whoever gives the inputs.
-        max_activation_norm: Longer inputs are scaled down to this length before they are
-            encoded, and what is decoded is scaled back up; None takes all as they are.
-            SAELens has no such field: there, files with one encode long inputs as they are.
+        max_activation_norm: Longer inputs are scaled down to this length and what is decoded
+            back up; None takes all as they are, as SAELens does, which has no such field.
         unit_norm_decoder: Keep the decoder's rows at length 1 while training.
         metadata: Anything else to keep with it, in values that JSON has.
 
