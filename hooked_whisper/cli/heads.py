@@ -1,6 +1,5 @@
 """`hooked-whisper heads`: the heads of cross-attention that follow the speech."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +34,10 @@ def heads(args: opt.Options) -> None:
 
     path: Path | None = args.out and opt.new_path(args.out, overwrite=args.overwrite)
     recordings = args.listed_recordings()
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+    with args.noting_warnings():
         found = find_alignment_heads(
             args.load_model(), recordings, language=args.language, progress=not args.quiet
         )
-    for each in told:
-        args.note(str(each.message))
     if path is not None:
         found.save(path)
     if args.as_json:

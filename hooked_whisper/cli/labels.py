@@ -1,6 +1,5 @@
 """`hooked-whisper labels`: a manifest of recordings with what is said when."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,7 @@ def labels(args: opt.Options) -> None:
     path = opt.new_path(args.out or Path("labels.jsonl"), overwrite=args.overwrite)
     found: Any = args.listed_recordings()
     progress = not args.quiet
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+    with args.noting_warnings():
         if args.words:
             model = args.load_model()
             found = align_words(model, found, language=args.language, progress=progress)
@@ -66,8 +64,6 @@ def labels(args: opt.Options) -> None:
             found = align_phones(found, pronunciations=more, progress=progress)
         if args.alignments:
             found = add_alignments(found, args.alignments)
-    for each in told:
-        args.note(str(each.message))
     write_manifest(found, path)
     rows = [
         {"recording": each.id, **{name: len(pieces) for name, pieces in each.timed.items()}}

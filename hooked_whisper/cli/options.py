@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -190,6 +191,15 @@ class Options(SimpleNamespace):
         """A remark on standard error, unless the command is quiet."""
         if not self.quiet:
             note(text)
+
+    @contextmanager
+    def noting_warnings(self) -> Iterator[None]:
+        """What the block warns of becomes remarks at its end."""
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            yield
+        for warning in found:
+            self.note(str(warning.message))
 
     def with_bar(self, items: Iterable[_Item], what: str) -> Iterator[_Item]:
         """Items with a progress bar on standard error."""
