@@ -27,7 +27,7 @@ TL3_TESTS := $(wildcard tests/hooks/test_points.py tests/hooks/test_root.py \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # targets share one environment
-.PHONY: help env demo test test-slow test-all test-tl3 test-python fuzz mutants check format format-check lint types docs notebooks bench digits saes clean
+.PHONY: help env demo test test-slow test-all test-tl3 test-python fuzz mutants check format format-check lint types docs notebooks bench digits saes suite-tiny-en clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -160,6 +160,9 @@ digits: $(ALL) ## train the shipped digits model again (hours on 2 cores)
 
 saes: $(ALL) ## train the digits model's suite of autoencoders again (minutes)
 	$(BIN)/python examples/train_sae_suite.py --package $(ARGS)
+
+suite-tiny-en: $(ALL) ## train and judge autoencoders of real Whisper, on ../shared/data (2 hours)
+	$(BIN)/python examples/suite_tiny_en.py $(ARGS)
 
 clean: ## remove what the targets made, the environments included
 	rm -rf $(VENV) $(TL3) $(OTHER) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache

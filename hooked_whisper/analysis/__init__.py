@@ -35,6 +35,7 @@ from hooked_whisper.analysis.residual import (
     speech_vectors,
 )
 from hooked_whisper.analysis.running import HeadMeans, ResidualStatistics
+from hooked_whisper.analysis.sparse_probes import SparseProbe, sparse_probe
 from hooked_whisper.analysis.tables import HEAD_SCORES, head_table, residual_table
 from hooked_whisper.analysis.top_activations import Moment, top_activations
 
@@ -72,6 +73,8 @@ __all__ = [
     "residual_norm",
     "share_below",
     "speech_vectors",
+    "SparseProbe",
+    "sparse_probe",
     "HEAD_SCORES",
     "head_table",
     "residual_table",

@@ -1,7 +1,7 @@
 """A store as PyTorch's DataLoader takes it, with workers and ranks; and one without an end."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from hooked_whisper.errors import StoreError
+from hooked_whisper.errors import StoreError, shown
 from hooked_whisper.hooks.names import NamesFilter, match_names
 from hooked_whisper.store.provenance import RecordingEntry
 from hooked_whisper.store.reader import ActivationStore
@@ -81,34 +81,40 @@ class Epochs:
     Args:
         store: The store.
         held_out: Share of the recordings, at least one of them, that training never sees, and
-            is judged on while it runs; 0 trains on all.
+            is judged on while it runs; or their names, such as those of whole speakers. 0 trains
+            on all.
         minutes: Train on so much sound of the others alone; None is all. The recordings of
             less sound are among those of more.
         seed: Of which recordings are held out, and come first.
 
     Raises:
-        StoreError: A share that leaves nothing to train on, or more minutes than there are.
+        StoreError: A share that leaves nothing to train on, a name that no recording has, or more
+            minutes than there are.
     """
 
     def __init__(
         self,
         store: ActivationStore,
-        held_out: float | int = 0.0,
+        held_out: float | int | Collection[str] = 0.0,
         minutes: float | int | None = None,
         *,
         seed: int = 0,
     ) -> None:
-        self.store, self._held_out, self._minutes, self._seed = store, held_out, minutes, seed
+        self.store, self._minutes, self._seed = store, minutes, seed
+        self._held_out: float | list[str] = (
+            held_out if isinstance(held_out, int | float) else sorted(held_out)
+        )
         entries = list(store.recordings())
         order = np.random.default_rng(seed).permutation(len(entries))
+        kept = self._numbers_held_out(entries, order)
         mixed = [entries[number] for number in order]
-        n_kept = max(1, round(held_out * len(mixed))) if held_out else 0
-        if not 0 <= held_out < 1 or n_kept >= len(mixed):
+        self._judged = [entry for entry in mixed if entry.index in kept]
+        self._trained = [entry for entry in mixed if entry.index not in kept]
+        if not self._trained:
             raise StoreError(
-                f"held_out is {held_out} of {len(mixed)} recordings, which leaves none to train "
-                "on. Pass less, or harvest more recordings."
+                f"held_out is {shown(self._held_out)} of {len(mixed)} recordings, which leaves "
+                "none to train on. Pass less, or harvest more recordings."
             )
-        self._judged, self._trained = mixed[:n_kept], mixed[n_kept:]
         if minutes is not None:
             self._trained = self._first_minutes(minutes)
         self._chosen: dict[str, Bool[Tensor, " row"]] = {}
@@ -120,7 +126,7 @@ class Epochs:
         )
 
     @property
-    def chosen(self) -> dict[str, float | int]:
+    def chosen(self) -> dict[str, Any]:
         """Which recordings are trained on, as far as it is not all: what a resumed run must share.
 
         Empty where it is all.
@@ -200,6 +206,24 @@ class Epochs:
                 chosen[rows.start : rows.stop] = True
             self._chosen[key] = chosen
         return self._chosen[key]
+
+    def _numbers_held_out(self, entries: Sequence[RecordingEntry], order: np.ndarray) -> set[int]:
+        """The recordings that are held out: those of a share are the first in the order."""
+        if isinstance(self._held_out, list):
+            names = set(self._held_out)
+            if missing := names - {entry.id for entry in entries}:
+                raise StoreError(
+                    f"held_out names {shown(min(missing))}, which is no recording of "
+                    f"{self.store.folder}. Its first is {shown(entries[0].id)}."
+                )
+            return {entry.index for entry in entries if entry.id in names}
+        if not 0 <= self._held_out < 1:
+            raise StoreError(
+                f"held_out is {self._held_out} of {len(entries)} recordings, which leaves none to "
+                "train on. Pass less, or harvest more recordings."
+            )
+        n_kept = max(1, round(self._held_out * len(entries))) if self._held_out else 0
+        return {entries[number].index for number in order[:n_kept]}
 
     def _first_minutes(self, minutes: float | int) -> list[RecordingEntry]:
         """The first recordings, as many as have so much sound together."""

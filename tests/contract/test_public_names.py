@@ -71,13 +71,13 @@ ERRORS = {
 ROOMS = {
     "analysis": """
         GrowingHistogram HEAD_SCORES HeadMeans Histogram Moment OutlierDimensions
-        ResidualStatistics RunningMoments SumsByNorm TimeAlignment attention_entropy
+        ResidualStatistics RunningMoments SparseProbe SumsByNorm TimeAlignment attention_entropy
         attention_received
         correlation_with_energy cosine_by_layer current_token_score diagonal_half_width
         diagonal_width expected_seconds frame_energy head_table hoyer_sparsity is_massive kurtosis
         mean_distance monotonicity norm_by_layer outlier_dimensions participation_ratio
         previous_token_score residual_histogram residual_norm residual_table share_below
-        share_on_padding speech_vectors start_token_score time_alignment
+        share_on_padding sparse_probe speech_vectors start_token_score time_alignment
         top_activations
     """,
     "figures": """

@@ -101,6 +101,26 @@ def test_what_is_held_out_never_comes(
     assert Epochs(store).held_out([site]) is None
 
 
+def test_recordings_are_held_out_by_name(stored: ActivationStore) -> None:
+    store, site = stored, SITES[0]
+    entries = list(store.recordings())
+    names = {entries[0].id, entries[2].id}
+    source = Epochs(store, names)
+    kept = [each for each in entries if each.id in names]
+    held_out = source.held_out([site])
+    assert held_out is not None and source.has_held_out
+    rows = torch.cat([store.of_recording(each.index, site)[site].float() for each in kept])
+    assert sorted(held_out[site].tolist()) == sorted(rows.tolist())
+    assert source.n_rows(site) == store.n_rows(site) - len(rows)
+    assert source.chosen["held_out"] == sorted(names)
+    less = source.of_minutes(source.minutes / 2)
+    assert torch.equal(less.held_out([site])[site], held_out[site])  # type: ignore[index]
+    with pytest.raises(StoreError, match="held_out names 'nobody', which is no recording of"):
+        Epochs(store, ["nobody"])
+    with pytest.raises(StoreError, match="leaves none to train on"):
+        Epochs(store, {each.id for each in entries})
+
+
 def test_less_sound_is_part_of_more(stored: ActivationStore) -> None:
     store = stored
     whole = Epochs(store, held_out=0.3)

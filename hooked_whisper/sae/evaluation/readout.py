@@ -16,6 +16,7 @@ from hooked_whisper.analysis.selectivity import (
     runs_of_latents,
     selectivity,
 )
+from hooked_whisper.analysis.thresholds import precision_at_recall
 from hooked_whisper.display import box, table
 from hooked_whisper.errors import InputError
 
@@ -48,6 +49,9 @@ class LabelReadout:
         auroc: Of the latent, on the vectors that judged.
         precision: Of the vectors on which it says yes, the share that has the value.
         recall: Of the vectors with the value, the share on which it says yes.
+        at_recall: A recall that is the same for all values, whatever their thresholds.
+        precision_at_recall: The precision at the threshold, on the vectors that judged, that has
+            this recall; of vectors that are alike, as many as are missing, by lot.
         confusion: Of the vectors with each value, how many are told to be which: the value whose
             latent is furthest over its threshold, in its standard deviations; the last column is
             none. What has a value that is not listed is left out.
@@ -63,6 +67,8 @@ class LabelReadout:
     auroc: Float64[Tensor, " value"]
     precision: Float64[Tensor, " value"]
     recall: Float64[Tensor, " value"]
+    at_recall: float
+    precision_at_recall: Float64[Tensor, " value"]
     confusion: Int64[Tensor, "value value_and_none"]
 
     @property
@@ -99,6 +105,7 @@ class LabelReadout:
             "f1": self.f1.numpy(),
             "precision": self.precision.numpy(),
             "recall": self.recall.numpy(),
+            f"precision_at_recall_{self.at_recall:g}": self.precision_at_recall.numpy(),
             "threshold": self.thresholds.numpy(),
         }
         return pandas.DataFrame(columns)
@@ -156,6 +163,7 @@ def readout(
     judged_on: ActiveLatents,
     judged_labels: Labels,
     choose: Choice = "f1",
+    at_recall: float = 0.5,
 ) -> LabelReadout:
     """The latent that tells each value of a label best, judged on vectors that did not choose it.
 
@@ -169,12 +177,16 @@ def readout(
         judged_labels: Theirs.
         choose: By the greatest F1 over all thresholds, or by the greatest AUROC; the threshold is
             that of the greatest F1 either way.
+        at_recall: The recall at which all are compared by their precision.
 
     Raises:
-        InputError: Other latents or labels on one side, or no value that both have.
+        InputError: Other latents or labels on one side, or no value that both have; a recall
+            that is none.
     """
     if choose not in get_args(Choice):
         raise InputError(f'choose is {choose!r}; it can be "f1" or "auroc".')
+    if not 0 < at_recall <= 1:
+        raise InputError(f"at_recall is {at_recall}; it can be over 0, to 1.")
     if chosen_on.d_sae != judged_on.d_sae or labels.name != judged_labels.name:
         raise InputError(
             f"{chosen_on.d_sae} latents and the label {labels.name!r} choose, and "
@@ -211,6 +223,13 @@ def readout(
         auroc=auroc,
         precision=right / says.sum(dim=0).clamp(min=1),
         recall=right / n.clamp(min=1),
+        at_recall=at_recall,
+        precision_at_recall=torch.stack(
+            [
+                precision_at_recall(activations[:, i], is_value[:, i], at_recall)
+                for i in range(len(values))
+            ]
+        ),
         confusion=_confusion(says, (activations - threshold) / spread, ids, len(values)),
     )
 

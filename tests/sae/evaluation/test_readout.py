@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import (
     f1_score,
     mutual_info_score,
+    precision_recall_curve,
     precision_score,
     recall_score,
     roc_auc_score,
@@ -168,3 +169,23 @@ def test_it_shows_itself(shown: Any) -> None:
     ]
     with pytest.raises(InputError, match="2 rows and 1 columns are named"):
         plot_confusion(torch.eye(2), ["a", "b"], ["a"])
+
+
+def test_the_readouts_precision_at_a_recall_is_scikit_learns() -> None:
+    x, said = draw(0, 200, signed=True)
+    y, judged_said = draw(1, 150, signed=True)
+    y = y + 1e-3 * torch.arange(len(y))[:, None]  # no ties
+    sides = [
+        (ActiveLatents.of(v), Labels.of("phone", s, VALUES))
+        for v, s in ((x, said), (y, judged_said))
+    ]
+    found = readout(*sides[0], *sides[1], at_recall=0.6)
+    known = [i for i, value in enumerate(judged_said) if value is not None]
+    for i, value in enumerate(VALUES):
+        true = [judged_said[row] == value for row in known]
+        column = y[known, int(found.latents[i])].tolist()
+        precision, recalls, _ = precision_recall_curve(true, column)
+        at = min(row for row in range(len(recalls)) if recalls[row] < 0.6) - 1
+        assert float(found.precision_at_recall[i]) == pytest.approx(float(precision[at]), abs=0.03)
+    with pytest.raises(InputError, match="at_recall is 0"):
+        readout(*sides[0], *sides[1], at_recall=0.0)
