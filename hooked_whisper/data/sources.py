@@ -17,7 +17,11 @@ from hooked_whisper.errors import RecordingsError, shown
 from hooked_whisper.io import checksum_of_json
 from hooked_whisper.speech.mel import Mel
 
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au"})
+SUFFIXES = frozenset(
+    ".wav .flac .ogg .oga .opus .mp3 .aiff .aif .au "
+    ".m4a .m4b .aac .webm .mka .amr .wma "
+    ".mp4 .m4v .mov .mkv .3gp .avi .flv .wmv .mpg .mpeg .ogv".split()  # .ts may be TypeScript
+)
 """What is taken from a folder; a file that is named itself may end in anything."""
 MANIFESTS = (".csv", ".tsv", ".jsonl")
 AUDIO_COLUMNS = ("path", "audio", "file", "filename", "file_name")

@@ -34,10 +34,11 @@ def load_audio(source: Any, rate_hz: Any = None) -> Float[Tensor, "sample"]:
 
     Args:
         source: A path to a file that libsndfile reads (WAV, FLAC, Ogg, MP3,
-            AIFF, ...), or a NumPy array or tensor: `[sample]`, or
-            `[channel, sample]` with one or two channels. Floats have full
-            scale 1; int16 and int32 are divided by theirs. A pair
-            `(samples, rate_hz)` is taken too.
+            AIFF, ...) or PyAV, which comes with `hooked-whisper[audio]` (M4A,
+            AAC, WebM, MP4 and other videos' sound); or a NumPy array or
+            tensor: `[sample]`, or `[channel, sample]` with one or two
+            channels. Floats have full scale 1; int16 and int32 are divided by
+            theirs. A pair `(samples, rate_hz)` is taken too.
         rate_hz: Samples per second; arrays and tensors need it. A file knows
             its own, and any other is an error.
 
@@ -45,7 +46,8 @@ def load_audio(source: Any, rate_hz: Any = None) -> Float[Tensor, "sample"]:
         Samples on the CPU, detached from any graph.
 
     Raises:
-        AudioFileError: No such file, a folder, no audio, or cut off.
+        AudioFileError: No such file, a folder, no audio, cut off, or of a
+            kind that needs PyAV, which is not installed.
         AudioRateError: The rate is missing, impossible, or not the file's.
         AudioLengthError: Less than 25 ms.
         AudioError: No samples, NaN or infinity, or an array that is no recording.

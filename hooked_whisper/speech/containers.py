@@ -35,7 +35,7 @@ _WAV_IDS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 
 
 @dataclass(frozen=True)
-class _File:
+class FileBytes:
     """A file's bytes at any place."""
 
     handle: BufferedIOBase
@@ -56,7 +56,7 @@ class _File:
 
 def examine(handle: BufferedIOBase, size: int) -> Length:
     """What the headers of an audio file say of its length."""
-    file = _File(handle, size)
+    file = FileBytes(handle, size)
     head = file.at(0, 32)
     for magic, read in _KINDS.items():
         if head.startswith(magic):
@@ -67,7 +67,7 @@ def examine(handle: BufferedIOBase, size: int) -> Length:
     return Length() if start is None else examine_mpeg(file.at(0, size), start)
 
 
-def _sized(file: _File, start: int, claimed: int, outer: int | None = None) -> Length:
+def _sized(file: FileBytes, start: int, claimed: int, outer: int | None = None) -> Length:
     """The length of sound that begins at a byte and has so many, as the header claims.
 
     Args:
@@ -100,7 +100,7 @@ def _sized(file: _File, start: int, claimed: int, outer: int | None = None) -> L
     return Length(is_cut=True)
 
 
-def _more_behind(file: _File, end: int, claimed: int) -> int:
+def _more_behind(file: FileBytes, end: int, claimed: int) -> int:
     """How many bytes follow the sound that are neither chunks, tags nor padding; 0 if few."""
     n_bytes = file.size - end
     if n_bytes <= max(_MAX_BEHIND, claimed // 10):
@@ -126,7 +126,7 @@ def _ends_in_a_sample(there: int, block: int) -> bool:
     return block > 1 and there % block != 0 and not is_padded
 
 
-def _only_chunks(file: _File, start: int, order: str) -> bool:
+def _only_chunks(file: FileBytes, start: int, order: str) -> bool:
     """Whether the rest of the file is chunks, so that a size of 0 means no sound."""
     while start < file.size:
         name, size = file.at(start, 4), file.number(start + 4, order + "I")
@@ -136,7 +136,7 @@ def _only_chunks(file: _File, start: int, order: str) -> bool:
     return True
 
 
-def _wav(file: _File) -> Length:
+def _wav(file: FileBytes) -> Length:
     """WAV in both byte orders, and its 64-bit forms."""
     order = ">" if file.at(0, 4) == b"RIFX" else "<"
     riff, block, wide = file.number(4, order + "I"), 0, None
@@ -177,7 +177,7 @@ def _wav(file: _File) -> Length:
     )
 
 
-def _iff(file: _File) -> Length:
+def _iff(file: FileBytes) -> Length:
     """AIFF, AIFF-C, 8SVX and 16SV."""
     names = (b"SSND", b"BODY")
     outer, place, size, block = file.number(4, ">I"), 12, -1, 0
@@ -208,7 +208,7 @@ def _iff(file: _File) -> Length:
     )
 
 
-def _au(file: _File) -> Length:
+def _au(file: FileBytes) -> Length:
     """AU in both byte orders."""
     order = ">" if file.at(0, 4) == b".snd" else "<"
     start, size = file.number(4, order + "I"), file.number(8, order + "I")
@@ -216,7 +216,7 @@ def _au(file: _File) -> Length:
     return length.patched({8: b"\xff" * 4}) if length.is_open else length
 
 
-def _w64(file: _File) -> Length:
+def _w64(file: FileBytes) -> Length:
     """Sony's Wave64, whose sizes count the chunk's own header."""
     place = 40
     for _ in range(_MAX_CHUNKS):
@@ -234,7 +234,7 @@ def _w64(file: _File) -> Length:
     return Length()
 
 
-def _caf(file: _File) -> Length:
+def _caf(file: FileBytes) -> Length:
     """Apple's CAF; what is compressed needs the table of packets behind the sound too."""
     place = 8
     for _ in range(_MAX_CHUNKS):
@@ -256,7 +256,7 @@ def _caf(file: _File) -> Length:
     return Length()
 
 
-def _voc(file: _File) -> Length:
+def _voc(file: FileBytes) -> Length:
     """Creative Voice: blocks up to a last one of no type."""
     place = file.number(20, "<H")
     for _ in range(_MAX_CHUNKS):
@@ -272,7 +272,7 @@ def _voc(file: _File) -> Length:
     return Length()
 
 
-def _nist(file: _File) -> Length:
+def _nist(file: FileBytes) -> Length:
     """NIST SPHERE, whose header is text."""
     count = re.search(rb"^sample_count -i (\d+)", file.at(0, 1024), re.M)
     if count is None or not int(count[1]):
@@ -287,7 +287,7 @@ def _counted(n_frames: int) -> Length:
     return Length(n_frames=n_frames)
 
 
-def _mat4(file: _File) -> Length:
+def _mat4(file: FileBytes) -> Length:
     """MATLAB 4: a matrix of one rate, then one of samples."""
     for order in "<>":
         name_bytes = file.number(16, order + "I")
@@ -297,14 +297,14 @@ def _mat4(file: _File) -> Length:
     return Length()
 
 
-def _mat5(file: _File) -> Length:
+def _mat5(file: FileBytes) -> Length:
     """MATLAB 5: a matrix of one rate, then one of samples, with tags of 8 bytes."""
     order = "<" if file.at(126, 2) == b"IM" else ">"
     samples = 128 + 8 + file.number(132, order + "I")
     return _counted(file.number(samples + 36, order + "I"))
 
 
-def _sds(file: _File) -> Length:
+def _sds(file: FileBytes) -> Length:
     """MIDI sample dump: packets of 127 bytes with 120 of samples, 7 bits in each."""
     bits = file.number(6, "B")
     digits = file.at(10, 3)
@@ -315,7 +315,7 @@ def _sds(file: _File) -> Length:
     return Length(is_cut=file.size < 21 + 127 * -(-n_frames // per_packet))
 
 
-def _xi(file: _File) -> Length:
+def _xi(file: FileBytes) -> Length:
     """FastTracker's instrument: headers of 40 bytes, then the samples of each."""
     n_samples = file.number(296, "<H")
     sizes = [file.number(298 + 40 * number, "<I") for number in range(min(n_samples, 64))]
@@ -324,7 +324,7 @@ def _xi(file: _File) -> Length:
     return Length(is_cut=file.size < 298 + sum(40 + size for size in sizes))
 
 
-_KINDS: dict[bytes, Callable[[_File], Length]] = {
+_KINDS: dict[bytes, Callable[[FileBytes], Length]] = {
     **dict.fromkeys(_WAV_IDS, _wav),
     b"FORM": _iff,
     b".snd": _au,

@@ -1,10 +1,12 @@
-"""Audio files: samples of all that libsndfile reads, or an error that says what is wrong."""
+"""Audio files: the samples of what libsndfile or PyAV reads, or an error that says what is wrong."""
 
 import io
 import os
 import stat
 import warnings
+from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from hooked_whisper.errors import AudioError, AudioFileError
-from hooked_whisper.speech.containers import NO_LENGTH, examine
+from hooked_whisper.speech.containers import NO_LENGTH, FileBytes, examine
+from hooked_whisper.speech.media import Decoded, decode_media
+from hooked_whisper.speech.media_files import REFUSED, find_medium
 from hooked_whisper.speech.streams import Length
 
 if TYPE_CHECKING:
@@ -28,7 +32,10 @@ _PIECE_SAMPLES = 1 << 22
 _UNKNOWN_FRAMES = 1 << 62
 _MAX_NAME = 200
 _MAX_REASON = 150
-_REMEDY = "WAV, FLAC, Ogg, MP3 and AIFF can; convert other files first: ffmpeg -i in.m4a out.wav."
+_REMEDY = (
+    "WAV, FLAC, Ogg, MP3, AIFF, MP4, WebM and AAC can; convert other files first: "
+    "ffmpeg -i in.wma out.wav."
+)
 _KINDS_OF_FILE = {
     stat.S_IFIFO: "a pipe (FIFO)",
     stat.S_IFSOCK: "a socket",
@@ -128,13 +135,14 @@ def _read(
     """Samples and rate of an open file; its path lets libsndfile read it by itself."""
     import soundfile
 
-    length = examine(file, size)
+    content = FileBytes(file, size)
+    medium = find_medium(content)
+    length = medium.examine(content) if medium else examine(file, size)
     try:
-        file.seek(0)
-        readable: io.BufferedIOBase | Path = file if path is None else path
-        if length.patches or length.prefix:
-            readable = _Bytes(length.apply(file.read()))
-        samples, rate_hz, n_missing, doubt = _decode(readable, size, name)
+        if medium:
+            found = decode_media(file, medium, name)
+        else:
+            found = _decode(file, size, path, length, name)
     except MemoryError as error:
         raise AudioError(
             f"{name} holds more sound than fits into memory. Cut it into pieces: ffmpeg -i in.wav "
@@ -148,10 +156,9 @@ def _read(
             raise AudioFileError(_cut(name, "nothing can be read")) from error
         reason = str(getattr(error, "error_string", None) or shorten(error))
         raise AudioFileError(f"{name} cannot be read as audio ({reason}). {_REMEDY}") from error
-    samples = samples[:, length.n_skip :]
-    n_read = samples.shape[1]
-    _check_length(length, n_read, n_missing, rate_hz, doubt, name)
-    return samples, rate_hz
+    samples = found.samples[:, length.n_skip :]
+    _check_length(length, replace(found, samples=samples), name)
+    return samples, found.rate_hz
 
 
 @cache
@@ -169,9 +176,26 @@ def _forwards() -> "type[SoundFile]":
 
 
 def _decode(
-    source: io.BufferedIOBase | Path, size: int, name: str
-) -> tuple[Float32[np.ndarray, "channel sample"], float, int, str]:
-    """Samples, rate, how many samples less than libsndfile promised, and a doubt."""
+    file: io.BufferedIOBase, size: int, path: Path | None, length: Length, name: str
+) -> Decoded:
+    """What soundfile reads; what it refuses, a video or a rare codec in Ogg, goes to PyAV."""
+    import soundfile
+
+    file.seek(0)
+    readable: io.BufferedIOBase | Path = file if path is None else path
+    if length.patches or length.prefix:
+        readable = _Bytes(length.apply(file.read()))
+    try:
+        return _decode_by_soundfile(readable, size, name)
+    except soundfile.SoundFileError:
+        file.seek(0)
+        medium = REFUSED.get(file.read(4))
+        if medium is None or length.is_cut or find_spec("av") is None:
+            raise
+        return decode_media(file, medium, name)
+
+
+def _decode_by_soundfile(source: io.BufferedIOBase | Path, size: int, name: str) -> Decoded:
     if isinstance(source, Path) and os.name != "nt":
         opened = _forwards()(os.fsencode(source))  # names that are no UTF-8 too
     else:
@@ -193,7 +217,7 @@ def _decode(
         samples = _read_forwards(file, size)
         is_estimate = file.format == "MP3" or file.frames > _UNKNOWN_FRAMES
         n_missing = 0 if is_estimate else file.frames - len(samples)
-        return samples.T, float(file.samplerate), n_missing, doubt
+        return Decoded(samples.T, float(file.samplerate), n_missing, doubt)
 
 
 def _read_forwards(file: "SoundFile", size: int) -> Float32[np.ndarray, "sample channel"]:
@@ -211,18 +235,13 @@ def _read_forwards(file: "SoundFile", size: int) -> Float32[np.ndarray, "sample 
             return np.concatenate(pieces)
 
 
-def _check_length(
-    length: Length, n_read: int, n_missing: int, rate_hz: float, doubt: str, name: str
-) -> None:
-    """Refuse a file that holds less sound than it says; warn where nobody can tell.
-
-    Args:
-        n_missing: How many samples fewer came out than libsndfile promised.
-        doubt: One that is not about its length.
-    """
+def _check_length(length: Length, found: Decoded, name: str) -> None:
+    """Refuse a file that holds less sound than it says; warn where nobody can tell."""
+    n_read, n_missing, rate_hz = found.samples.shape[1], found.n_missing, found.rate_hz
     is_short = length.n_frames is not None and n_read < length.n_frames
     if length.is_cut or is_short or n_missing > _MISSING_S * rate_hz:
         raise AudioFileError(_cut(name, f"{n_read / rate_hz:.2f} s can be read"))
+    doubt = found.doubt
     if n_missing > 0:
         doubt = f"its last {n_missing / rate_hz * 1000:.3g} ms cannot be read"
     if doubt := doubt or length.doubt:
@@ -232,6 +251,8 @@ def _check_length(
             UserWarning,
             stacklevel=5,
         )
+    if found.remark:
+        warnings.warn(found.remark, UserWarning, stacklevel=5)
 
 
 def _cut(name: str, found: str) -> str:

@@ -94,12 +94,12 @@ def _frame(header: bytes) -> _Frame | None:
     return _Frame(n_bytes, n_samples, rate_hz, layer)
 
 
-def find_mpeg(content: bytes, read: Callable[[int], bytes]) -> int | None:
-    """Where the first of MPEG's frames begins; None where the file is something else.
+def behind_id3(content: bytes, read: Callable[[int], bytes]) -> tuple[int, bytes]:
+    """Where the sound begins behind the tags in front of it, and what is there.
 
     Args:
         content: The beginning of the file.
-        read: As much from another place, for what stands behind a tag.
+        read: As much from another place.
     """
     start = 0
     while content[:3] == b"ID3" and len(content) >= 10:
@@ -108,6 +108,17 @@ def find_mpeg(content: bytes, read: Callable[[int], bytes]) -> int | None:
             n_bytes = n_bytes << 7 | byte & 0x7F
         start += 10 + n_bytes + (10 if content[5] & 0x10 else 0)
         content = read(start)
+    return start, content
+
+
+def find_mpeg(content: bytes, read: Callable[[int], bytes]) -> int | None:
+    """Where the first of MPEG's frames begins; None where the file is something else.
+
+    Args:
+        content: The beginning of the file.
+        read: As much from another place, for what stands behind a tag.
+    """
+    start, content = behind_id3(content, read)
     skipped = 0
     while skipped < len(content) and content[skipped] == 0:
         skipped += 1
@@ -225,6 +236,7 @@ def _silent_frame(header: bytes, kbps: int) -> bytes:
 def examine_ogg(content: bytes) -> Length:
     """Whether the pages of an Ogg file go on up to the one that is marked as the last."""
     place, first, ended, expected = 0, None, False, 0
+    running: set[int] = set()  # a video has a stream of pictures and one of sound
     is_broken, n_lost, n_more = False, 0, 0
     while 0 <= (place := content.find(b"OggS", place)):
         head = content[place : place + 27]
@@ -236,13 +248,17 @@ def examine_ogg(content: bytes) -> Length:
         serial, number = struct.unpack_from("<II", head, 14)
         if first is None:
             first, expected = serial, number
+        if serial == first or (head[5] & 2 and not ended):
+            running.add(serial)
+        if head[5] & 4:
+            running.discard(serial)
         if serial == first and not ended:
             n_lost += number != expected
             expected, ended = number + 1, bool(head[5] & 4)
         elif ended and head[5] & 2:
             n_more += 1
         place = end
-    if is_broken and not ended:
+    if is_broken and running:
         return Length(is_cut=True)
     if n_more:
         return Length(
@@ -250,6 +266,6 @@ def examine_ogg(content: bytes) -> Length:
         )
     if n_lost:
         return Length(doubt="pages are missing in it")
-    if not ended:
+    if running:
         return Length(is_open=True, doubt="none of its pages is marked as the last one")
     return Length()

@@ -18,6 +18,7 @@ HEAVY = (
     "pandas",
     "sklearn",
     "soundfile",
+    "av",
     "soxr",
     "transformers",
     "huggingface_hub",

@@ -18,6 +18,7 @@ from hooked_whisper.speech.wer import normalizer
 from hooked_whisper.store import harvest
 from hooked_whisper.study import study
 from tests.real.conftest import Sentence
+from tests.speech.encoding import encode
 
 # openai-whisper leaves the file of its vocabulary to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning")
@@ -52,6 +53,17 @@ def test_a_transcript_is_openai_whispers_with_every_words_time(
     found = assert_transcribes_alike(model, reference, short[0])
     said = "his statement of having been a shop boy was the thing i liked best of all"
     assert word_error_rate(said, found["text"]) == 0
+
+
+def test_a_transcript_of_m4a_is_that_of_the_recording(
+    model: HookedWhisper, short: list[Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("av", reason="needs the extra `audio`")
+    samples, path = load_audio(short[0]), tmp_path / "speech.m4a"
+    path.write_bytes(encode(samples[None].numpy(), "ipod", "aac", rate_hz=16_000))
+    assert load_audio(path).shape == samples.shape
+    whole, again = (model.transcribe(each, temperature=0.0)["text"] for each in (short[0], path))
+    assert again == whole
 
 
 @pytest.mark.slow
