@@ -11,6 +11,7 @@ from hooked_whisper.cli import options as opt
 @opt.command(
     opt.RECORDINGS,
     opt.flag("--words", help="When each word is said, by the model's cross-attention."),
+    opt.HEADS,
     opt.flag("--phones", help="Words and phones by forced alignment; English with a text."),
     opt.option(
         "--from",

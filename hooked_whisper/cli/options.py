@@ -71,6 +71,11 @@ LANGUAGE = option(
     help="Of what is said, as a code such as de; a manifest's column language goes first.  "
     "[default: what a multilingual model hears]",
 )
+HEADS = option(
+    "--alignment-heads",
+    help="Those that words are timed by: a JSON file of hooked-whisper heads, or a release whose "
+    "they are.  [default: the model's own]",
+)
 TASK = option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe")
 BATCH_SIZE = option("--batch-size", type=COUNT_FROM_1, default=8, help="Recordings side by side.")
 SAE = option(
@@ -99,6 +104,7 @@ class Options(SimpleNamespace):
     source: str
     device: str | None
     model_dtype: str
+    alignment_heads: str | None = None
     out: Path | None
     overwrite: bool
     as_json: bool
@@ -118,7 +124,12 @@ class Options(SimpleNamespace):
         if named is click.core.ParameterSource.DEFAULT:
             self.note(f"no --model named: taking {self.source}, which comes with the package.")
         dtype = as_dtype(self.model_dtype)
-        return HookedWhisper.from_pretrained(self.source, device=self.device or device, dtype=dtype)
+        return HookedWhisper.from_pretrained(
+            self.source,
+            device=self.device or device,
+            dtype=dtype,
+            alignment_heads=self.alignment_heads,
+        )
 
     def chosen_recordings(self, *, say: bool = True) -> list[Any]:
         """What RECORDINGS names, as `harvest` takes it; else the shipped ones, and says so.

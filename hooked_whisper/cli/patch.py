@@ -68,6 +68,7 @@ METRICS = (
         metavar="SECONDS",
         help="When it is said: instead of --word, or to tell words alike apart.",
     ),
+    opt.HEADS,
     opt.option("--top", type=opt.COUNT_FROM_1, default=10, help="Places to print."),
     opt.flag("--resume", help="Go on with the unfinished sweep in the folder."),
     out=("A folder for the table, the plot and the result", "MODEL-patch"),

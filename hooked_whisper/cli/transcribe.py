@@ -28,6 +28,7 @@ FORMATS = ("text", "srt", "vtt", "tsv", "json")
     ),
     opt.option("--prompt", help="Text that comes before, for its words and style."),
     opt.flag("--word-timestamps", help="Time every word, by cross-attention."),
+    opt.HEADS,
     opt.option("--format", "form", type=click.Choice(FORMATS), default="text"),
     opt.option("--out", type=opt.FILE, help="A folder that gets a file a recording."),
     opt.OVERWRITE,
@@ -37,6 +38,7 @@ FORMATS = ("text", "srt", "vtt", "tsv", "json")
     hooked-whisper transcribe clip.wav --model tiny.en
     hooked-whisper transcribe clip.wav --model small --language de --beam-size 5
     hooked-whisper transcribe clip.wav --format srt > clip.srt
+    hooked-whisper transcribe clip.wav --word-timestamps --alignment-heads heads.json --format srt
     hooked-whisper transcribe recordings/ --format vtt --word-timestamps --out subtitles
     hooked-whisper transcribe --json --quiet
     """,

@@ -155,7 +155,7 @@ def transcribe(
             `beam_size`, `word_timestamps`, ...
 
     Returns:
-        `text`, `segments` and `language`.
+        `text`, `segments` and `language`; times in seconds as plain floats.
 
     Raises:
         AudioError: No usable audio; its subclasses say why.
@@ -174,7 +174,12 @@ def transcribe(
         rate_hz = SAMPLE_RATE_HZ
     samples = load_audio(audio, rate_hz)
     kwargs.setdefault("fp16", model.device.type != "cpu")
-    return transcribe(model, samples, **kwargs)
+    result = transcribe(model, samples, **kwargs)
+    for segment in result["segments"]:
+        for timed in (segment, *segment.get("words", ())):  # NumPy's floats among them
+            floats = {key: each for key, each in timed.items() if isinstance(each, float)}
+            timed.update({key: float(each) for key, each in floats.items()})
+    return result
 
 
 def _check_prompt(model: WhisperBase, language: Any, task: Any) -> None:

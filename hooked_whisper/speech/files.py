@@ -1,4 +1,4 @@
-"""Audio files: the samples of what libsndfile or PyAV reads, or an error that says what is wrong."""
+"""Audio files: samples of what libsndfile or PyAV reads, or an error that says what is wrong."""
 
 import io
 import os

@@ -310,7 +310,7 @@ def commands(group: Any = main, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 COMMANDS = dict(commands())
-MODEL_OPTIONS = {"source", "device", "model_dtype"}
+MODEL_OPTIONS = {"source", "device", "model_dtype", "alignment_heads"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -344,19 +344,24 @@ def test_the_model_is_the_one_that_is_named(
     run: Run, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     asked: list[Any] = []
+    heads: list[Any] = []
 
     def load(source: Any, **options: Any) -> None:
         asked.append((source, str(options["device"]), str(options["dtype"])))
+        heads.append(options["alignment_heads"])
         raise SystemExit(0)
 
     monkeypatch.setattr(HookedWhisper, "from_pretrained", load)
     chosen = ["--model", "folder/tiny.pt", "--device", "meta", "--model-dtype", "bf16"]
     needs_one = name in ("features", "sae eval")  # digits comes with autoencoders, others do not
     own = ["--sae", "digits"] if needs_one else []
+    times_words = "alignment_heads" in {param.name for param in COMMANDS[name].params}
+    own += ["--alignment-heads", "tiny.en"] if times_words else []
     assert run(*least(name), *chosen, *own).exit_code == 0
     assert run(*least(name)).exit_code == 0
     assert asked[0] == ("folder/tiny.pt", "meta", "torch.bfloat16")
     assert asked[1] == ("digits", "None", "torch.float32")
+    assert heads == ["tiny.en" if times_words else None, None]
 
 
 @pytest.mark.parametrize("name", WITH_MODEL)

@@ -84,6 +84,9 @@ def test_method_gives_what_the_function_gives(digits: Any, audio: np.ndarray) ->
     from_array = digits.hooked.transcribe(audio, **options)
     assert from_array == transcribe(digits.openai, audio, sample_len=8)
     assert digits.hooked.transcribe(RECORDING, **options) == from_array
+    timed = digits.hooked.transcribe(RECORDING, word_timestamps=True, **options)["segments"]
+    numbers = [each for found in (*timed, *timed[0]["words"]) for each in found.values()]
+    assert not any(isinstance(each, np.generic) for each in numbers)
 
 
 def test_hooks_fire_all_the_way_through(digits: Any, audio: np.ndarray) -> None:
