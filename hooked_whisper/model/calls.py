@@ -124,6 +124,7 @@ if TYPE_CHECKING:
         encoder: Encoder
         decoder: Decoder
         alignment_heads: Tensor
+        adapter_weights: Any
 
         class _Call(TypedDict, total=False):
             encoder_output: Tensor | None

@@ -31,11 +31,14 @@ def _facts(model: WhisperBase) -> dict[str, str]:
         f"{cfg.d_head(stack)}, d_model {cfg.d_model}, d_mlp {cfg.d_mlp}"
         for stack in get_args(Stack)
     }
+    held = model.adapter_weights
+    adapter = {"adapter": f"{held.source}, {'on' if held.is_on else 'off'}"} if held else {}
     return {
         "encoder": f"{stacks['encoder']}; {cfg.n_mels} mel bands, {cfg.window_s:g} s",
         "decoder": f"{stacks['decoder']}; {cfg.n_text_ctx} of {cfg.d_vocab:,} tokens",
         "hooks": f"{len(model.hook_names())} points in model.hook_names(); hooked: {_some(hooked)}",
         "SAEs": _some(list(model.acts_to_saes)),
+        **adapter,
         "modules": "print(model.encoder), print(model.decoder)",
     }
 

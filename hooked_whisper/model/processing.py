@@ -35,7 +35,8 @@ def process_weights_(
             This shifts all logits of a position alike: probabilities stay.
 
     Raises:
-        ConfigError: Weights in less than float32, which would lose digits.
+        ConfigError: Weights in less than float32, which would lose digits, or
+            with an adapter that is not merged.
 
     Source: `ProcessWeights` of TransformerLens.
     """
@@ -43,6 +44,11 @@ def process_weights_(
         raise ConfigError(
             f"the weights are {model.dtype}; processing them needs float32. Load with "
             "dtype=torch.float32, process, then call model.to(dtype)."
+        )
+    if model.adapter_weights is not None:
+        raise ConfigError(
+            "the weights of a model with an adapter that can be switched off are not processed. "
+            "Call model.merge_adapter() first."
         )
     _untie(model)
     if fold_ln:

@@ -1,25 +1,23 @@
 """HookedWhisper: OpenAI's Whisper with a name for every activation."""
 
-import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from hooked_whisper.config import FLAGS, HookedWhisperConfig, Stack
 from hooked_whisper.device import as_device
 from hooked_whisper.errors import TokenError
 from hooked_whisper.hooks.passes import PassInfo
 from hooked_whisper.hooks.points import set_enabled
-from hooked_whisper.model import describe, openai_api, processing, saving
+from hooked_whisper.model import adapters, describe, openai_api, processing, saving
 from hooked_whisper.model import generate as generation
 from hooked_whisper.model.calls import (
     Output,
     ReturnType,
     StopAt,
-    WhisperBase,
     by_name,
     check_call,
     check_layer,
@@ -29,13 +27,11 @@ from hooked_whisper.model.calls import (
 from hooked_whisper.model.decoder import Decoder
 from hooked_whisper.model.encoder import Encoder, MelInput
 from hooked_whisper.model.layers import next_token_loss
+from hooked_whisper.model.loading import LoadedWhisper
 from hooked_whisper.speech import tokens as speech_tokens
 from hooked_whisper.speech.mel import Mel, to_mel
 from hooked_whisper.weights.alignment_heads import default_heads
-from hooked_whisper.weights.huggingface import from_hf_state
-from hooked_whisper.weights.loaded import LoadedWeights, assign_weights, check_dtype
-from hooked_whisper.weights.openai import from_openai_state
-from hooked_whisper.weights.registry import load_weights
+from hooked_whisper.weights.loaded import check_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @by_name
-class HookedWhisper(WhisperBase):
+class HookedWhisper(LoadedWhisper):
     """Whisper, computed as openai-whisper computes it, with hooks throughout.
 
     `HookedWhisper(cfg)` has random weights, drawn from torch's generator; see
@@ -61,106 +57,19 @@ class HookedWhisper(WhisperBase):
     # Making one
 
     def __init__(self, cfg: HookedWhisperConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
+        super().__init__(cfg)
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
         self.register_buffer("alignment_heads", default_heads(cfg).to_sparse(), persistent=False)
+        self.adapter_weights: adapters.AdapterWeights | None = None
         self.setup()
         for flag in FLAGS:
             self._set_flag(flag, getattr(cfg, flag))
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | os.PathLike[str],
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | Literal["auto"] = torch.float32,
-        download_root: str | os.PathLike[str] | None = None,
-        d_vocab: int | None = None,
-        alignment_heads: Any = None,
-        fold_ln: bool = False,
-        center_writing_weights: bool = False,
-        center_unembed: bool = False,
-    ) -> "Self":
-        """A Whisper with trained weights, in eval mode.
-
-        Args:
-            source: An OpenAI release (`"tiny"`, `"tiny.en"`, ... `"turbo"`),
-                `"digits"` (the small model that comes with the package), the
-                path of an OpenAI `.pt` checkpoint, a Hugging Face folder or
-                hub id (`"openai/whisper-tiny"`), a folder of CTranslate2 or MLX,
-                a file of whisper.cpp, or a folder that `save_pretrained` wrote.
-            device: Where the weights go; None is CUDA where there is one.
-            dtype: What the weights are kept in; `"auto"`: as stored, integers in float32.
-            download_root: Where OpenAI's releases are kept; None is openai-whisper's own folder.
-            d_vocab: How many tokens to keep, from the first; None is all. For fine-tunes with
-                added tokens, whose number means another vocabulary: 51864 is English only.
-            alignment_heads: What `set_alignment_heads` takes; None is what the source names, or
-                the heads of the release that it is.
-            fold_ln, center_writing_weights, center_unembed: See `process_weights_`.
-
-        Raises:
-            DeviceError: A device that is not there; nothing was loaded.
-            SourceError: The source leads to no weights.
-            DownloadError: The download failed.
-            CheckpointError: The file cannot be read as plain tensors, or holds NaN or infinity.
-            ArchitectureError: The weights of something else, or of another vocabulary than
-                their number of tokens means.
-            WeightNameError: Missing or unexpected tensors.
-            WeightShapeError: A tensor of the wrong shape.
-        """
-        device = as_device(device)
-        loaded = load_weights(source, download_root, d_vocab, alignment_heads)
-        model = cls._from_loaded(loaded, device, dtype)
-        if fold_ln or center_writing_weights or center_unembed:
-            model.process_weights_(fold_ln, center_writing_weights, center_unembed)
-        return model
-
-    @classmethod
-    def from_openai(
-        cls,
-        model: nn.Module,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> "Self":
-        """A copy of an openai-whisper model in memory, where and in what that is unless told."""
-        loaded, first = from_openai_state(model), next(model.parameters())
-        device = first.device if device is None else as_device(device)
-        return cls._from_loaded(loaded, device, dtype or first.dtype)
-
-    @classmethod
-    def from_hf(
-        cls,
-        model: nn.Module,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        d_vocab: int | None = None,
-    ) -> "Self":
-        """A copy of a transformers Whisper in memory, where and in what that is unless told.
-
-        `d_vocab` is `from_pretrained`'s.
-        """
-        loaded, first = from_hf_state(model, d_vocab), next(model.parameters())
-        device = first.device if device is None else as_device(device)
-        return cls._from_loaded(loaded, device, dtype or first.dtype)
-
-    @classmethod
-    def _from_loaded(
-        cls, loaded: LoadedWeights, device: torch.device, dtype: torch.dtype | Literal["auto"]
-    ) -> "Self":
-        with torch.device("meta"):
-            model = cls(loaded.cfg)
-        assign_weights(model, loaded, device=device, dtype=dtype)
-        own, heads = model.alignment_heads, loaded.alignment_heads
-        model.alignment_heads = (own if heads is None else heads.to_sparse()).to(device)
-        return model.eval()
-
     save_pretrained = saving.save_pretrained
     process_weights_ = processing.process_weights_
+    adapter = adapters.adapter
+    merge_adapter = adapters.merge_adapter
 
     def to(self, *args: Any, **kwargs: Any) -> "Self":
         """Move or convert the model in place; see `torch.nn.Module.to`.

@@ -19,6 +19,7 @@ from hooked_whisper.errors import (
     WeightNameError,
     shown,
 )
+from hooked_whisper.weights.adapters import adapt
 from hooked_whisper.weights.alignment_heads import add_known_heads
 from hooked_whisper.weights.files import (
     MemoryTensor,
@@ -38,6 +39,7 @@ from hooked_whisper.weights.native import CONFIG_FILE, WEIGHTS_FILE, heads_mask
 from hooked_whisper.weights.rename import huggingface_name, match_tensors
 from hooked_whisper.weights.torch_files import read_torch, torch_tensors
 from hooked_whisper.weights.vocabulary import as_it_says, told_by, told_by_files
+from hooked_whisper.weights.wrapped import is_adapted, plain_state, taken_apart, unwrapped
 
 WEIGHT_FILES = (
     WEIGHTS_FILE,
@@ -98,18 +100,23 @@ def from_hf_state(model: Any, d_vocab: int | None = None) -> LoadedWeights:
     """Weights of a transformers Whisper in memory; assigning them copies.
 
     Args:
-        model: A `WhisperForConditionalGeneration` or `WhisperModel`.
+        model: A `WhisperForConditionalGeneration` or `WhisperModel`, also in
+            DistributedDataParallel or torch.compile, or with an adapter of peft.
         d_vocab: As `from_pretrained` takes it.
     """
+    model, adapter = unwrapped(model), None
     kind = type(model).__name__
     if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "to_dict"):
         raise ArchitectureError(
-            f"from_hf takes a transformers Whisper, and got a {kind}. {unwrapped(model)}For an "
-            "openai-whisper model call from_openai, for names and paths from_pretrained."
+            f"from_hf takes a transformers Whisper, and got a {kind}. For an openai-whisper model "
+            "call from_openai, for names and paths from_pretrained."
         )
-    values: dict[str, Any] = model.config.to_dict()  # type: ignore[union-attr, operator]
+    if is_adapted(model):
+        model, state_dict, adapter = taken_apart(model)
+    else:
+        state_dict = plain_state(model)
+    values: dict[str, Any] = model.config.to_dict()
     cfg = config_from_huggingface(values, "custom", f"this {kind}")
-    state_dict = model.state_dict()
     check_plain(state_dict, f"this {kind}")
     held: Any = getattr(model, "generation_config", None)
     generation: dict[str, Any] = held.to_dict() if held is not None else {}
@@ -122,7 +129,10 @@ def from_hf_state(model: Any, d_vocab: int | None = None) -> LoadedWeights:
         source=f"this {kind}",
         alignment_heads=heads_mask(generation.get("alignment_heads"), cfg, f"this {kind}"),
     )
-    return as_it_says(add_known_heads(loaded), told_by(values, generation), d_vocab)
+    loaded = as_it_says(add_known_heads(loaded), told_by(values, generation), d_vocab)
+    if adapter is not None:
+        adapt(loaded, adapter.config, adapter.stored, adapter.config.source)
+    return loaded
 
 
 def config_from_huggingface(
@@ -163,12 +173,6 @@ def config_from_huggingface(
                 f"{value!r}, and only that is computed here."
             )
     return cfg
-
-
-def unwrapped(model: Any) -> str:
-    """A sentence that says what to give instead of a model with something around it, or nothing."""
-    inner = getattr(model, "module", None)
-    return f"Give its .module, a {type(inner).__name__}. " if isinstance(inner, nn.Module) else ""
 
 
 def _read_tensors(folder: Path) -> dict[str, StoredTensor]:

@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool
@@ -18,6 +18,9 @@ from hooked_whisper.errors import (
 )
 from hooked_whisper.weights.files import FLOAT_DTYPES, StoredTensor, check_finite
 from hooked_whisper.weights.rename import check_names
+
+if TYPE_CHECKING:
+    from hooked_whisper.weights.adapter_changes import Adapter
 
 
 @dataclass
@@ -37,6 +40,8 @@ class LoadedWeights:
     """Cross-attention heads that follow the speech; None where the source names none."""
     omitted: tuple[str, ...] = field(default=())
     """Names that the source leaves out, for the module to keep its own values."""
+    adapter: "Adapter | None" = None
+    """What an adapter makes of them, once they are in a model."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -25,6 +25,7 @@ from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.rename import match_tensors, openai_name
 from hooked_whisper.weights.torch_files import read_torch, torch_tensors
 from hooked_whisper.weights.vocabulary import as_it_says
+from hooked_whisper.weights.wrapped import plain_state, unwrapped
 
 DIMS = (
     "n_mels",
@@ -109,15 +110,16 @@ def read_openai_file(
 
 
 def from_openai_state(model: Any) -> LoadedWeights:
-    """Weights of an openai-whisper model in memory; assigning them copies."""
+    """Weights of an openai-whisper model in memory, also one in DistributedDataParallel or
+    torch.compile; assigning them copies."""
+    model = unwrapped(model)
     if not isinstance(model, nn.Module) or not hasattr(model, "dims"):
         raise ArchitectureError(
             f"from_openai takes a whisper.model.Whisper, and got a {type(model).__name__}. For a "
-            "transformers model call from_hf, for names and paths from_pretrained; of a "
-            "wrapped one, give what is inside (model.module)."
+            "transformers model call from_hf, for names and paths from_pretrained."
         )
     source = f"this {type(model).__name__}"
-    state_dict = model.state_dict()
+    state_dict = plain_state(model)
     check_plain(state_dict, source)
     dims = {name: getattr(model.dims, name, None) for name in DIMS}
     cfg = config_from_dims(dims, "custom", f"'dims' of {source}")

@@ -9,6 +9,14 @@ from typing import Any, Literal
 
 from hooked_whisper.config import release_names
 from hooked_whisper.errors import ArchitectureError, DownloadError, SourceError, shown
+from hooked_whisper.weights.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    adapt,
+    is_adapter,
+    read_adapter_config,
+    read_adapter_tensors,
+)
 from hooked_whisper.weights.alignment_heads import add_known_heads, as_heads
 from hooked_whisper.weights.ctranslate2 import (
     CT2_FILE,
@@ -38,19 +46,11 @@ DIGITS = "digits"
 DIGITS_FOLDER = Path(__file__).parent / "digits"
 """The small model for spoken digits that ships with the package."""
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""What peft writes for a LoRA fine-tune."""
-
-_MERGE = (
-    "a LoRA adapter of peft, which is no model of its own. Merge it first: load its base and the "
-    "adapter with peft, call merge_and_unload(), save_pretrained what that returns, and load that "
-    "folder (without the adapter's files)."
-)
 _ALLOWED = (
     f"Allowed are {DIGITS!r}, a release of OpenAI ({', '.join(release_names())}), a path to an "
     "OpenAI .pt checkpoint, a folder that save_pretrained wrote (of this package or of "
     "transformers, with safetensors), a folder of CTranslate2 or MLX, a GGML file of "
-    "whisper.cpp, and a hub id such as 'openai/whisper-tiny'."
+    "whisper.cpp, an adapter's folder of peft, and a hub id such as 'openai/whisper-tiny'."
 )
 
 
@@ -67,6 +67,7 @@ def load_weights(
     download_root: Any = None,
     d_vocab: int | None = None,
     alignment_heads: Any = None,
+    base: Any = None,
 ) -> LoadedWeights:
     """The weights that a source means, with every tensor's name and shape checked.
 
@@ -80,6 +81,7 @@ def load_weights(
             their number means the vocabulary that they are.
         alignment_heads: What `as_heads` takes, instead of what the source names; None also takes
             those of a release that the weights are.
+        base: Of an adapter: a source too, instead of the one that its config names.
 
     Raises:
         SourceError: The source leads to no weights.
@@ -90,7 +92,16 @@ def load_weights(
         WeightShapeError: A tensor has another shape than the config gives.
     """
     found = resolve(source)
-    loaded = _read(found, download_root, d_vocab)
+    adapter = _adapter_folder(found, download_root)
+    if adapter is not None:
+        loaded = _read_adapted(adapter, base, download_root, d_vocab)
+    elif base is not None:
+        raise SourceError(
+            f"base is {shown(base, 60)}, and {found.location} is no adapter, which alone has one. "
+            "Leave base out."
+        )
+    else:
+        loaded = _read(found, download_root, d_vocab)
     if alignment_heads is None:
         return add_known_heads(loaded, Path(found.location) if found.kind == "file" else None)
     loaded.alignment_heads = as_heads(alignment_heads, loaded.cfg)
@@ -105,6 +116,48 @@ def _read(found: Source, download_root: Any, d_vocab: int | None) -> LoadedWeigh
     if found.kind == "file":
         return _read_file(Path(found.location), d_vocab)
     return _read_folder(Path(found.location), d_vocab)
+
+
+def _adapter_folder(found: Source, download_root: Any) -> Path | None:
+    """Where an adapter of peft is, from the hub too; None where the source is something else."""
+    if found.kind == "folder" and not is_file(Path(found.location) / CONFIG_FILE):
+        return Path(found.location) if is_adapter(Path(found.location)) else None
+    if found.kind != "hub":
+        return None
+    fetch = _Fetcher(found.location, download_root, None)
+    if fetch(CONFIG_FILE) is not None or (config := fetch(ADAPTER_CONFIG)) is None:
+        return None
+    fetch.revision = config.parent.name
+    next((path for name in ADAPTER_FILES if (path := fetch(name)) is not None), None)
+    return config.parent
+
+
+def _read_adapted(
+    folder: Path, base: Any, download_root: Any, d_vocab: int | None
+) -> LoadedWeights:
+    """A base with an adapter over it, the adapter read first: it is small."""
+    config = read_adapter_config(folder)
+    stored = read_adapter_tensors(folder)
+    if base is None and config.base is None:
+        raise SourceError(
+            f"{config.source} does not name its base. Say which it is: "
+            "from_pretrained(..., base='openai/whisper-small')."
+        )
+    try:
+        found = resolve(config.base if base is None else base)
+    except SourceError as error:
+        raise SourceError(
+            f"the base of the adapter in {folder} is not there: {str(error)[:300]} Say where it "
+            "is: from_pretrained(..., base=...)."
+        ) from error
+    if _adapter_folder(found, download_root) is not None:
+        raise SourceError(
+            f"the base {shown(found.location, 80)} of the adapter in {folder} is an adapter "
+            "itself. Merge that one first, or name a whole model as base=."
+        )
+    loaded = _read(found, download_root, d_vocab)
+    where = Path(found.location) if found.kind == "file" else None
+    return adapt(add_known_heads(loaded, where), config, stored, str(folder))
 
 
 def resolve(source: Any) -> Source:
@@ -175,9 +228,6 @@ def _read_folder(folder: Path, d_vocab: int | None) -> LoadedWeights:
             f"the digits model is not in this installation ({folder}). Install the package again."
         )
     config = folder / CONFIG_FILE
-    for name in ADAPTER_FILES:
-        if is_file(folder / name):
-            raise ArchitectureError(f"{folder} holds {name}: {_MERGE}")
     if (kind := ct2_kind(folder / CT2_FILE)) is not None:
         if kind != "WhisperSpec":
             raise ArchitectureError(
@@ -244,8 +294,6 @@ def load_from_hub(
     """
     fetch = _Fetcher(repo_id, cache_folder, endpoint)
     config = fetch(CONFIG_FILE)
-    if config is None and fetch(ADAPTER_FILES[0]) is not None:
-        raise ArchitectureError(f"{repo_id!r} on the hub holds {ADAPTER_FILES[0]}: {_MERGE}")
     if config is None:
         raise SourceError(f"{repo_id!r} on the hub has no {CONFIG_FILE}; it is no model.")
     fetch.revision = config.parent.name  # so that all files are of one commit

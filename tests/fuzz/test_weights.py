@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hooked_whisper import HookedWhisper
 
@@ -13,6 +14,7 @@ from ..weights.ct2 import convert_to_ct2, small_vocabulary
 from ..weights.ggml_blocks import random_blocks
 from ..weights.ggml_files import write_ggml
 from ..weights.mlx_files import write_mlx
+from ..weights.peft_files import adapted, save_adapter
 from .mutations import SEEDS, N, Outcomes, of_bytes, of_json_file
 
 
@@ -38,6 +40,18 @@ def sources(tmp_path_factory: pytest.TempPathFactory, make_model: Any, tiny_cfg:
     theirs.generation_config.suppress_tokens = None
     theirs.generation_config.begin_suppress_tokens = None
     theirs.save_pretrained(folder / "hf")
+    adapters = {
+        "peft": {"use_dora": True},
+        "peft-bin": {"lora_bias": True, "modules_to_save": ["fc1"]},
+    }
+    for kind, options in adapters.items():
+        peft = adapted(theirs, r=2, target_modules=["q_proj", "fc2"], **options)
+        peft.peft_config["default"].base_model_name_or_path = str(folder / "hf")
+        save_adapter(peft, folder / kind)
+        (folder / kind / "README.md").unlink(missing_ok=True)
+    path = folder / "peft-bin" / "adapter_model.safetensors"
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
     shutil.copytree(folder / "hf", folder / "bin")
     (folder / "bin" / "model.safetensors").unlink()
     torch.save(theirs.state_dict(), folder / "bin" / "pytorch_model.bin")
@@ -55,7 +69,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory, make_model: Any, tiny_cfg:
 
 
 FILES = ("pt", "ggml-f16", "ggml-q8_0")
-FOLDERS = ("native", "hf", "bin", "ct2-float16", "ct2-int8", "mlx", "mlx-npz")
+FOLDERS = ("native", "hf", "bin", "peft", "peft-bin", "ct2-float16", "ct2-int8", "mlx", "mlx-npz")
 
 
 @pytest.mark.parametrize("kind", [*FOLDERS, *FILES])

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from hooked_whisper.errors import ArchitectureError, DownloadError, SourceError
-from hooked_whisper.weights import save_weights
+from hooked_whisper.weights import load_weights, save_weights
 from hooked_whisper.weights.registry import load_from_hub
 from hooked_whisper.weights.rename import expected_shapes, huggingface_name, sizes
 
 from .ct2 import convert_to_ct2, small_vocabulary
 from .mlx_files import write_mlx
+from .peft_files import adapted, save_adapter
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
@@ -125,6 +126,19 @@ def test_a_repository_of_mlx(hub, load, openai_model, into_module, tmp_path):
     loaded = load()
     assert loaded.cfg.model_name == "org/whisper"
     assert hub.fetched() == {"config.json", "weights.npz"}
+
+
+def test_a_repository_of_an_adapter(hub, serve, hf_model, tmp_path, monkeypatch):
+    theirs = adapted(hf_model, target_modules=["fc1"])
+    theirs.peft_config["default"].base_model_name_or_path = str(hub.folder)
+    hub.folder = save_adapter(theirs, tmp_path / "adapter")
+    url = serve(hub)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    loaded = load_weights("org/whisper", download_root=tmp_path / "cache")
+    assert len(loaded.adapter.changes) == 5
+    assert hub.fetched() == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_a_repository_in_this_packages_format(hub, load, tiny_cfg, tmp_path):
