@@ -67,18 +67,28 @@ class Attention(nn.Module):
             value_input: Likewise for values.
             kv_cache: Keys and values of earlier positions, to be extended.
         """
-        q = self.hook_q(self._project(self.query, query_input))
+        q = self.hook_q(self.project(self.query, query_input))
         k, v = self._keys_and_values(key_input, value_input, kv_cache)
         if k.shape[0] not in (1, q.shape[0]):
             # Several hypotheses for each recording: beam search.
             k, v = (each.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for each in (k, v))
 
+        z, scores = self.attend(q, k, v)
+        return self.write(self.hook_z(z)), scores
+
+    def attend(
+        self,
+        q: HeadVectors,
+        k: Float[Tensor, "key_batch key head d_head"],
+        v: Float[Tensor, "key_batch key head d_head"],
+    ) -> tuple[HeadVectors, Float[Tensor, "batch n_heads pos key"] | None]:
+        """What each head reads with its queries, and its scores if they were computed."""
         q, k, v = (each.permute(0, 2, 1, 3) for each in (q, k, v))
         if self.needs_scores:
             z, scores = self._attend_explicitly(q, k, v)
         else:
             z, scores = self._attend_fused(q, k, v), None
-        return self.write(self.hook_z(z.permute(0, 2, 1, 3))), scores
+        return z.permute(0, 2, 1, 3), scores
 
     def write(self, z: HeadVectors) -> Float[Tensor, "batch pos d_model"]:
         """What the layer writes to the residual stream, from what its heads read."""
@@ -98,7 +108,7 @@ class Attention(nn.Module):
         work than keys and values of all positions, for few queries. A bias of the keys adds
         the same to all of a query's scores, so that it changes nothing.
         """
-        q = self._project(self.query, query_input)
+        q = self.project(self.query, query_input)
         q = einsum(q * q.shape[-1] ** -0.5, self.W_K.to(q.dtype), "b p h d, h m d -> b h p m")
         pattern = torch.bmm(q.flatten(1, 2), source.mT).softmax(dim=-1)
         mean = torch.bmm(pattern, source).unflatten(1, (self.n_heads, -1))
@@ -114,7 +124,8 @@ class Attention(nn.Module):
             or bool(self._forward_hooks)
         )
 
-    def _project(self, linear: Linear, x: Tensor) -> HeadVectors:
+    def project(self, linear: Linear, x: Float[Tensor, "batch pos *head d_model"]) -> HeadVectors:
+        """Queries, keys or values of each head, from what they are made of."""
         if x.ndim == 3:
             return linear(x).unflatten(-1, (self.n_heads, -1))
         # One residual stream for each head: every head reads its own.
@@ -130,8 +141,8 @@ class Attention(nn.Module):
         if key_input is None or value_input is None:
             assert kv_cache is not None
             return kv_cache[self.key], kv_cache[self.value]
-        k = self.hook_k(self._project(self.key, key_input))
-        v = self.hook_v(self._project(self.value, value_input))
+        k = self.hook_k(self.project(self.key, key_input))
+        v = self.hook_v(self.project(self.value, value_input))
         if kv_cache is None:
             return k, v
         if self.cross:

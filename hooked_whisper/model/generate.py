@@ -174,7 +174,7 @@ def generate(
     # Refuses a vocabulary that is not Whisper's, and a task that it has no token for.
     get_tokenizer(model.cfg, None, options.get("task"))
     told_languages(model.cfg, language)
-    task = _decoding_task(model, max_new_tokens, {**options})
+    task = decoding_task(model, max_new_tokens, {**options})
     task.decoder.reset()
     collector = StepCollector() if return_cache else None
     names = model.hook_names(names_filter) if return_cache else []
@@ -219,8 +219,8 @@ def generate(
     )
 
 
-def _decoding_task(model: WhisperBase, max_new_tokens: int | None, options: dict[str, Any]) -> Any:
-    """openai-whisper's loop, with the prompt that the options make.
+def decoding_task(model: WhisperBase, max_new_tokens: int | None, options: dict[str, Any]) -> Any:
+    """openai-whisper's decoding loop, with the prompt that the options make.
 
     Raises:
         InputError: Options of other types or values than it can use.

@@ -16,6 +16,7 @@ LINES = [
     {"cli"},
     {"study"},
     {"reports"},
+    {"circuits"},
     {"patching", "sae", "store", "lenses"},
     {"interventions"},
     {"metrics", "data"},

@@ -111,6 +111,10 @@ ROOMS = {
         Metric NoSpeechProb PositionMetric Probability Repetition SequenceLogProb TokenErrorRate
         TokenRank TranscriptMetric WordErrorRate as_metric as_transcript_metric
     """,
+    "circuits": """
+        Circuit CircuitEvaluation Edge EdgeGraph EdgeScores Embedding FaithfulnessCurve
+        circuit_transcripts evaluate_circuits faithfulness_curve find_circuit
+    """,
     "patching": """
         GreedyAblation Head HeadInput MLPLayer PathEffects Removal Rollout SweepResult
         attention_rollout attribution_patch gradient_rollout greedy_ablation head_ablations
