@@ -31,13 +31,20 @@ from beartype import beartype
 
 _shapes = jaxtyping.jaxtyped
 
+CHECKED_CALLS = 10
+"""Of each function in each test."""
+
+_tests = [0]
+"""How many tests have begun in this process."""
+
 
 def _checked(part: Any) -> Any:
     """A function or dataclass whose annotations are checked in each call.
 
     The same checks as `jaxtyped`'s, whose wrapper makes two more functions of
     each at import, and binds the arguments of each call once more for its error
-    messages: a second and a half an import, and a sixth of the tests' time.
+    messages: a second and a half an import, and a sixth of the tests' time. In each
+    test the first calls of each function are checked: those of a loop are alike.
     """
     if isinstance(part, type):
         if hasattr(part, "__dataclass_fields__") and not hasattr(part.__init__, "_is_checked"):
@@ -45,13 +52,16 @@ def _checked(part: Any) -> Any:
         return part
     if inspect.isgeneratorfunction(part):  # beartype alone would look when it is first asked
         return _shapes(part, typechecker=beartype)
-    check, has_shapes = None, False
+    check, has_shapes, test, n_calls = None, False, 0, 0
 
     @functools.wraps(part)
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal check, has_shapes
+        nonlocal check, has_shapes, test, n_calls
         __tracebackhide__ = True
-        if jaxtyping.config.jaxtyping_disable:
+        if test != _tests[0]:
+            test, n_calls = _tests[0], 0
+        n_calls += 1
+        if n_calls > CHECKED_CALLS or jaxtyping.config.jaxtyping_disable:
             return part(*args, **kwargs)
         if check is None:
             check = FunctionType(
@@ -185,6 +195,7 @@ def pytest_runtest_protocol(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, Any, Any]:
     """Keep a worker small, behind the whole of a test: until then its fixtures are held."""
+    _tests[0] += 1
     result = yield
     if nextitem is None or nextitem.path != item.path:
         gc.collect()

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hooked_whisper.store import verify_store
 from hooked_whisper.store.manifest import damaged_shards, read_manifest
 
@@ -18,13 +20,16 @@ from .processes import Child, shared_count
 TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 """Python's names for what a program does to files; a kill comes before one of these."""
 
+SOME_KILLS = pytest.mark.parametrize("n_kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+"""Of each of the three kinds two; twenty in all where there is time."""
+
 
 def check_kills(
     work: Callable[[Path], object],
     look: Callable[[Path], object],
     contents: Callable[[Path], Any],
     place: Path,
-    n_kills: int = 20,
+    n_kills: int,
 ) -> None:
     """Kill a piece of work so often, and compare what it comes to with an undisturbed run's.
 

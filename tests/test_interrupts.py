@@ -135,10 +135,16 @@ STEPS = {
     "run_with_hooks": 1,
     "incl_bwd": 17,
 }
-"""Every how manieth line is tried: all lines of these take 50 s, and pass."""
+"""Every how manieth line is tried, and of these every third is: all take 50 s, and pass."""
 
 
-@pytest.mark.parametrize(("name", "step"), STEPS.items())
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        *[(name, 3 * step) for name, step in STEPS.items()],
+        *[pytest.param(name, step, marks=pytest.mark.slow) for name, step in STEPS.items()],
+    ],
+)
 def test_ctrl_c_on_every_line(name: str, step: int, runs: Any) -> None:
     _, found, is_clean = runs
     run = found[name]

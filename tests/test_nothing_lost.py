@@ -18,7 +18,7 @@ import pytest
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import HookedWhisperError
 
-from .kills import check_kills
+from .kills import SOME_KILLS, check_kills
 from .processes import Child
 from .works import Work, make_works
 
@@ -46,20 +46,11 @@ def works(
     return make_works(fresh_model, speaking_model, pair)
 
 
-KILLS = [
-    ("training", 20),
-    ("suite", 20),
-    ("features", 20),
-    ("attention", 20),
-    ("study", 4),
-    pytest.param("study", 20, marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize(("name", "n"), KILLS)
-def test_kills(name: str, n: int, works: dict[str, Work], tmp_path: Path) -> None:
+@SOME_KILLS
+@pytest.mark.parametrize("name", ["training", "suite", "features", "attention", "study"])
+def test_kills(name: str, n_kills: int, works: dict[str, Work], tmp_path: Path) -> None:
     work = works[name]
-    check_kills(work.run, work.look, work.contents, tmp_path, n)
+    check_kills(work.run, work.look, work.contents, tmp_path, n_kills)
 
 
 # A disk that is full

@@ -39,7 +39,13 @@ FINDINGS = {
 """What each prints, as patterns; the picture of each bears its name."""
 
 
-@pytest.mark.parametrize("name", FINDINGS)
+SLOW = {"which_heads_say_seven"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each, marks=pytest.mark.slow if each in SLOW else ()) for each in FINDINGS],
+)
 def test_it_finds_what_it_says_and_draws_it(run_example: Callable[..., Any], name: str) -> None:
     ran = run_example(name, out=None)
     for finding in FINDINGS[name]:

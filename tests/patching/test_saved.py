@@ -24,7 +24,7 @@ from hooked_whisper.patching import (
 )
 from hooked_whisper.patching.paths import PathEffects
 
-from ..kills import check_kills
+from ..kills import SOME_KILLS, check_kills
 
 METRIC = LogProb(5)
 FILE = "result.safetensors"
@@ -68,9 +68,11 @@ def test_it_is_on_the_disk_at_the_end_and_done_already_the_next_time(
         assert torch.equal(each.clean, expected.clean)
 
 
+@SOME_KILLS
 @pytest.mark.parametrize("name", WORK)
 def test_after_kills_at_any_moment_it_goes_on_to_the_same_numbers(
     name: str,
+    n_kills: int,
     tiny_model: Any,
     pair: Any,
     tmp_path: Path,
@@ -93,7 +95,7 @@ def test_after_kills_at_any_moment_it_goes_on_to_the_same_numbers(
         assert found.complete and torch.equal(found.values, expected.values)
         return found.values.tolist(), found.clean.tolist(), found.corrupted.tolist()
 
-    check_kills(work, look, values, tmp_path)
+    check_kills(work, look, values, tmp_path, n_kills)
 
 
 @pytest.mark.parametrize("name", WORK)

@@ -12,7 +12,7 @@ from hooked_whisper.io import checksum_of_json, lock_file
 from hooked_whisper.metrics import LogProb
 from hooked_whisper.patching import GreedyAblation, greedy_ablation, head_ablations
 
-from ..kills import check_kills
+from ..kills import SOME_KILLS, check_kills
 from .shared import Stop
 
 INFINITY = float("inf")
@@ -33,7 +33,8 @@ def search(tiny_model: Any, pair: Any, without_shape_checks: None) -> Callable[.
     return run
 
 
-def test_kills(search: Callable[..., GreedyAblation], tmp_path: Path) -> None:
+@SOME_KILLS
+def test_kills(search: Callable[..., GreedyAblation], n_kills: int, tmp_path: Path) -> None:
     expected = search()
 
     def look(folder: Path) -> None:
@@ -45,7 +46,7 @@ def test_kills(search: Callable[..., GreedyAblation], tmp_path: Path) -> None:
         assert result == expected
         return json.loads((folder / FILE).read_text())
 
-    check_kills(lambda folder: search(save_to=folder / FILE), look, found, tmp_path)
+    check_kills(lambda folder: search(save_to=folder / FILE), look, found, tmp_path, n_kills)
 
 
 def test_it_goes_on_from_the_last_removal(

@@ -16,8 +16,8 @@ from tests.real.conftest import Run, torch_hooks
 
 POS = 6
 """The position whose prediction is measured: that of " a", behind " having been"."""
-WINDOWS = [(0.5, 1.0), (2.0, 2.5), (3.5, 4.0)]
-"""The last one is behind the end of the shorter recording."""
+WINDOWS = [(0.5, 1.0), (3.5, 4.0), (2.0, 2.5)]
+"""The second is behind the end of the shorter recording."""
 D_HEAD = 64
 
 Loop = Callable[[Tensor], float]
@@ -76,12 +76,13 @@ def test_a_sweep_over_time_is_the_plain_loop(
     options: dict[str, Any] = {"per": "window", "window_s": 0.5, "progress": False}
     options |= {"metric": metric, "direction": direction}
     clean, corrupted = (run.example for run in runs)
-    if (layer, direction) == (1, "denoising"):
-        options["parts"] = WINDOWS
+    windows = WINDOWS[:2] if (layer, direction) == (1, "denoising") else WINDOWS
+    if len(windows) < len(WINDOWS):
+        options["parts"] = windows
     every = patch_sweep(model, clean, corrupted, name, **options)
     base, source = runs[::-1] if direction == "denoising" else runs
     found = []
-    for start_s, end_s in WINDOWS:
+    for start_s, end_s in windows:
         place = slice(round(50 * start_s), round(50 * end_s))
         hook = at(place, source.streams[f"encoder.{layer}"])
         with torch.no_grad(), torch_hooks((reference.encoder.blocks[layer], hook)):
@@ -89,9 +90,9 @@ def test_a_sweep_over_time_is_the_plain_loop(
                 measure(reference.decoder(base.tokens, reference.encoder(base.mel.values)))
             )
     ours = every.values.flatten()
-    if len(ours) > len(WINDOWS):  # to the longer one's end
+    if len(ours) > len(windows):  # to the longer one's end
         assert len(ours) == 9
-        ours = ours[[1, 4, 7]]
+        ours = ours[[1, 7, 4]]
     ours = ours.tolist()
     assert ours == pytest.approx(found, abs=2e-3)
     assert float(every.clean[0]) == pytest.approx(measure(runs[0].logits), abs=1e-3)

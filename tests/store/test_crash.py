@@ -22,7 +22,7 @@ from hooked_whisper.errors import (
 from hooked_whisper.io import lock_folder, write_whole
 from hooked_whisper.store import ActivationStore, verify_store
 
-from ..kills import check_kills, whole_store
+from ..kills import SOME_KILLS, check_kills, whole_store
 from ..processes import Child
 
 Harvest = Callable[..., ActivationStore]
@@ -30,7 +30,9 @@ Fork = Callable[[Callable[[], object]], Child]
 Contents = Callable[[Path], dict[str, bytes]]
 
 
+@SOME_KILLS
 def test_kills_leave_no_trace(
+    n_kills: int,
     small_harvest: Harvest,
     clips: Path,
     ram_path: Path,
@@ -42,7 +44,7 @@ def test_kills_leave_no_trace(
     def work(folder: Path) -> None:
         small_harvest(clips, folder, batch_size=1, recordings_per_shard=1)
 
-    check_kills(work, whole_store, contents_of, ram_path)
+    check_kills(work, whole_store, contents_of, ram_path, n_kills)
 
 
 def test_an_interruption_in_the_middle_of_a_pass_leaves_the_same_store(

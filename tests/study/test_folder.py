@@ -13,7 +13,7 @@ from hooked_whisper.study import Study, study
 from hooked_whisper.study import folder as folders
 from hooked_whisper.study.folder import UNFINISHED, study_folder
 
-from ..kills import check_kills, files
+from ..kills import SOME_KILLS, check_kills, files
 
 OPTIONS: dict[str, Any] = {"n_latents": 16, "k": 4, "n_vectors": 64, "progress": False}
 TRAINED = ("activations", "sae")
@@ -98,7 +98,8 @@ def test_a_move_that_breaks_off_goes_on(
     assert files(tmp_path) == expected("new")
 
 
-def test_kills_while_an_earlier_report_is_replaced(tmp_path: Path) -> None:
+@SOME_KILLS
+def test_kills_while_an_earlier_report_is_replaced(n_kills: int, tmp_path: Path) -> None:
     def work(folder: Path) -> None:
         if not (folder / "report.json").exists():
             make(folder, "old")
@@ -110,7 +111,7 @@ def test_kills_while_an_earlier_report_is_replaced(tmp_path: Path) -> None:
         if (folder / "report.json").exists():
             assert set(files(folder)) >= {"report.html", "features.html", "report.json"}
 
-    check_kills(work, look, files, tmp_path)
+    check_kills(work, look, files, tmp_path, n_kills)
 
 
 def test_an_autoencoder_that_is_given_leaves_the_earlier_one(tmp_path: Path) -> None:
@@ -141,7 +142,3 @@ def test_numbers_that_are_damaged_are_refused(text: str | None, tmp_path: Path) 
     with pytest.raises(ReportError, match=r"report\.json .*overwrite=True") as caught:
         Study(tmp_path, [], [], {}).to_dict()
     assert len(str(caught.value)) < 600
-
-
-def test_numbers_are_those_of_the_file(digits_study: Study) -> None:
-    assert digits_study.to_dict() == json.loads(digits_study.numbers.read_text(encoding="utf-8"))

@@ -126,6 +126,7 @@ def test_a_finished_study_leaves_the_autoencoder_and_no_activations(digits_study
     assert not (digits_study.folder / "activations").exists()
     assert repr(digits_study).startswith("Study(")
     assert digits_study.to_dict()["format"] == "hooked_whisper.study/1"
+    assert digits_study.to_dict() == json.loads(digits_study.numbers.read_text(encoding="utf-8"))
 
 
 def test_a_report_is_not_overwritten_unnoticed(digits_model: Any, digits_study: Study) -> None:
@@ -315,8 +316,8 @@ class TestInPlace:
         name = "encoder.blocks.3.hook_resid_post"
         sae = TopKSAE(TopKConfig(d_in=96, d_sae=64, k=1, hook_name=name))
         sae.W_dec.data.zero_()
-        options: dict[str, Any] = {"sae": sae, "max_new_tokens": 30, "progress": False}
-        found = study(digits_model, recordings()[:3], tmp_path / "s", **options)
+        options: dict[str, Any] = {"sae": sae, "max_new_tokens": 12, "progress": False}
+        found = study(digits_model, recordings()[:2], tmp_path / "s", **options)
         finding = found.sections[-1].findings[0]
         assert "In the model's place it is unusable" in finding
         page = (found.folder / "features.html").read_text(encoding="utf-8")

@@ -23,28 +23,26 @@ IMPORTS = 0.1
 """What the first load in a process takes besides, to import what it needs: 15 to 30 MB."""
 
 
-def test_loading_peaks_at_the_weights(tmp_path, random_tiny_openai, random_tiny_hf, save_openai):
+SOME = ["fp16.pt:float32", "fp16.pt:float32", "fp32.pt:float16", "q8.bin:float32", "int8:float32"]
+REST = ["fp32.pt:float32", "q8.bin:float16", "hf:float32", "hf:float16", "sharded:float32"]
+
+
+@pytest.mark.parametrize("cases", [SOME, pytest.param(SOME[:1] + REST, marks=pytest.mark.slow)])
+def test_loading_peaks_at_the_weights(
+    cases, tmp_path, random_tiny_openai, random_tiny_hf, save_openai
+):
     """The first in a process that has to import what loading needs, the others after it."""
     save_openai(random_tiny_openai, tmp_path / "fp16.pt")
     save_openai(random_tiny_openai, tmp_path / "fp32.pt", torch.float32)
     random_tiny_hf.save_pretrained(tmp_path / "hf")
     random_tiny_hf.save_pretrained(tmp_path / "sharded", max_shard_size="50MB")
-    openais = ["fp16.pt:float32", "fp16.pt:float32", "fp32.pt:float32", "fp32.pt:float16"]
     tokens = small_vocabulary(random_tiny_hf.config.vocab_size)
     convert_to_ct2(random_tiny_hf, tmp_path / "int8", "int8", tokens)
     state, dims = random_tiny_openai.state_dict(), dataclasses.asdict(random_tiny_openai.dims)
     blocks = {"quantise": lambda rows: random_blocks("q8_0", rows.size)}
     write_ggml(tmp_path / "q8.bin", dims, state, "q8_0", **blocks)
-    others = [
-        "q8.bin:float32",
-        "q8.bin:float16",
-        "hf:float32",
-        "hf:float16",
-        "sharded:float32",
-        "int8:float32",
-    ]
-    ratios = measure(tmp_path, *openais, *others)
-    assert len(ratios) == 10
+    ratios = measure(tmp_path, *cases)
+    assert len(ratios) == len(cases)
     assert ratios[0][1] <= LIMIT + IMPORTS, ratios
     assert all(0.9 < ratio <= LIMIT for _, ratio in ratios[1:]), ratios
 

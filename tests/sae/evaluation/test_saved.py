@@ -16,7 +16,7 @@ from hooked_whisper.errors import InputError, StoreBusyError, StoreWriteError
 from hooked_whisper.sae import evaluate_sae, evaluate_saes
 from hooked_whisper.sae.evaluation import evaluate as module
 
-from ...kills import check_kills
+from ...kills import SOME_KILLS, check_kills
 
 ENCODER, STREAM, DECODER = (
     "encoder.blocks.1.hook_mlp_out",
@@ -61,9 +61,10 @@ def _saved_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(io, name, 0.0)
 
 
+@SOME_KILLS
 @pytest.mark.usefixtures("_saved_at_once")
 @pytest.mark.filterwarnings("ignore:1 of 4 recordings:UserWarning")
-def test_kills(judge: Judge, tmp_path: Path) -> None:
+def test_kills(judge: Judge, n_kills: int, tmp_path: Path) -> None:
     expected = numbers(judge())
 
     def look(folder: Path) -> None:
@@ -77,7 +78,8 @@ def test_kills(judge: Judge, tmp_path: Path) -> None:
         return judged
 
     (tmp_path / "kills").mkdir()
-    check_kills(lambda folder: judge(save_to=folder / FILE), look, found, tmp_path / "kills")
+    place = tmp_path / "kills"
+    check_kills(lambda folder: judge(save_to=folder / FILE), look, found, place, n_kills)
 
 
 @pytest.mark.usefixtures("_saved_at_once")
