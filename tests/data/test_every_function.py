@@ -174,7 +174,8 @@ def test_every_form_gives_the_same(
     without_shape_checks: None,
 ) -> None:
     # Each form becomes Recordings in one place, which windows are read through, too.
-    chosen = forms if function == "load_windows" else {name: forms[name] for name in FEW}
+    few = FEW[:3] if function == "evaluate_sae" else FEW
+    chosen = forms if function == "load_windows" else {name: forms[name] for name in few}
     for name, given in chosen.items():
         (tmp_path / name).mkdir()
         found = FUNCTIONS[function](digits_model, given, tmp_path / name)

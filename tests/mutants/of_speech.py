@@ -143,8 +143,8 @@ MUTANTS = [
         "audio-ogg-end",
         "an Ogg file without its last page is taken for whole",
         "speech/streams.py",
-        "    if not ended:\n",
-        "    if False:\n",
+        "    if running:\n        return Length(is_open",
+        "    if False:\n        return Length(is_open",
         ("speech/test_audio_files.py",),
     ),
     Mutant(

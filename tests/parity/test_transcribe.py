@@ -36,8 +36,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fallback": {"temperature": (0.0, 0.4, 0.8), "best_of": 2, "logprob_threshold": 0.0},
 }
 CASES = [
-    ("tiny", "words"),
-    *[("digits", name) for name in OPTIONS],
+    pytest.param("tiny", "words", marks=pytest.mark.slow, id="tiny-words"),
+    *[pytest.param("digits", name, id=f"digits-{name}") for name in OPTIONS],
 ]
 
 
@@ -49,7 +49,7 @@ def audio() -> np.ndarray:
     return load_audio(RECORDING).numpy()
 
 
-@pytest.mark.parametrize(("size", "option"), CASES, ids=["-".join(case) for case in CASES])
+@pytest.mark.parametrize(("size", "option"), CASES)
 def test_same_result(make_family: Any, audio: np.ndarray, size: str, option: str) -> None:
     family = make_family(size)
     ours = transcribe(family.hooked, audio, **OPTIONS[option])

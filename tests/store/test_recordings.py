@@ -108,7 +108,7 @@ def test_what_holds_no_recordings(source: Any, match: str) -> None:
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(RecordingsError, match=r"there are no recordings in .*searched for .aif"):
+    with pytest.raises(RecordingsError, match=r"there are no recordings in .*searched for .*.aif"):
         as_recordings(tmp_path)
 
 

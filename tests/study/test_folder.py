@@ -1,6 +1,5 @@
 """An earlier report stays until the new one is done, whatever stops it."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

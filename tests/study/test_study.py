@@ -311,7 +311,10 @@ class TestInPlace:
         found = in_place(self.SAID, ["nine", "thank you"])
         assert found["unusable"] and found["loops"] == 0 and found["wer_to_model"] > 0.5
 
-    def test_the_report_says_so_before_latents(self, digits_model: Any, tmp_path: Path) -> None:
+    def test_the_report_says_so_before_latents(
+        self, digits_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("hooked_whisper.study.report._picture", lambda *_: "data:,")
         torch.manual_seed(0)
         name = "encoder.blocks.3.hook_resid_post"
         sae = TopKSAE(TopKConfig(d_in=96, d_sae=64, k=1, hook_name=name))
