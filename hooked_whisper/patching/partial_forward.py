@@ -45,7 +45,7 @@ from hooked_whisper.patching.resume_point import (
 DEFAULT_MAX_BYTES = 256 * 2**20
 """About how much memory runs side by side take, unless told otherwise."""
 
-_FRESH_BYTES = 24 * 2**20
+FRESH_BYTES = 24 * 2**20
 """Of one activation on a CPU: for larger ones, malloc takes new pages from the system each time."""
 STARTS_TOGETHER = 4
 """Neighbouring first positions that run side by side: a few positions more, fewer passes."""
@@ -153,7 +153,7 @@ class BaseRun:
             n = max_bytes // max(self._row_bytes(point, start) for point in points)
             if key[0] == "encoder" and self.model.device.type == "cpu":
                 cfg = self.model.cfg
-                n = min(n, _FRESH_BYTES // (4 * cfg.n_audio_ctx * cfg.d_mlp))
+                n = min(n, FRESH_BYTES // (4 * cfg.n_audio_ctx * cfg.d_mlp))
             n = max(1, n)
             for first in range(0, len(numbers), n):
                 yield numbers[first : first + n]

@@ -30,6 +30,7 @@ from hooked_whisper.patching.grid import (
     metric_for_each,
     pair_up,
 )
+from hooked_whisper.patching.nearby import NearbyRun
 from hooked_whisper.patching.partial_forward import (
     DEFAULT_MAX_BYTES,
     ENCODER_OUTPUT,
@@ -115,7 +116,7 @@ def patch_sweep(
         for number, (base, source) in enumerate(pairs):
             todo = [cell for cell in grid.cells() if result.values[(number, *cell[0])].isnan()]
             if todo:
-                run = _PairSweep(model, base, source, todo, metrics[number], max_bytes)
+                run = PairSweep(model, base, source, todo, metrics[number], max_bytes)
                 result.set_baselines(number, run.base_value, run.source_value)
                 for places, values in run.values():
                     for place, value in zip(places, values.tolist(), strict=True):
@@ -125,24 +126,33 @@ def patch_sweep(
     return result
 
 
-class _PairSweep:
-    """The sweep of one pair; a cell is a patch's place in the table, its hook and its part."""
+Cell = tuple[tuple[int, ...], str, Site]
+"""A patch's place in the table, its hook and its part."""
+
+
+class PairSweep:
+    """The sweep of one pair; with `reach_s`, estimated from what is that near each patch."""
 
     def __init__(
         self,
         model: HookedWhisper,
         base: Example,
         source: Source,
-        cells: Sequence[tuple[tuple[int, ...], str, Site]],
+        cells: Sequence[Cell],
         metric: Any,
         max_bytes: int,
+        reach_s: float | None = None,
     ) -> None:
         self.model, self.metric = model, metric
         self.reads_transcript = getattr(metric, "reads_transcript", False)
         if not self.reads_transcript:
             metric.check(1, base.n_pos, model.cfg.d_vocab)
         names = list(dict.fromkeys(name for _, name, _ in cells))
-        self.base = BaseRun(model, base, names, None if self.reads_transcript else metric)
+        measured = None if self.reads_transcript else metric
+        if reach_s is None:
+            self.base = BaseRun(model, base, names, measured)
+        else:
+            self.base = NearbyRun(model, base, names, measured, reach_s)
         self.base_value = self._measure(self.base.base_logits, self.base.encoder_output)
         self.source_value = math.nan
         values = self._source_values(source, names)

@@ -186,7 +186,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(
 ) -> None:
     options = [CLEAN, CORRUPTED, *CHEAP]
     whole = json.loads(run("patch", *options, "--json", "--out", "whole").stdout)
-    values = sweep._PairSweep.values
+    values = sweep.PairSweep.values
 
     def stop_soon(self: Any) -> Iterator[Any]:
         for each in values(self):
@@ -194,7 +194,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(sweep._PairSweep, "values", stop_soon)
+        patched.setattr(sweep.PairSweep, "values", stop_soon)
         done = run("patch", *options)
     assert done.exit_code == 130
     assert "the same command with --resume does the rest" in done.stderr

@@ -198,7 +198,7 @@ MUTANTS = [
     Mutant(
         "m08-attribution-sign",
         "attribution patching estimates the effect with the wrong sign",
-        "patching/attribution_patching.py",
+        "patching/gradients.py",
         "return torch.where(source == base, 0.0, source - base)",
         "return torch.where(source == base, 0.0, base - source)",
         ("patching/test_attribution_patching.py::test_is_the_change_times_the_gradient",),

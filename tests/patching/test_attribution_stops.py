@@ -18,13 +18,18 @@ from hooked_whisper.errors import (
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.tokens import LogitDifference, TokenRank
 from hooked_whisper.metrics.transcripts import Repetition
-from hooked_whisper.patching.attribution_patching import attribution_patch
+from hooked_whisper.patching import attribution_patching
 from hooked_whisper.patching.results import SweepResult
 from hooked_whisper.speech.mel import Mel
 
 from .shared import DIFFERENCE, Stop, difference
 
 N_FRAMES = torch.tensor([44])
+
+
+def attribution_patch(*args: Any, n_steps: Any = 1, **options: Any) -> SweepResult:
+    """By gradients, of one step unless told otherwise."""
+    return attribution_patching.attribution_patch(*args, n_steps=n_steps, **options)
 
 
 @pytest.fixture
