@@ -21,7 +21,7 @@ from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.base import Metric
 from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.whisper import HookedWhisper
-from hooked_whisper.patching.partial_forward import _FRESH_BYTES, BaseRun
+from hooked_whisper.patching.partial_forward import FRESH_BYTES, BaseRun
 from hooked_whisper.patching.resume_point import ResumedRows, StreamPosition
 
 NEEDED = ["*.hook_z", "*.hook_mlp_out"]
@@ -123,7 +123,7 @@ class EdgeRuns(BaseRun):
         point = self.points["encoder.blocks.0.hook_mlp_out"]
         n = self.max_bytes // self._row_bytes(point, 0)
         if self.model.device.type == "cpu":
-            n = min(n, _FRESH_BYTES // (4 * cfg.n_audio_ctx * cfg.d_mlp))
+            n = min(n, FRESH_BYTES // (4 * cfg.n_audio_ctx * cfg.d_mlp))
         return max(1, n)
 
     def _by_sender(self, site: ReadSite, todo: Tensor) -> Iterator[tuple[int, list[int]]]:
