@@ -17,7 +17,7 @@ import pytest
 
 from hooked_whisper.errors import HookedWhisperError
 
-N = int(os.environ.get("FUZZ", "40"))
+N = int(os.environ.get("FUZZ", "100"))
 """Mutations of each file format."""
 FIRST = int(os.environ.get("FUZZ_FIRST", "0"))
 SEEDS = range(FIRST, FIRST + N)
