@@ -76,13 +76,13 @@ def test_a_full_page_opens(
     page = feature_page(
         digits_model,
         digits_saes["encoder.blocks.2.hook_resid_post"],
-        spoken(120, 38),
+        spoken(60, 38),
         tmp_path / "features.html",
         n_effects=0,
-        max_mb=20,
+        max_mb=10,
         progress=False,
     )
-    assert 15e6 < page.n_bytes <= 20e6 and page.n_without_sound > 0
+    assert 7.5e6 < page.n_bytes <= 10e6 and page.n_without_sound > 0
     opening_s = _opening_s(open_page, page.path)
     print(
         f"\n{page.n_clips} clips, {page.n_without_sound} without sound, in "
