@@ -20,7 +20,7 @@ Axis names, used in every shape annotation and in every cache:
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hooked_whisper.errors import ConfigError
+from hooked_whisper.errors import ConfigError, NoDecoderError
 
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
@@ -36,6 +36,8 @@ FRAMES_PER_POSITION = 2
 POSITIONS_PER_SECOND = FRAMES_PER_SECOND // FRAMES_PER_POSITION
 POSITION_S = 1 / POSITIONS_PER_SECOND
 
+_TEXT_SIZES = ("n_text_ctx", "n_text_layers", "n_text_heads", "d_vocab")
+"""What an encoder alone has none of."""
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
 """Switches for hook points that cost memory; off by default, as in TransformerLens."""
 
@@ -45,7 +47,8 @@ class HookedWhisperConfig:
     """Sizes and switches of one Whisper; sizes carry OpenAI's meaning.
 
     The prefix says the stack: `n_audio_*` is the encoder's, `n_text_*` the
-    decoder's. Both stacks share one width, as in every released Whisper.
+    decoder's. Both stacks share one width, as in every released Whisper. An encoder
+    alone has 0 for `n_text_*` and `d_vocab`; see `encoder_alone`.
 
     Raises:
         ConfigError: A size that is no positive integer, heads that do not
@@ -73,11 +76,12 @@ class HookedWhisperConfig:
     key_bias: bool = False
 
     def __post_init__(self) -> None:
+        absent = () if any(getattr(self, name) != 0 for name in _TEXT_SIZES) else _TEXT_SIZES
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ConfigError(f"{field.name} is {value!r}; it must be an integer.")
-            if field.type is int and value < 1:
+            if field.type is int and value < 1 and field.name not in absent:
                 raise ConfigError(f"{field.name} is {value}; it must be at least 1.")
             if field.type is bool and not isinstance(value, bool):
                 raise ConfigError(f"{field.name} is {value!r}; it must be True or False.")
@@ -91,11 +95,30 @@ class HookedWhisperConfig:
                 "least 4."
             )
         for name in ("n_audio_heads", "n_text_heads"):
-            n_heads = getattr(self, name)
+            n_heads = getattr(self, name) or 1
             if self.d_model % n_heads:
                 raise ConfigError(
                     f"{name} is {n_heads}, which does not divide d_model {self.d_model}."
                 )
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether there is a decoder: not in an audio tower, or an encoder for classification."""
+        return self.n_text_ctx > 0
+
+    def need_decoder(self) -> None:
+        """Raise NoDecoderError where there is no decoder."""
+        if not self.has_decoder:
+            raise NoDecoderError
+
+    def encoder_alone(self) -> "HookedWhisperConfig":
+        """The same encoder without a decoder.
+
+        >>> HookedWhisperConfig.for_release("tiny").encoder_alone().has_decoder
+        False
+        """
+        without: dict[str, Any] = dict.fromkeys(_TEXT_SIZES, 0)
+        return replace(self, **without)
 
     @property
     def d_mlp(self) -> int:
@@ -155,7 +178,7 @@ class HookedWhisperConfig:
 
     def d_head(self, stack: Stack) -> int:
         """Width of one head of a stack."""
-        return self.d_model // self.n_heads(stack)
+        return self.d_model // max(1, self.n_heads(stack))
 
     @classmethod
     def for_release(cls, name: str, **changes: Any) -> "HookedWhisperConfig":

@@ -8,6 +8,7 @@
     │   │   └── HookDisabledError              a hook behind a flag that is off
     │   └── HookResultError      (ValueError)  a hook returned another shape, dtype or device
     ├── CacheError               (ValueError)  a question that this cache cannot answer
+    ├── NoDecoderError           (ValueError)  an encoder alone was asked for what a decoder does
     ├── InputError               (ValueError)
     │   ├── AudioError                         audio with no usable samples, NaN or infinity
     │   │   ├── AudioFileError   (OSError)     no such file, or a file that is no audio
@@ -135,6 +136,18 @@ class HookResultError(HookError, ValueError):
 
 class CacheError(HookedWhisperError, ValueError):
     """A question that this cache cannot answer with what it holds."""
+
+
+class NoDecoderError(HookedWhisperError, ValueError):
+    """A model that is an encoder alone was asked for tokens, logits or text."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(
+            message
+            or "this model is an encoder alone: it has no decoder, so that it takes no tokens and "
+            "has no logits or text. model(mel), run_with_cache(mel), harvest and autoencoders at "
+            "the encoder's hooks are what it can do; for the rest load a whole Whisper."
+        )
 
 
 class InputError(HookedWhisperError, ValueError):

@@ -251,6 +251,7 @@ def logit_lens(
     Source: nostalgebraist, "interpreting GPT: the logit lens", 2020.
     """
     chosen = _stream_sites(model, sites)
+    model.cfg.need_decoder()
     if type(top_k) is not int or not 1 <= top_k <= model.cfg.d_vocab:
         raise InputError(f"top_k is {top_k}; it can be 1 to {model.cfg.d_vocab}.")
     names = [site.name for site in chosen]

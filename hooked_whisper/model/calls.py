@@ -57,8 +57,10 @@ def check_call(
         raise InputError(f"{what} of mel and encoder_output given; pass one of them.")
     if encoder_output is not None:
         check_values("encoder_output", encoder_output)
-    if tokens is None and return_type in ("loss", "both"):
+    if tokens is None and return_type in ("loss", "both") and cfg.has_decoder:
         raise InputError(f"return_type {return_type!r} needs tokens: model.to_tokens(text).")
+    if tokens is not None or return_type in ("loss", "both"):
+        cfg.need_decoder()
     if tokens is not None:
         check_tokens(tokens, cfg.d_vocab, cfg.n_text_ctx)
         if mel is not None and len(mel) != len(tokens):
@@ -102,6 +104,8 @@ def check_layer(cfg: HookedWhisperConfig, name: str, given: Any) -> tuple[Stack,
             f'{name} is {given!r}; it can be (stack, layer), for instance ("encoder", 2).'
         )
     stack, layer = cast(tuple[Stack, int], pair)
+    if stack == "decoder":
+        cfg.need_decoder()
     n_layers = cfg.n_layers(stack)
     if not -n_layers <= layer <= n_layers:
         raise InputError(
@@ -314,6 +318,7 @@ def check_stream(
     if stack == "decoder" and tokens is not None:
         raise InputError("tokens are given, but the stream already holds them; leave them out.")
     if tokens is not None:
+        cfg.need_decoder()
         check_tokens(tokens, cfg.d_vocab, cfg.n_text_ctx)
         decoder.check_encoder_output(resid, tokens)
     if encoder_output is not None:

@@ -1,6 +1,7 @@
 """Whisper's decoder: causal, with cross-attention and a tied unembedding."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +9,26 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.errors import InputError, TokenError
+from hooked_whisper.errors import InputError, NoDecoderError, TokenError
 from hooked_whisper.hooks.passes import PassInfo, running
 from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.model.blocks import DecoderBlock, Residual, StackedWeight, TransformerStack
 from hooked_whisper.model.kv_cache import KVCache
 from hooked_whisper.model.layers import LayerNorm, Linear, unembed
 from hooked_whisper.speech.tokens import check_tokens
+
+
+class NoDecoder(nn.Module):
+    """What stands where an encoder alone has no decoder: whatever is asked of it is an error."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # torch and copying look for what may not be there
+            return super().__getattr__(name)
+        raise NoDecoderError
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        raise NoDecoderError
+
 
 EncoderOutput = Float[Tensor, "audio_batch key d_model"]
 

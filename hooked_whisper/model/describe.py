@@ -30,12 +30,16 @@ def _facts(model: WhisperBase) -> dict[str, str]:
         stack: f"{cfg.n_layers(stack)} layers x {cfg.n_heads(stack)} heads of "
         f"{cfg.d_head(stack)}, d_model {cfg.d_model}, d_mlp {cfg.d_mlp}"
         for stack in get_args(Stack)
+        if stack == "encoder" or cfg.has_decoder
     }
+    decoder = "none: this model is an encoder alone"
+    if cfg.has_decoder:
+        decoder = f"{stacks['decoder']}; {cfg.n_text_ctx} of {cfg.d_vocab:,} tokens"
     held = model.adapter_weights
     adapter = {"adapter": f"{held.source}, {'on' if held.is_on else 'off'}"} if held else {}
     return {
         "encoder": f"{stacks['encoder']}; {cfg.n_mels} mel bands, {cfg.window_s:g} s",
-        "decoder": f"{stacks['decoder']}; {cfg.n_text_ctx} of {cfg.d_vocab:,} tokens",
+        "decoder": decoder,
         "hooks": f"{len(model.hook_names())} points in model.hook_names(); hooked: {_some(hooked)}",
         "SAEs": _some(list(model.acts_to_saes)),
         **adapter,

@@ -74,6 +74,19 @@ class Encoder(TransformerStack):
         """The encoder's output, from the residual stream after the last block."""
         return self.ln_final.hook_normalized.clone_if_hooked(self.ln_final(resid))
 
+    def pooled(
+        self, resid: Residual, n_joined: int = 2
+    ) -> Float[Tensor, "batch joined_pos d_model"]:
+        """What Qwen2-Audio's tower gives out: neighbours averaged before the last LayerNorm.
+
+        Args:
+            resid: The stream after the last block, of `stop_at_layer` or a cache.
+            n_joined: How many positions become one; what is left over is dropped.
+
+        Source: `Qwen2AudioEncoder` in transformers.
+        """
+        return self.ln_final(nn.functional.avg_pool1d(resid.mT, n_joined).mT)
+
     def run_from(self, layer: int, resid: Residual, info: PassInfo) -> Residual:
         """The encoder's output, from the residual stream before block `layer`."""
         with running(info):

@@ -45,6 +45,7 @@ def process_weights_(
             f"the weights are {model.dtype}; processing them needs float32. Load with "
             "dtype=torch.float32, process, then call model.to(dtype)."
         )
+    model.cfg.need_decoder()
     if model.adapter_weights is not None:
         raise ConfigError(
             "the weights of a model with an adapter that can be switched off are not processed. "

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hooked_whisper.config import FLAGS, HookedWhisperConfig, Stack
 from hooked_whisper.device import as_device
-from hooked_whisper.errors import TokenError
+from hooked_whisper.errors import HookNameError, NoDecoderError, TokenError
+from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.hooks.passes import PassInfo
 from hooked_whisper.hooks.points import set_enabled
 from hooked_whisper.model import adapters, describe, openai_api, processing, saving
@@ -24,7 +25,7 @@ from hooked_whisper.model.calls import (
     check_stop,
     check_stream,
 )
-from hooked_whisper.model.decoder import Decoder
+from hooked_whisper.model.decoder import Decoder, NoDecoder
 from hooked_whisper.model.encoder import Encoder, MelInput
 from hooked_whisper.model.layers import next_token_loss
 from hooked_whisper.model.loading import LoadedWhisper
@@ -59,7 +60,7 @@ class HookedWhisper(LoadedWhisper):
     def __init__(self, cfg: HookedWhisperConfig) -> None:
         super().__init__(cfg)
         self.encoder = Encoder(cfg)
-        self.decoder = Decoder(cfg)
+        self.decoder = cast(Decoder, Decoder(cfg) if cfg.has_decoder else NoDecoder())
         self.register_buffer("alignment_heads", default_heads(cfg).to_sparse(), persistent=False)
         self.adapter_weights: adapters.AdapterWeights | None = None
         self.setup()
@@ -83,6 +84,21 @@ class HookedWhisper(LoadedWhisper):
             elif type(given) in (str, int, torch.device):
                 as_device(given)
         return super().to(*args, **kwargs)
+
+    def hook_names(self, names_filter: NamesFilter = None) -> list[str]:
+        """The names of the hooks that fire, in the model's order, or those that a filter matches.
+
+        Raises:
+            HookNameError: Nothing has that name, or matches.
+            HookDisabledError: What matches is behind a flag that is off.
+            NoDecoderError: It is the decoder's, and the model is an encoder alone.
+        """
+        try:
+            return super().hook_names(names_filter)
+        except HookNameError as error:
+            if "decoder" in str(names_filter) and not self.cfg.has_decoder:
+                raise NoDecoderError from error
+            raise
 
     # What it is
 
@@ -302,5 +318,6 @@ class HookedWhisper(LoadedWhisper):
     def _set_flag(self, flag: str, use: bool) -> None:
         set_enabled(self.hook_dict.values(), flag, use)
         self.cfg = replace(self.cfg, **cast(dict[str, Any], {flag: use}))
-        for block in [*self.encoder.blocks, *self.decoder.blocks]:
+        stacks: list[Any] = [self.encoder, self.decoder] if self.cfg.has_decoder else [self.encoder]
+        for block in [block for stack in stacks for block in stack.blocks]:
             block.declare_axes()

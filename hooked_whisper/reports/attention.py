@@ -107,6 +107,7 @@ def attention_page(
         TokenError: A text of too many tokens, an unknown language.
         StoreWriteError: The file cannot be written.
     """
+    model.cfg.need_decoder()
     path = _check_out(out)
     max_mb = _check_budget(max_mb)
     known_words = [] if words is None else check_words(words)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.errors import TokenError, describe
+from hooked_whisper.errors import NoDecoderError, TokenError, describe
 
 if TYPE_CHECKING:
     from whisper.tokenizer import Tokenizer
@@ -40,7 +40,9 @@ def get_tokenizer(
 
     Raises:
         TokenError: The vocabulary is not Whisper's, or has no such language or task.
+        NoDecoderError: The model is an encoder alone.
     """
+    cfg.need_decoder()
     if not has_tokenizer(cfg):
         raise TokenError(
             f"d_vocab is {cfg.d_vocab}; Whisper's tokenizer has {D_VOCABS[0]} (English only), "
@@ -204,12 +206,12 @@ def to_str_tokens(tokens: Any, cfg: HookedWhisperConfig, *, prepend_sot: bool = 
     """
     if isinstance(tokens, str):
         tokens = to_tokens(tokens, cfg, prepend_sot=prepend_sot)
+    encoding = get_tokenizer(cfg).encoding
     rows, _ = _rows(tokens, cfg.d_vocab)
     if len(rows) != 1:
         raise TokenError(
             f"tokens hold {len(rows)} rows; strings are for one: model.to_str_tokens(tokens[0])."
         )
-    encoding = get_tokenizer(cfg).encoding
     pieces = encoding.decode_tokens_bytes(rows[0])
     return [piece.decode("utf-8", errors="backslashreplace") for piece in pieces]
 
@@ -258,6 +260,8 @@ def check_tokens(tokens: Any, d_vocab: int, n_text_ctx: int, offset: int = 0) ->
         TokenError: Not an integer tensor `[batch, pos]`, empty, too many for
             the positions that are left, or out of the vocabulary.
     """
+    if n_text_ctx == 0:
+        raise NoDecoderError
     remedy = "Make them with model.to_tokens(text)."
     if not isinstance(tokens, Tensor):
         raise TokenError(f"tokens are {describe(tokens)}; they must be a tensor. {remedy}")

@@ -84,6 +84,7 @@ def as_heads(heads: Any, cfg: HookedWhisperConfig) -> Bool[Tensor, "layer head"]
         CheckpointError: Something else, or no head at all.
         WeightShapeError: Heads that this model does not have.
     """
+    cfg.need_decoder()
     heads = getattr(heads, "mask", heads)
     if isinstance(heads, bytes):
         return unpack_heads(heads, cfg)
@@ -127,6 +128,8 @@ def add_known_heads(loaded: LoadedWeights, file: Path | None = None) -> LoadedWe
     Converters that know none write down `default_heads`, which counts as none.
     """
     heads = loaded.alignment_heads
+    if not loaded.cfg.has_decoder:
+        return loaded
     if heads is None or torch.equal(heads, default_heads(loaded.cfg)):
         name = find_release(loaded, file)
         loaded.alignment_heads = heads if name is None else release_heads(name, loaded.cfg)

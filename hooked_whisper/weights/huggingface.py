@@ -14,7 +14,6 @@ from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import (
     ArchitectureError,
     CheckpointError,
-    ConfigError,
     SourceError,
     WeightNameError,
     shown,
@@ -27,7 +26,6 @@ from hooked_whisper.weights.files import (
     check_finite,
     check_floats,
     check_plain,
-    check_types,
     equal_tensors,
     is_file,
     names_in,
@@ -37,9 +35,23 @@ from hooked_whisper.weights.files import (
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.native import CONFIG_FILE, WEIGHTS_FILE, heads_mask
 from hooked_whisper.weights.rename import huggingface_name, match_tensors
+from hooked_whisper.weights.sizes import SIZES, config_of_sizes
 from hooked_whisper.weights.torch_files import read_torch, torch_tensors
+from hooked_whisper.weights.towers import (
+    encoder_alone,
+    has_decoder,
+    is_tower,
+    prefix_of,
+    told_of_absence,
+)
 from hooked_whisper.weights.vocabulary import as_it_says, told_by, told_by_files
-from hooked_whisper.weights.wrapped import is_adapted, plain_state, taken_apart, unwrapped
+from hooked_whisper.weights.wrapped import (
+    MemoryAdapter,
+    is_adapted,
+    plain_state,
+    taken_apart,
+    unwrapped,
+)
 
 WEIGHT_FILES = (
     WEIGHTS_FILE,
@@ -52,30 +64,26 @@ GENERATION_FILE = "generation_config.json"
 
 _EMBEDDING = "decoder.token_embedding.weight"
 _UNEMBEDDING = "proj_out.weight"
-SIZES = {
-    "num_mel_bins": "n_mels",
-    "max_source_positions": "n_audio_ctx",
-    "encoder_layers": "n_audio_layers",
-    "encoder_attention_heads": "n_audio_heads",
-    "max_target_positions": "n_text_ctx",
-    "decoder_layers": "n_text_layers",
-    "decoder_attention_heads": "n_text_heads",
-    "d_model": "d_model",
-    "vocab_size": "d_vocab",
-}
-"""transformers' name of each size, and ours."""
 
 
 def read_huggingface_folder(folder: Path, d_vocab: int | None = None) -> LoadedWeights:
     """Weights that `save_pretrained` of a transformers Whisper wrote, in one file or in shards."""
     path = folder / CONFIG_FILE
     values = read_json(path)
-    cfg = config_from_huggingface(values, folder.resolve().name, str(path))
+    name = folder.resolve().name
+    if is_tower(values):
+        tower = _read_tensors(folder, prefix_of(values))
+        return as_it_says(encoder_alone(values, tower, name, str(folder)), None, d_vocab)
+    cfg = config_from_huggingface(values, name, str(path))
+    stored = _read_tensors(folder)
+    if not has_decoder(stored):
+        told_of_absence(values, str(path))
+        return as_it_says(encoder_alone(values, stored, name, str(folder)), None, d_vocab)
     generation = read_generation(folder)
     told = told_by(values, generation) or told_by_files(folder)
     loaded = LoadedWeights(
         cfg=cfg,
-        tensors=_match(_read_tensors(folder), cfg, str(folder)),
+        tensors=_match(stored, cfg, str(folder)),
         source=str(folder),
     )
     loaded.alignment_heads = heads_mask(
@@ -116,7 +124,11 @@ def from_hf_state(model: Any, d_vocab: int | None = None) -> LoadedWeights:
     else:
         state_dict = plain_state(model)
     values: dict[str, Any] = model.config.to_dict()
+    if is_tower(values):
+        return _tower_in_memory(values, state_dict, f"this {kind}", adapter, d_vocab)
     cfg = config_from_huggingface(values, "custom", f"this {kind}")
+    if not has_decoder(state_dict):
+        return _tower_in_memory(values, state_dict, f"this {kind}", adapter, d_vocab)
     check_plain(state_dict, f"this {kind}")
     held: Any = getattr(model, "generation_config", None)
     generation: dict[str, Any] = held.to_dict() if held is not None else {}
@@ -135,6 +147,29 @@ def from_hf_state(model: Any, d_vocab: int | None = None) -> LoadedWeights:
     return loaded
 
 
+def _tower_in_memory(
+    values: dict[str, Any],
+    state_dict: dict[str, Any],
+    source: str,
+    adapter: MemoryAdapter | None,
+    d_vocab: int | None,
+) -> LoadedWeights:
+    """Weights of a model in memory that is an encoder alone, or has one inside."""
+    prefix = prefix_of(values)
+    inside = {key: value for key, value in state_dict.items() if _is_inside(key, prefix)}
+    check_plain(inside, source)
+    stored: dict[str, StoredTensor] = {key: MemoryTensor(value) for key, value in inside.items()}
+    loaded = as_it_says(encoder_alone(values, stored, "custom", source), None, d_vocab)
+    if adapter is not None:
+        adapt(loaded, adapter.config, adapter.stored, adapter.config.source)
+    return loaded
+
+
+def _is_inside(key: object, prefix: str) -> bool:
+    """Whether a tensor is one of the part that is read: behind a prefix, or a part's name."""
+    return isinstance(key, str) and (key.startswith(prefix) or f".{prefix}" in key)
+
+
 def config_from_huggingface(
     values: dict[str, Any], model_name: str, source: str
 ) -> HookedWhisperConfig:
@@ -149,41 +184,19 @@ def config_from_huggingface(
             f"{shown(values.get('architectures'))}; only transformers models with "
             "model_type 'whisper' can be loaded."
         )
-    needed = [*SIZES, "encoder_ffn_dim", "decoder_ffn_dim"]
-    if missing := [key for key in needed if key not in values]:
-        raise ArchitectureError(f"{source} lacks {missing}; save the model with its whole config.")
-    check_types(values, dict.fromkeys(needed, int), source)
-    try:
-        cfg = HookedWhisperConfig(
-            **{ours: values[theirs] for theirs, ours in SIZES.items()}, model_name=model_name
-        )
-    except ConfigError as error:
-        raise ArchitectureError(f"{source} is none of a Whisper: {str(error)[:300]}") from error
-    fixed = {
-        "activation_function": "gelu",
-        "scale_embedding": False,
-        "tie_word_embeddings": True,
-        "encoder_ffn_dim": cfg.d_mlp,
-        "decoder_ffn_dim": cfg.d_mlp,
-    }
-    for key, value in fixed.items():
-        if values.get(key, value) != value:
-            raise ArchitectureError(
-                f"{key} in {source} is {shown(values[key])}; every Whisper of OpenAI has "
-                f"{value!r}, and only that is computed here."
-            )
-    return cfg
+    return config_of_sizes(values, SIZES, model_name, source)
 
 
-def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the folder, from the first of its files of weights."""
+def _read_tensors(folder: Path, prefix: str = "") -> dict[str, StoredTensor]:
+    """Every tensor of the folder behind a prefix, from the first of its files of weights."""
     path = next((folder / name for name in WEIGHT_FILES if is_file(folder / name)), None)
     if path is None:
         raise SourceError(
             f"{folder} has none of {', '.join(WEIGHT_FILES)}; {names_in(folder)}. Save the model "
             "with save_pretrained."
         )
-    stored = _read_shards(path) if path.suffix == ".json" else _read_file(path)
+    stored = _read_shards(path, prefix) if path.suffix == ".json" else _read_file(path)
+    stored = {key: value for key, value in stored.items() if _is_inside(key, prefix)}
     check_floats(stored, folder)
     return stored
 
@@ -205,10 +218,12 @@ def _read_file(path: Path) -> dict[str, StoredTensor]:
     return torch_tensors(path, None, values)
 
 
-def _read_shards(index: Path) -> dict[str, StoredTensor]:
+def _read_shards(index: Path, prefix: str) -> dict[str, StoredTensor]:
+    """The tensors of every shard that has any behind a prefix."""
     stored: dict[str, StoredTensor] = {}
     weight_map = read_weight_map(index)
-    for file_name in sorted(set(weight_map.values())):
+    needed = shards_of(weight_map, prefix)
+    for file_name in needed:
         path = index.parent / file_name
         if not is_file(path):
             raise CheckpointError(
@@ -223,6 +238,11 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
             )
         stored |= shard
     return stored
+
+
+def shards_of(weight_map: dict[str, str], prefix: str = "") -> list[str]:
+    """The files that hold tensors behind a prefix."""
+    return sorted({name for key, name in weight_map.items() if _is_inside(key, prefix)})
 
 
 def read_weight_map(index: Path) -> dict[str, str]:

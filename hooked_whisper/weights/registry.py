@@ -34,12 +34,14 @@ from hooked_whisper.weights.huggingface import (
     read_generation,
     read_huggingface_folder,
     read_weight_map,
+    shards_of,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.mlx import MLX_FILES, is_mlx, read_mlx_folder
 from hooked_whisper.weights.native import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_native_folder
 from hooked_whisper.weights.openai import load_release, read_openai_file
 from hooked_whisper.weights.pieces import read_bytes
+from hooked_whisper.weights.towers import is_tower, prefix_of
 from hooked_whisper.weights.vocabulary import NATIVE, TOKENIZER_FILES, as_it_says, told_by
 
 DIGITS = "digits"
@@ -304,7 +306,7 @@ def load_from_hub(
     if weights is None:
         raise SourceError(f"{repo_id!r} on the hub has none of {', '.join(names)}.")
     if weights.suffix == ".json":
-        beside += sorted(set(read_weight_map(weights).values()))
+        beside += shards_of(read_weight_map(weights), prefix_of(values))
     for name in beside:
         fetch(name)
     loaded = _read_folder(config.parent, d_vocab)
@@ -323,6 +325,8 @@ def _needed(
         return MLX_FILES, []
     if CT2_KEY in values:
         return (CT2_FILE,), [VOCABULARY_FILES[0], VOCABULARY_FILES[1]]
+    if is_tower(values):
+        return WEIGHT_FILES, []
     config_from_huggingface(values, repo_id, f"{CONFIG_FILE} of {repo_id!r}")
     fetch(GENERATION_FILE)
     told = told_by(values, read_generation(folder))

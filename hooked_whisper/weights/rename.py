@@ -87,12 +87,13 @@ def expected_shapes(cfg: HookedWhisperConfig) -> dict[str, tuple[Size, ...]]:
         "encoder.conv2.weight": ("d_model", "d_model", 3),
         "encoder.conv2.bias": ("d_model",),
         "encoder.positional_embedding": ("n_audio_ctx", "d_model"),
-        "decoder.token_embedding.weight": ("d_vocab", "d_model"),
-        "decoder.positional_embedding": ("n_text_ctx", "d_model"),
     }
     linears: dict[str, tuple[Size, ...]] = {}
-    norms = ["encoder.ln_final", "decoder.ln_final"]
-    stacks: tuple[Stack, ...] = ("encoder", "decoder")
+    stacks: tuple[Stack, ...] = ("encoder", "decoder") if cfg.has_decoder else ("encoder",)
+    norms = [f"{stack}.ln_final" for stack in stacks]
+    if cfg.has_decoder:
+        shapes["decoder.token_embedding.weight"] = ("d_vocab", "d_model")
+        shapes["decoder.positional_embedding"] = ("n_text_ctx", "d_model")
     for stack in stacks:
         attentions = ("attn",) if stack == "encoder" else ("attn", "cross_attn")
         for layer in range(cfg.n_layers(stack)):
@@ -103,7 +104,7 @@ def expected_shapes(cfg: HookedWhisperConfig) -> dict[str, tuple[Size, ...]]:
             linears[f"{block}.mlp.fc_in"] = ("d_mlp", "d_model")
             linears[f"{block}.mlp.fc_out"] = ("d_model", "d_mlp")
             norms += [f"{block}.ln{number}" for number in range(1, len(attentions) + 2)]
-    if not cfg.tie_unembedding:
+    if cfg.has_decoder and not cfg.tie_unembedding:
         linears["decoder.unembedding"] = ("d_vocab", "d_model")
     for name, shape in linears.items():
         shapes[f"{name}.weight"] = shape

@@ -137,6 +137,8 @@ def as_it_says(loaded: LoadedWeights, told: Told | None, d_vocab: int | None) ->
     """
     cfg, held = loaded.cfg, loaded.cfg.d_vocab
     if d_vocab is not None:
+        cfg.need_decoder()
+    if d_vocab is not None:
         if type(d_vocab) is not int or not 1 <= d_vocab <= held:
             raise ArchitectureError(
                 f"d_vocab is {shown(d_vocab)}; {loaded.source} has {held} tokens, and the first 1 "

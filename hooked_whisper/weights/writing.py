@@ -15,10 +15,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.errors import ConfigError, SourceError, StoreWriteError, shown
+from hooked_whisper.errors import (
+    ConfigError,
+    NoDecoderError,
+    SourceError,
+    StoreWriteError,
+    shown,
+)
 from hooked_whisper.io import make_folder, replacing, write_tensors
 from hooked_whisper.weights.files import check_plain
-from hooked_whisper.weights.huggingface import GENERATION_FILE, SIZES
+from hooked_whisper.weights.huggingface import GENERATION_FILE
 from hooked_whisper.weights.native import CONFIG_FILE, WEIGHTS_FILE, save_weights, separate
 from hooked_whisper.weights.rename import (
     check_names,
@@ -26,6 +32,7 @@ from hooked_whisper.weights.rename import (
     huggingface_name,
     openai_name,
 )
+from hooked_whisper.weights.sizes import SIZES
 from hooked_whisper.weights.vocabulary import NAMES, suppressed_tokens, whisper_tokenizer
 
 FORMATS = ("hooked_whisper", "huggingface", "openai")
@@ -139,6 +146,11 @@ def _new_path(path: Any, inside: str = "") -> Path:
 
 def _check(cfg: HookedWhisperConfig, state_dict: Mapping[str, Tensor]) -> None:
     check_plain(state_dict, "the model")
+    if not cfg.has_decoder:
+        raise NoDecoderError(
+            "this model is an encoder alone, which other packages' Whisper cannot hold. Save it "
+            "with save_pretrained(folder) in this package's format."
+        )
     if cfg.key_bias or not cfg.tie_unembedding:
         raise ConfigError(
             "the weights were processed: keys have biases and the unembedding is no longer the "

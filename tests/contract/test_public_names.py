@@ -31,6 +31,7 @@ ERRORS = {
     "HookDisabledError": ("HookNameError",),
     "HookResultError": ("HookError", "ValueError"),
     "CacheError": ("HookedWhisperError", "ValueError"),
+    "NoDecoderError": ("HookedWhisperError", "ValueError"),
     "InputError": ("HookedWhisperError", "ValueError"),
     "AudioError": ("InputError",),
     "AudioFileError": ("AudioError", "OSError"),

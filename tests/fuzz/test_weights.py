@@ -15,6 +15,7 @@ from ..weights.ggml_blocks import random_blocks
 from ..weights.ggml_files import write_ggml
 from ..weights.mlx_files import write_mlx
 from ..weights.peft_files import adapted, save_adapter
+from ..weights.test_towers import qwen
 from .mutations import SEEDS, N, Outcomes, of_bytes, of_json_file
 
 
@@ -52,6 +53,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory, make_model: Any, tiny_cfg:
     path = folder / "peft-bin" / "adapter_model.safetensors"
     torch.save(load_file(path), path.with_suffix(".bin"))
     path.unlink()
+    theirs.model.encoder.save_pretrained(folder / "encoder")
+    qwen().save_pretrained(folder / "tower")
+    (folder / "tower" / "generation_config.json").unlink()
     shutil.copytree(folder / "hf", folder / "bin")
     (folder / "bin" / "model.safetensors").unlink()
     torch.save(theirs.state_dict(), folder / "bin" / "pytorch_model.bin")
@@ -69,7 +73,19 @@ def sources(tmp_path_factory: pytest.TempPathFactory, make_model: Any, tiny_cfg:
 
 
 FILES = ("pt", "ggml-f16", "ggml-q8_0")
-FOLDERS = ("native", "hf", "bin", "peft", "peft-bin", "ct2-float16", "ct2-int8", "mlx", "mlx-npz")
+FOLDERS = (
+    "native",
+    "hf",
+    "bin",
+    "peft",
+    "peft-bin",
+    "encoder",
+    "tower",
+    "ct2-float16",
+    "ct2-int8",
+    "mlx",
+    "mlx-npz",
+)
 
 
 @pytest.mark.parametrize("kind", [*FOLDERS, *FILES])
@@ -93,6 +109,7 @@ def test_every_outcome_is_a_model_or_an_error_of_ours(
         )
         if model is not None:
             assert all(value.isfinite().all() for value in model.state_dict().values()), seed
-            assert model.W_E.shape == (model.cfg.d_vocab, model.cfg.d_model), seed
+            n_tokens = model.W_E.shape[0] if model.cfg.has_decoder else 0
+            assert n_tokens == model.cfg.d_vocab, seed
         path.write_bytes(before)
     assert 0 < outcomes["refused"] < N

@@ -95,13 +95,6 @@ def test_no_transformers_model(model):
         from_hf_state(model)
 
 
-def test_a_whisper_for_classification_has_no_decoder(hf_model):
-    from transformers import WhisperForAudioClassification
-
-    with pytest.raises(WeightNameError, match=r"lacks 76 tensors: .*decoder\.embed_tokens\.wei"):
-        from_hf_state(WhisperForAudioClassification(hf_model.config))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -188,6 +188,7 @@ class _Judging:
 
     def __init__(self, inputs: Inputs, sites: Sequence[SpliceSite], options: _Options) -> None:
         self.inputs, self.model, self.options = inputs, inputs.model, options
+        self.has_decoder = self.model.cfg.has_decoder
         self.transcribes = options.transcripts and has_tokenizer(self.model.cfg)
         extents = ["all"] if options.all_frames else ["speech", "all"]
         extents = ["speech"] if options.all_frames is False else extents
@@ -222,7 +223,8 @@ class _Judging:
                 self.skipped = list(self.inputs.skipped)
             warn_of_skipped(self.skipped, len(self.inputs))
             batches = self.inputs.batches(self.rows, self.languages)
-            for number, batch in enumerate(() if self.is_done else batches):
+            is_done = self.is_done or not self.has_decoder
+            for number, batch in enumerate(() if is_done else batches):
                 clean = self._clean_run(batch) if number >= self.n_judged else None
                 for job in every_job:
                     if clean is not None:
@@ -264,7 +266,7 @@ class _Judging:
         self.languages += languages
         if self.inputs.given is None:
             batch = replace(batch, rows=put_languages(model, batch.rows, languages))
-        if self.transcribes or not all(batch.rows):
+        if self.has_decoder and (self.transcribes or not all(batch.rows)):
             limit = self.options.max_new_tokens
             own, texts = own_rows(self.inputs, encoder_output, languages, max_new_tokens=limit)
             self.own_texts += texts
@@ -335,6 +337,10 @@ class _Judging:
         in_decoder = site.stack == "decoder"
         return clean.encoder_output if in_decoder else self.model.encoder(batch.mel)
 
+    @property
+    def _takes_texts(self) -> bool:
+        return self.has_decoder and not self.inputs.given
+
     def _evaluation(self, site: SpliceSite, jobs: Sequence[_Job]) -> SAEEvaluation:
         extents = {}
         for job in jobs:
@@ -344,8 +350,9 @@ class _Judging:
                 scores = transcript_scores(
                     job.texts, self.own_texts, self.known_texts, normalize, self.languages
                 )
+            recovered = job.recovered.result() if self.has_decoder else None
             extents[job.extent] = FrameEvaluation(
-                job.reconstruction.result(), job.recovered.result(), scores, tuple(job.texts)
+                job.reconstruction.result(), recovered, scores, tuple(job.texts)
             )
         return SAEEvaluation(
             hook_name=site.hook_in,
@@ -359,7 +366,7 @@ class _Judging:
             transcripts_model=tuple(self.own_texts),
             k=report.k_of(site.sae),
             skipped=tuple(self.skipped or ()),
-            n_without_text=0 if self.inputs.given else self.known_texts.count(None),
+            n_without_text=self.known_texts.count(None) if self._takes_texts else 0,
         )
 
 

@@ -19,7 +19,7 @@ from hooked_whisper.data.batches import (
 from hooked_whisper.data.recordings import Recording, reason_of
 from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.data.windows import AudioWindow, SkippedRecording, each_window, with_texts
-from hooked_whisper.errors import AudioLengthError, InputError
+from hooked_whisper.errors import AudioLengthError, InputError, NoDecoderError
 from hooked_whisper.model.language import find_languages
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
@@ -113,7 +113,7 @@ class Inputs:
     @property
     def start(self) -> int:
         """The first token whose prediction counts: the first of the text, or the second of rows."""
-        if self.given is not None:
+        if self.given is not None or not self.model.cfg.has_decoder:
             return 1
         return self.model.to_tokens("").shape[1]
 
@@ -171,6 +171,8 @@ class Inputs:
         Raises:
             InputError: Nobody knows which part of the text it has, or the text is too long.
         """
+        if not self.model.cfg.has_decoder:
+            return []
         text, words = self.text_of(window), self.recordings[window.recording].words
         if not window.is_whole and (self.given is not None or (text is not None and not words)):
             window_s = self.model.cfg.n_frames / FRAMES_PER_SECOND
@@ -208,11 +210,17 @@ def prepare(
         batch_size: Windows side by side.
         language: Of the texts; None has a multilingual model find out.
 
+    Raises:
+        NoDecoderError: Texts or tokens for an encoder alone.
     """
     check_batch_size(batch_size)
     if texts is not None and tokens is not None:
         raise InputError("both texts and tokens are given; pass one of them.")
     found = list(as_recordings(recordings))
+    if not model.cfg.has_decoder:
+        if texts is not None or tokens is not None:
+            raise NoDecoderError
+        return Inputs(model, found, None, batch_size, language)
     if tokens is not None:
         given = _token_rows(model, tokens, len(found))
         return Inputs(model, found, given, batch_size, language)

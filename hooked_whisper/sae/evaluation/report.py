@@ -34,13 +34,13 @@ class FrameEvaluation:
 
     Args:
         reconstruction: What it gives back.
-        recovered: What the model predicts with it.
+        recovered: What the model predicts with it; None of an encoder alone.
         transcripts: What the model writes with it, if that was tried.
         texts: These transcripts.
     """
 
     reconstruction: Reconstruction
-    recovered: LossRecovered
+    recovered: LossRecovered | None
     transcripts: TranscriptScores | None
     texts: tuple[str, ...]
 
@@ -48,7 +48,7 @@ class FrameEvaluation:
         """Every number, in groups."""
         return {
             "reconstruction": self.reconstruction.to_dict(),
-            "recovered": self.recovered.to_dict(),
+            "recovered": None if self.recovered is None else self.recovered.to_dict(),
             "transcripts": None if self.transcripts is None else self.transcripts.to_dict(),
         }
 
@@ -96,7 +96,9 @@ class SAEEvaluation:
             if numbers.massive_share:
                 text += f" ({numbers.fvu_without_massive:.4f} without massive activations)"
             text += f", L0 {numbers.l0:.1f}{f' of k {self.k}' if self.k else ''}, "
-            text += f"dead {numbers.dead_share:.1%}, CE recovered {each.recovered.ce_recovered:.4f}"
+            text += f"dead {numbers.dead_share:.1%}"
+            if each.recovered is not None:
+                text += f", CE recovered {each.recovered.ce_recovered:.4f}"
             if each.transcripts is not None and each.transcripts.sequence_accuracy is not None:
                 text += f", sequences right {each.transcripts.sequence_accuracy:.1%}"
             parts.append(text)
