@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from jaxtyping import Float, Int
 from markupsafe import Markup
-from torch import Tensor
+from torch import Tensor, nn
 
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.display import box, count, fold, table
@@ -17,6 +17,7 @@ from hooked_whisper.errors import HookNameError, InputError, check_number, shown
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import StepCollector
 from hooked_whisper.hooks.names import NamesFilter
+from hooked_whisper.hooks.points import HookPoint
 from hooked_whisper.model.calls import WhisperBase, check_values
 from hooked_whisper.model.language import Language, find_languages, told_languages
 from hooked_whisper.speech.mel import Mel
@@ -135,7 +136,8 @@ def generate(
     and `query` have length 1 while `key` holds every position so far.
     Keys and values of cross-attention are computed, and their hooks fire,
     in the first step only. An edit to `hook_k` or `hook_v` stays in the
-    cache for later steps.
+    cache for later steps. Rows whose text has ended leave the batch, unless
+    something is hooked into the decoder.
 
     Args:
         mel: Recordings side by side.
@@ -195,6 +197,8 @@ def generate(
     if model.cfg.is_multilingual:
         codes = [task.tokenizer.to_language_token(each) for each in languages]
         prompt[:, task.sot_index + 1] = torch.tensor(codes, device=device)
+    if n_rows > 1 and not _is_watched(model.decoder):
+        task.inference = _UnfinishedRows(task.inference, task.tokenizer.eot)
     with collecting():
         tokens, sum_logprobs, no_speech = task._main_loop(encoder_output, prompt)
 
@@ -217,6 +221,52 @@ def generate(
         languages=languages,
         cache=model._make_cache(collector, mel) if collector else None,
     )
+
+
+def _is_watched(decoder: nn.Module) -> bool:
+    """Whether anything looks at what goes through the decoder, and has to see every row."""
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or (isinstance(module, HookPoint) and module.is_hooked)
+        for module in decoder.modules()
+    )
+
+
+class _UnfinishedRows:
+    """openai-whisper's inference, without the rows whose text has come to its end.
+
+    The loop goes on until the longest text ends, and takes no notice of what comes of the others.
+
+    Args:
+        inference: The loop's own.
+        eot: The token at which a text ends.
+    """
+
+    MOST = 0.75
+    """The share of rows that are left when the others go; it costs a copy of keys and values."""
+
+    def __init__(self, inference: Any, eot: int) -> None:
+        self._inference, self._eot = inference, eot
+        self._rows: Tensor | None = None
+        self._encoder_output: Tensor | None = None
+        self.cleanup_caching = inference.cleanup_caching
+
+    def logits(self, tokens: Tensor, encoder_output: Tensor) -> Tensor:
+        """The next tokens' logits; zeros for the rows that are left out."""
+        if self._rows is None or self._encoder_output is None:  # the prompt
+            self._rows = torch.arange(len(tokens), device=tokens.device)
+            self._encoder_output = encoder_output
+            return self._inference.logits(tokens, encoder_output)
+        goes_on = tokens[self._rows, -1] != self._eot
+        if int(goes_on.sum()) <= self.MOST * len(self._rows):
+            self._inference.kv_cache.keep_rows(goes_on.nonzero()[:, 0])
+            self._encoder_output = self._encoder_output[goes_on]
+            self._rows = self._rows[goes_on]
+        some = self._inference.logits(tokens[self._rows], self._encoder_output)
+        if len(some) == len(tokens):
+            return some
+        return some.new_zeros(len(tokens), *some.shape[1:]).index_copy_(0, self._rows, some)
 
 
 def decoding_task(model: WhisperBase, max_new_tokens: int | None, options: dict[str, Any]) -> Any:

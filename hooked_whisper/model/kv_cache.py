@@ -41,6 +41,12 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._filled[module] = end
         return buffer[:, :end]
 
+    def keep_rows(self, rows: Tensor) -> None:
+        """Forget the keys and values of all other rows; the layout in memory stays."""
+        for module, buffer in self._buffers.items():
+            kept = torch.empty_like(buffer[: len(rows)])
+            self._buffers[module] = kept.copy_(buffer[rows])
+
     def __getitem__(self, module: nn.Module) -> Tensor:
         return self._buffers[module][:, : self._filled[module]]
 

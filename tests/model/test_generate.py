@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.config import FLAGS
+from hooked_whisper.digits import recordings
 from hooked_whisper.errors import HookNameError, InputError
 from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.model.attention import Attention
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import get_tokenizer
 
@@ -80,6 +82,38 @@ class TestResult:
         )
         with model.hooks([never_end]):
             assert model.generate(tiny_mel, n).tokens.shape == (2, length)
+
+    def test_rows_that_ended_leave_the_batch(
+        self, digits_model: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where a hook looks at the decoder, they stay."""
+        clips = sorted(recordings(), key=lambda each: -len(each.words))
+        sound = digits_model(digits_model.to_mel([clips[number].path for number in (-1, 0, -2)]))
+        sound = sound[[0, 1, 2, 0, 0]]
+        n_rows: list[list[int]] = []
+        watched, attend = [], Attention._attend_fused
+
+        def count(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if self.cross:
+                n_rows[-1].append(len(q))
+            return attend(self, q, k, v)
+
+        monkeypatch.setattr(Attention, "_attend_fused", count)
+        watch = ("decoder.hook_logits", lambda value, hook: watched.append(len(value)))
+        for options in ({}, {"temperature": 0.7}, {"without_timestamps": False}):
+            found = []
+            for hooks in ([], [watch]):
+                torch.manual_seed(0)
+                n_rows.append([])
+                with digits_model.hooks(hooks):
+                    found.append(digits_model.generate(encoder_output=sound, **options))
+            (fewer, whole), (some, every) = found, n_rows[-2:]
+            assert torch.equal(fewer.tokens, whole.tokens)
+            assert fewer.texts == whole.texts
+            torch.testing.assert_close(fewer.avg_logprob, whole.avg_logprob, atol=1e-4, rtol=1e-4)
+            assert set(every) == {5} == set(watched)
+            assert len(some) == len(every)
+            assert some[0] == 5 and some[-1] < 5 and some == sorted(some)[::-1]
 
     def test_nothing_at_all_may_be_said(self, model: Any, tiny_mel: Tensor) -> None:
         end = (
