@@ -4,6 +4,9 @@ score every edge           find_circuit -> EdgeScores
 choose                     scores.top(n), scores.greedy(n), Circuit.random -> Circuit
 run a circuit by itself    evaluate_circuits -> CircuitEvaluation; circuit_transcripts
 over sizes, CPR and CMD    faithfulness_curve -> FaithfulnessCurve
+complete and minimal?      judge_circuit -> CircuitJudgement
+by the seconds read        edge_times -> EdgeTimes
+what to compare with       word_pair -> WordPair, reference_means
 """
 
 from hooked_whisper.circuits.circuit import Circuit
@@ -15,18 +18,28 @@ from hooked_whisper.circuits.evaluation import (
 )
 from hooked_whisper.circuits.find import find_circuit
 from hooked_whisper.circuits.graph import Edge, EdgeGraph, Embedding
+from hooked_whisper.circuits.judgement import CircuitJudgement, judge_circuit
+from hooked_whisper.circuits.pairs import WordPair, reference_means, word_pair
 from hooked_whisper.circuits.scores import EdgeScores
+from hooked_whisper.circuits.times import EdgeTimes, edge_times
 
 __all__ = [
     "Circuit",
     "CircuitEvaluation",
+    "CircuitJudgement",
     "Edge",
     "EdgeGraph",
     "EdgeScores",
+    "EdgeTimes",
     "Embedding",
     "FaithfulnessCurve",
+    "WordPair",
     "circuit_transcripts",
+    "edge_times",
     "evaluate_circuits",
     "faithfulness_curve",
     "find_circuit",
+    "judge_circuit",
+    "reference_means",
+    "word_pair",
 ]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooked_whisper.circuits.contributions import WRITTEN, attention_of, norm_of
+from hooked_whisper.circuits.contributions import WRITTEN, attention_of, first_positions, norm_of
 from hooked_whisper.circuits.graph import EdgeGraph, ReadSite
 from hooked_whisper.config import Stack
 from hooked_whisper.errors import AlignmentError
@@ -122,7 +122,8 @@ class CircuitRun:
         """What the decoder's nodes write in the corrupted run."""
         names = [name for name in self.model.hook_names(WRITTEN) if name.startswith("decoder")]
         if not isinstance(self.corrupted, Example):
-            return {name: self.corrupted[name] for name in names}
+            n_pos = (self.clean.tokens if tokens is None else tokens).shape[1]
+            return {name: first_positions(self.corrupted[name], n_pos) for name in names}
         if tokens is None:
             tokens = self.corrupted.tokens
         return self.model.run_with_cache(

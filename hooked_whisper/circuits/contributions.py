@@ -10,6 +10,8 @@ from torch import Tensor
 from hooked_whisper.circuits.graph import EdgeGraph, Embedding, Node, ReadSite
 from hooked_whisper.config import Stack
 from hooked_whisper.errors import AlignmentError
+from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.interventions.examples import Example
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.paths import MLPLayer
 
@@ -56,7 +58,8 @@ class Differences:
         self.graph = EdgeGraph.of(model.cfg)
         self.changes: dict[str, Tensor] = {}
         for name in model.hook_names(WRITTEN):
-            theirs, ours = source[name], base[name]
+            ours = base[name]
+            theirs = first_positions(source[name], ours.shape[1])
             if theirs.shape[1] not in (1, ours.shape[1]) or theirs.shape[2:] != ours.shape[2:]:
                 raise AlignmentError(
                     f"{name} is {tuple(theirs.shape)} in what is put in and {tuple(ours.shape)} in "
@@ -98,6 +101,11 @@ class Differences:
             yield first, torch.stack([self.of(node) for node in senders[first : first + n]])
 
 
+def first_positions(value: Tensor, n_pos: int) -> Tensor:
+    """What stands at the first positions: means are of longer texts than a run may have."""
+    return value[:, :n_pos] if value.shape[1] > n_pos else value
+
+
 def norm_of(model: HookedWhisper, site: ReadSite) -> Any:
     """The LayerNorm through which a site reads its stream."""
     if site.sublayer == "logits":
@@ -127,3 +135,12 @@ def attention_of(model: HookedWhisper, site: ReadSite) -> Any:
     """The attention whose queries, keys or values a site is."""
     block: Any = getattr(model, site.stack).blocks[site.layer]
     return block.attn if site.sublayer == "attn" else block.cross_attn
+
+
+def read_by(
+    model: HookedWhisper, run: Example | WhisperCache, names: Sequence[str]
+) -> Mapping[str, Tensor]:
+    """Activations of a run; of means, what there is."""
+    if not isinstance(run, Example):
+        return run
+    return model.run_with_cache(run.mel, run.tokens, names_filter=list(names))[1]

@@ -20,6 +20,7 @@ from hooked_whisper.hooks.passes import running
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.base import Metric
 from hooked_whisper.model.kv_cache import KVCache
+from hooked_whisper.model.layers import gelu
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.partial_forward import FRESH_BYTES, BaseRun
 from hooked_whisper.patching.resume_point import ResumedRows, StreamPosition
@@ -45,6 +46,7 @@ class EdgeRuns(BaseRun):
         super().__init__(model, example, model.hook_names(NEEDED), metric)
         self.max_bytes = max_bytes
         self.graph = EdgeGraph.of(model.cfg)
+        self._qkv: tuple[Any, dict[str, Tensor]] | None = None
 
     def patched(self, differences: Differences, todo: Bool[Tensor, " edge"]) -> Iterator[Measured]:
         """The metric with each of some edges patched, a few at a time, without gradients."""
@@ -61,6 +63,22 @@ class EdgeRuns(BaseRun):
             yield from self._in_encoder(differences, todo)
             yield from self._in_decoder(differences, todo)
 
+    def patched_at(
+        self, differences: Differences, number: int, masks: Float[Tensor, "window pos"]
+    ) -> Float[Tensor, " window"]:
+        """The metric with an edge into cross-attention patched at the positions of each mask."""
+        [site] = [each for each in self.graph.sites if number in range(*each.edges.indices(10**9))]
+        sender, receiver = divmod(number - site.first, len(site.receivers))
+        change = differences.of(site.senders[sender])
+        n = max(1, self.max_bytes // (8 * change.nbytes))
+        found = []
+        with running(self._info(0)):
+            for some in masks.to(change).split(n):
+                chosen = [i * len(site.receivers) + receiver for i in range(len(some))]
+                rows, position = self._rows_of(site, some[:, :, None] * change, chosen)
+                found.append(self._run_on([], {position: [rows]})[1])
+        return torch.cat(found)
+
     @property
     def _last_stream(self) -> Tensor:
         return self._behind("decoder", len(self._decoder_blocks) - 1)
@@ -75,28 +93,28 @@ class EdgeRuns(BaseRun):
 
     def _in_encoder(self, differences: Differences, todo: Tensor) -> Iterator[Measured]:
         blocks: Any = self.model.encoder.blocks
-        outputs: list[Tensor] = []
         numbers: list[int] = []
-        cfg = self.model.cfg
-        row_bytes = 4 * cfg.n_audio_ctx * cfg.d_model
-        most = max(1, self.max_bytes // (4 * row_bytes))
+        cfg, size = self.model.cfg, self.encoder_output.nbytes
+        most = max(self._rows_at_once(), min(int(todo.sum()), self.max_bytes // (4 * size)))
+        # Memory that is used again and again: new pages cost as much as a layer.
+        outputs = self.encoder_output.new_empty(most, cfg.n_audio_ctx, cfg.d_model)
         for site in self.graph.sites:
             if site.stack != "encoder":
                 break
             for some, rows in self._encoder_rows(site, differences, todo):
                 for block in blocks[site.layer + 1 :]:
                     rows = block(rows)
-                outputs.append(self.model.encoder.finish(rows))
-                numbers += some
-                if len(numbers) >= most:
+                if len(numbers) + len(some) > most:
                     yield self._decoded(numbers, outputs)
-                    outputs, numbers = [], []
+                    numbers = []
+                outputs[len(numbers) : len(numbers) + len(some)] = self.model.encoder.finish(rows)
+                numbers += some
         if numbers:
             yield self._decoded(numbers, outputs)
 
-    def _decoded(self, numbers: list[int], outputs: list[Tensor]) -> Measured:
+    def _decoded(self, numbers: list[int], outputs: Tensor) -> Measured:
         """The metric with each of some encoder outputs."""
-        resid = self._run_decoder_anew(torch.cat(outputs))
+        resid = self._run_decoder_anew(outputs[: len(numbers)])
         return numbers, self.measure([self._wanted(resid)])
 
     def _encoder_rows(
@@ -104,7 +122,7 @@ class EdgeRuns(BaseRun):
     ) -> Iterator[tuple[list[int], Float[Tensor, "row pos d_model"]]]:
         """The streams behind a block with each of its edges patched, a few at a time."""
         block: Any = self.model.encoder.blocks[site.layer]
-        n_rows = self._rows_at_once()
+        n_rows, reader = self._rows_at_once(), None
         mid = self.cache[f"encoder.blocks.{site.layer}.hook_resid_mid"]
         for first, numbers in self._by_sender(site, todo):
             change = differences.of(site.senders[first])
@@ -113,9 +131,15 @@ class EdgeRuns(BaseRun):
                 continue
             heads = self._heads_changed(site, change[None])[0]
             chosen = [number - site.first - first * len(site.receivers) for number in numbers]
+            reader = reader or _MLPReader(block, mid)
             for start in range(0, len(chosen), n_rows):
-                rows = mid + self._written(site, heads, chosen[start : start + n_rows])
-                yield numbers[start : start + n_rows], block.feed_forward(rows)
+                some = chosen[start : start + n_rows]
+                rows = mid + self._written(site, heads, some)
+                heads_of = [number % block.n_heads for number in some]
+                yield (
+                    numbers[start : start + n_rows],
+                    reader.feed_forward(rows, heads[some], heads_of),
+                )
 
     def _rows_at_once(self) -> int:
         """Rows of the encoder side by side."""
@@ -153,16 +177,10 @@ class EdgeRuns(BaseRun):
             x = norm(self._behind("encoder", self.model.cfg.n_audio_layers - 1) + changes)
         else:
             x = norm(q_stream + changes)
-        base = {
-            "q": lambda: attention.project(attention.query, self._normed(site, q_stream)),
-            "k": lambda: self._key_or_value(site, "key"),
-            "v": lambda: self._key_or_value(site, "value"),
-        }
         found = []
         for part in {"attn": "qkv", "cross_q": "q", "cross_kv": "kv"}[site.sublayer]:
             linear = {"q": attention.query, "k": attention.key, "v": attention.value}[part]
-            read = {each: make() for each, make in base.items() if each != part}
-            read[part] = attention.project(linear, x)
+            read = {**self._base_qkv(site), part: attention.project(linear, x)}
             n = len(changes)
             if site.sublayer == "cross_q":  # rows of one recording are so many queries of it
                 read["q"] = read["q"].flatten(0, 1)[None]
@@ -172,20 +190,22 @@ class EdgeRuns(BaseRun):
             found.append((new - z).transpose(1, 2))
         return torch.cat(found, dim=1)
 
-    def _normed(self, site: ReadSite, stream: Tensor) -> Tensor:
-        """What queries are made of in the base run."""
-        block: Any = getattr(self.model, site.stack).blocks[site.layer]
-        return (block.ln1 if site.sublayer == "attn" else block.ln2)(stream)
-
-    def _key_or_value(self, site: ReadSite, which: str) -> Tensor:
-        """A layer's keys or values in the base run."""
-        attention = attention_of(self.model, site)
-        if site.sublayer != "attn":
-            return self._cross[getattr(attention, which)]
-        if site.stack == "decoder":
-            return self.cache[f"decoder.blocks.{site.layer}.attn.hook_{which[0]}"]
-        stream = self.cache[f"encoder.blocks.{site.layer}.hook_resid_pre"]
-        return attention.project(getattr(attention, which), self._normed(site, stream))
+    def _base_qkv(self, site: ReadSite) -> dict[str, Tensor]:
+        """A layer's queries, keys and values in the base run; kept until another layer is asked."""
+        if self._qkv is None or self._qkv[0] != (site.stack, site.layer, site.sublayer == "attn"):
+            block: Any = getattr(self.model, site.stack).blocks[site.layer]
+            prefix = f"{site.stack}.blocks.{site.layer}."
+            attention = attention_of(self.model, site)
+            if site.sublayer == "attn":
+                x = block.ln1(self.cache[prefix + "hook_resid_pre"])
+                k, v = (attention.project(each, x) for each in (attention.key, attention.value))
+            else:
+                x = block.ln2(self.cache[prefix + "hook_resid_mid"])
+                k, v = self._cross[attention.key], self._cross[attention.value]
+            q = attention.project(attention.query, x)
+            place = (site.stack, site.layer, site.sublayer == "attn")
+            self._qkv = place, {"q": q, "k": k, "v": v}
+        return self._qkv[1]
 
     def _written(
         self, site: ReadSite, heads: Float[Tensor, "receiver pos d_head"], chosen: list[int]
@@ -263,3 +283,49 @@ class EdgeRuns(BaseRun):
         behind = self.cache[prefix + ("hook_resid_mid_cross" if is_cross else "hook_resid_mid")]
         rows = behind + self._written(site, heads, chosen)
         return rows, StreamPosition(layer, 3 if is_cross else 2)
+
+
+class _MLPReader:
+    """A block's MLP on streams that differ from the base run's by what one head writes.
+
+    The first matrix meets the base run's stream once, and of each row only the head's few
+    dimensions: a LayerNorm is linear but for its scale, by which the sum of both is divided.
+
+    Args:
+        block: The block.
+        mid: The base run's stream before its MLP.
+    """
+
+    def __init__(self, block: Any, mid: Float[Tensor, "1 pos d_model"]) -> None:
+        self.block, self.is_fused = block, mid.dtype in (torch.float32, torch.float64)
+        if not self.is_fused:  # where another order of products shows
+            return
+        norm, fc_in = block.ln2, block.mlp.fc_in
+        dtype = mid.dtype
+        reads = fc_in.weight.to(dtype) * norm.weight.to(dtype)
+        writes = block.attn.W_O.to(dtype)
+        self.of_base = (mid - mid.mean(dim=-1, keepdim=True))[0] @ reads.T
+        self.of_heads = (writes - writes.mean(dim=-1, keepdim=True)) @ reads.T
+        self.bias = norm.bias.to(dtype) @ fc_in.weight.to(dtype).T + fc_in.bias.to(dtype)
+
+    def feed_forward(
+        self,
+        rows: Float[Tensor, "row pos d_model"],
+        changes: Float[Tensor, "row pos d_head"],
+        heads: list[int],
+    ) -> Float[Tensor, "row pos d_model"]:
+        """The streams behind the block.
+
+        Args:
+            rows: The streams before its MLP.
+            changes: What each row's head reads otherwise than in the base run.
+            heads: The heads.
+        """
+        if not self.is_fused:
+            return self.block.feed_forward(rows)
+        norm = self.block.ln2
+        _, _, scale = torch.native_layer_norm(rows, norm.weight.shape, None, None, norm.eps)
+        pre = changes @ self.of_heads[heads]
+        pre += self.of_base
+        torch.addcmul(self.bias, pre, scale, out=pre)
+        return rows + self.block.mlp.fc_out(gelu(pre, overwrite=True))

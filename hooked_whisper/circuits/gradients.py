@@ -70,15 +70,20 @@ class EdgeGradients:
         with torch.no_grad():
             self.base_value = float(check_values(metric(model.decoder.finish(last)), 1, metric))
 
+    def of_base_run(self) -> Float[Tensor, " edge"]:
+        """Changes of the metric by each edge, from the gradients of the run that is patched."""
+        return self._changes([], 0.0)
+
     def of_inputs(self, n_steps: int) -> Iterator[Float[Tensor, " edge"]]:
-        """Changes of the metric by each edge, a part from each step; one step is plain EAP."""
+        """The same from runs whose embeddings are on their way, a part from each step."""
         for step in range(n_steps):
-            share = 0.0 if n_steps == 1 else (step + 0.5) / n_steps
-            found = torch.zeros(len(self.graph.edges))
-            moving = [] if n_steps == 1 else EMBEDDED
-            for site, product in self._products(moving, share, ("encoder", 0)):
-                found[site.edges] = product.T.flatten() / n_steps
-            yield found
+            yield self._changes(EMBEDDED, (step + 0.5) / n_steps) / n_steps
+
+    def _changes(self, moving: Sequence[str], share: float) -> Float[Tensor, " edge"]:
+        found = torch.zeros(len(self.graph.edges))
+        for site, product in self._products(moving, share, ("encoder", 0)):
+            found[site.edges] = product.T.flatten()
+        return found
 
     def groups(self) -> list[str]:
         """Where nodes write that move together along their own outputs: the hooks of these."""

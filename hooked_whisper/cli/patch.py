@@ -164,8 +164,8 @@ def make_pair(model: Any, args: opt.Options) -> PatchRuns:
         InputError: Both runs predict the same tokens, or there is no such token.
     """
     from hooked_whisper import digits
-    from hooked_whisper.cli.patch_words import choose_word, spoken_words
     from hooked_whisper.interventions import Example
+    from hooked_whisper.interventions.spoken_words import choose_word, spoken_words
 
     clean, corrupted, text = args.clean, args.corrupted, args.text
     if clean is None:

@@ -30,8 +30,9 @@ def test_exact_is_the_plain_loop(
     small_model: Any, make_reference: Any, pair: Any, short_pair: Any, direction: Any
 ) -> None:
     whisper = make_reference(small_model)
-    found = find_circuit(small_model, [pair, short_pair], difference, direction=direction, **QUIET)
-    for number, (clean, corrupted) in enumerate([pair, short_pair]):
+    pairs = [pair, short_pair] if direction == "noising" else [short_pair]
+    found = find_circuit(small_model, pairs, difference, direction=direction, **QUIET)
+    for number, (clean, corrupted) in enumerate(pairs):
         base, source = (clean, corrupted) if direction == "noising" else (corrupted, clean)
         plain = plain_scores(whisper, base, source, list(found.edges), difference)
         torch.testing.assert_close(found.values[number], plain, atol=1e-5, rtol=0)

@@ -113,8 +113,9 @@ ROOMS = {
         TokenRank TranscriptMetric WordErrorRate as_metric as_transcript_metric
     """,
     "circuits": """
-        Circuit CircuitEvaluation Edge EdgeGraph EdgeScores Embedding FaithfulnessCurve
-        circuit_transcripts evaluate_circuits faithfulness_curve find_circuit
+        Circuit CircuitEvaluation CircuitJudgement Edge EdgeGraph EdgeScores EdgeTimes Embedding
+        FaithfulnessCurve WordPair circuit_transcripts edge_times evaluate_circuits
+        faithfulness_curve find_circuit judge_circuit reference_means word_pair
     """,
     "patching": """
         GreedyAblation Head HeadInput MLPLayer PathEffects Removal Rollout SweepResult

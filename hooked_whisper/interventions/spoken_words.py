@@ -1,4 +1,4 @@
-"""The words of a clean run with their times, for `hooked-whisper patch`."""
+"""The words of a run's text with their times, and the choice of one."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
