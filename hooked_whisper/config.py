@@ -36,10 +36,55 @@ FRAMES_PER_POSITION = 2
 POSITIONS_PER_SECOND = FRAMES_PER_SECOND // FRAMES_PER_POSITION
 POSITION_S = 1 / POSITIONS_PER_SECOND
 
+D_VOCABS = (51864, 51865, 51866)
+"""Whisper's vocabularies: English only, 99 languages, 100 languages (from large-v3 on)."""
 _TEXT_SIZES = ("n_text_ctx", "n_text_layers", "n_text_heads", "d_vocab")
 """What an encoder alone has none of."""
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
 """Switches for hook points that cost memory; off by default, as in TransformerLens."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens that a fine-tune has behind those of one of Whisper's vocabularies.
+
+    Args:
+        base: The vocabulary that its first tokens are: 51864, 51865 or 51866 of them.
+        special: Tokens behind them that are no text, as `<|...|>` are, each with its id.
+        text: Those that are text, as they are written.
+
+    Raises:
+        ConfigError: Another base, ids that are none or are twice, or that the base has.
+    """
+
+    base: int
+    special: tuple[tuple[str, int], ...] = ()
+    text: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.base not in D_VOCABS:
+            raise ConfigError(f"the base of a vocabulary is {self.base!r}; it can be {D_VOCABS}.")
+        rows = [row for part in (self.special, self.text) for row in part]
+        for row in rows:
+            is_row = len(row) == 2 and isinstance(row[0], str) and type(row[1]) is int
+            if not is_row or not row[0] or row[1] < self.base:
+                raise ConfigError(
+                    f"{str(row)[:60]} is no added token; each is a text and an id from "
+                    f"{self.base} on."
+                )
+        if len({row[0] for row in rows}) < len(rows) or len({row[1] for row in rows}) < len(rows):
+            raise ConfigError("a vocabulary has two tokens of one text or of one id.")
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Vocabulary":
+        """The vocabulary that `HookedWhisperConfig.to_dict` wrote."""
+        parts = ("base", "special", "text")
+        if not isinstance(values, dict) or set(values) != set(parts):
+            raise ConfigError(f"a vocabulary has {parts}, and not {str(values)[:60]}.")
+        special, text = values["special"], values["text"]
+        if not all(isinstance(row, list | tuple) for part in (special, text) for row in part or ()):
+            raise ConfigError("the tokens of a vocabulary are pairs of text and id.")
+        return cls(values["base"], tuple(map(tuple, special)), tuple(map(tuple, text)))
 
 
 @dataclass(frozen=True)
@@ -74,6 +119,7 @@ class HookedWhisperConfig:
     use_hook_mlp_in: bool = False
     tie_unembedding: bool = True
     key_bias: bool = False
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self) -> None:
         absent = () if any(getattr(self, name) != 0 for name in _TEXT_SIZES) else _TEXT_SIZES
@@ -89,6 +135,12 @@ class HookedWhisperConfig:
             raise ConfigError(f"ln_eps is {self.ln_eps!r}; it must be a number between 0 and 1.")
         if not isinstance(self.model_name, str):
             raise ConfigError(f"model_name is {self.model_name!r}; it must be a string.")
+        if self.vocabulary is not None and any(
+            number >= self.d_vocab
+            for part in (self.vocabulary.special, self.vocabulary.text)
+            for _, number in part
+        ):
+            raise ConfigError(f"a token is out of the vocabulary: d_vocab is {self.d_vocab}.")
         if self.d_model % 2 or self.d_model < 4:
             raise ConfigError(
                 f"d_model is {self.d_model}; sinusoidal audio positions need an even width of at "
@@ -118,7 +170,7 @@ class HookedWhisperConfig:
         False
         """
         without: dict[str, Any] = dict.fromkeys(_TEXT_SIZES, 0)
-        return replace(self, **without)
+        return replace(self, **without, vocabulary=None)
 
     @property
     def d_mlp(self) -> int:
@@ -143,12 +195,17 @@ class HookedWhisperConfig:
     @property
     def is_multilingual(self) -> bool:
         """Whether the vocabulary has language tokens (OpenAI's rule: 51,865 or more)."""
-        return self.d_vocab >= 51865
+        return self.base_vocab >= 51865
+
+    @property
+    def base_vocab(self) -> int:
+        """How many tokens come before those that a fine-tune added."""
+        return self.d_vocab if self.vocabulary is None else self.vocabulary.base
 
     @property
     def n_languages(self) -> int:
         """Languages in the vocabulary (99, or 100 from large-v3 on; OpenAI's rule)."""
-        return self.d_vocab - 51765 - int(self.is_multilingual)
+        return self.base_vocab - 51765 - int(self.is_multilingual)
 
     @property
     def dims(self) -> "ModelDimensions":
@@ -253,11 +310,16 @@ class HookedWhisperConfig:
             raise ConfigError(f"unknown fields {unknown}; a config has {sorted(known)}.")
         if missing := sorted(needed - set(values)):
             raise ConfigError(f"missing fields {missing}.")
+        if values.get("vocabulary") is not None:
+            values = {**values, "vocabulary": Vocabulary.from_dict(values["vocabulary"])}
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by name, ready for JSON."""
-        return asdict(self)
+        values = asdict(self)
+        if self.vocabulary is None:
+            del values["vocabulary"]
+        return values
 
 
 # name: (width, heads, encoder layers, decoder layers)

@@ -18,10 +18,11 @@ from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import StepCollector
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.hooks.points import HookPoint
+from hooked_whisper.model import own_tokens
 from hooked_whisper.model.calls import WhisperBase, check_values
 from hooked_whisper.model.language import Language, find_languages, told_languages
 from hooked_whisper.speech.mel import Mel
-from hooked_whisper.speech.tokens import get_tokenizer
+from hooked_whisper.speech.tokens import get_tokenizer, is_written
 
 if sys.version_info >= (3, 11):
     from typing import Unpack as Unpack
@@ -203,7 +204,10 @@ def generate(
         tokens, sum_logprobs, no_speech = task._main_loop(encoder_output, prompt)
 
     n_prompt, eot = prompt.shape[1], task.tokenizer.eot
-    written = [[token for token in row if token < eot] for row in tokens[:, n_prompt:].tolist()]
+    written = [
+        [token for token in row if is_written(token, task.tokenizer)]
+        for row in tokens[:, n_prompt:].tolist()
+    ]
     n_decoded = (tokens[:, n_prompt:] != eot).sum(dim=1) + 1
     avg_logprob = sum_logprobs / n_decoded
     no_speech_prob = torch.tensor(no_speech, device=device)
@@ -275,12 +279,10 @@ def decoding_task(model: WhisperBase, max_new_tokens: int | None, options: dict[
     Raises:
         InputError: Options of other types or values than it can use.
     """
-    from whisper.decoding import DecodingTask
-
     check_number("temperature", options.get("temperature", 0.0), InputError, 0)
     made = _decoding_options(model.cfg, max_new_tokens, options)
     try:
-        task = DecodingTask(model, made)
+        task = own_tokens.decoding_task(model.cfg)(model, made)
         torch.tensor(task.initial_tokens, dtype=torch.int64)
     except Exception as error:  # openai-whisper does not look at what it is given
         raise InputError(

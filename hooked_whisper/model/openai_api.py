@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
+from hooked_whisper.model import own_tokens
 from hooked_whisper.model.calls import WhisperBase, check_values
 from hooked_whisper.model.generate import TokenRules, Unpack
 from hooked_whisper.model.kv_cache import KVCache
@@ -129,13 +130,14 @@ def decode(model: WhisperBase, mel: Any, options: Any = None, **kwargs: Any) -> 
 
     Source: `whisper.decoding.decode`, which this calls.
     """
-    from whisper.decoding import DecodingOptions, decode
+    from whisper.decoding import DecodingOptions
 
     if options is None:
         options = DecodingOptions(fp16=model.device.type != "cpu")
     given = {"language": options.language, "task": options.task, **kwargs}
     _check_prompt(model, given["language"], given["task"])
-    return decode(model, mel.values if isinstance(mel, Mel) else mel, options, **kwargs)
+    own = own_tokens.decode(model.cfg)
+    return own(model, mel.values if isinstance(mel, Mel) else mel, options, **kwargs)
 
 
 def transcribe(
@@ -152,7 +154,8 @@ def transcribe(
             are read without ffmpeg.
         rate_hz: An array's sampling rate.
         kwargs: Everything that `whisper.transcribe` takes: `language`,
-            `beam_size`, `word_timestamps`, ...
+            `beam_size`, `word_timestamps`, ... Of a model with added tokens that
+            are text, segments are whole windows: openai-whisper would take them for timestamps.
 
     Returns:
         `text`, `segments` and `language`; times in seconds as plain floats.
@@ -163,8 +166,6 @@ def transcribe(
 
     Source: `whisper.transcribe.transcribe`, which this calls.
     """
-    from whisper.transcribe import transcribe
-
     _check_prompt(model, kwargs.get("language"), kwargs.get("task"))
     if not model.cfg.is_multilingual:
         kwargs["language"] = "en"  # as openai-whisper's command line
@@ -174,7 +175,9 @@ def transcribe(
         rate_hz = SAMPLE_RATE_HZ
     samples = load_audio(audio, rate_hz)
     kwargs.setdefault("fp16", model.device.type != "cpu")
-    result = transcribe(model, samples, **kwargs)
+    if model.cfg.vocabulary is not None and model.cfg.vocabulary.text:
+        kwargs["without_timestamps"] = True  # whose tokens they would be taken for
+    result = own_tokens.transcribe(model.cfg)(model, samples, **kwargs)
     for segment in result["segments"]:
         for timed in (segment, *segment.get("words", ())):  # NumPy's floats among them
             floats = {key: each for key, each in timed.items() if isinstance(each, float)}

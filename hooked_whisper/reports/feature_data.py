@@ -27,7 +27,7 @@ from hooked_whisper.reports.html import encode_values
 from hooked_whisper.reports.sites import FeatureSite, PageOptions
 from hooked_whisper.speech.alignment import Times
 from hooked_whisper.speech.labels import TimedLabel, values_at
-from hooked_whisper.speech.tokens import get_tokenizer, has_tokenizer
+from hooked_whisper.speech.tokens import get_tokenizer, has_tokenizer, is_written
 
 AROUND_S = 1.0
 """What is played and drawn around an example, on each side."""
@@ -257,7 +257,7 @@ def token_times(model: HookedWhisper, window: AudioWindow, tokens: Sequence[int]
     if not has_tokenizer(model.cfg):
         return times
     tokenizer = get_tokenizer(model.cfg, window.language if model.cfg.is_multilingual else None)
-    written = [i for i, token in enumerate(tokens) if token < tokenizer.eot]
+    written = [i for i, token in enumerate(tokens) if is_written(token, tokenizer)]
     if not written:
         return times
     _, groups = tokenizer.split_to_word_tokens([*(tokens[i] for i in written), tokenizer.eot])

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.config import POSITIONS_PER_SECOND
+from hooked_whisper.speech.tokens import is_written
 
 if TYPE_CHECKING:
     from whisper.tokenizer import Tokenizer
@@ -115,7 +116,7 @@ def words_of_tokens(
     for word, group in zip(*tokenizer.split_to_word_tokens(list(tokens[n_prompt:-1])), strict=True):
         places = range(at, at + len(group))
         at += len(group)
-        if not group or group[0] >= tokenizer.eot:
+        if not group or not is_written(group[0], tokenizer):
             continue
         if words and not _without_marks(word):
             before, earlier = words.pop()

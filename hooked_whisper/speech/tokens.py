@@ -10,20 +10,18 @@ import torch
 from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
-from hooked_whisper.config import HookedWhisperConfig
+from hooked_whisper.config import D_VOCABS, HookedWhisperConfig
 from hooked_whisper.errors import NoDecoderError, TokenError, describe
 
 if TYPE_CHECKING:
     from whisper.tokenizer import Tokenizer
 
-D_VOCABS = (51864, 51865, 51866)
-"""Whisper's vocabularies: English only, 99 languages, 100 languages (from large-v3 on)."""
 TASKS = ("transcribe", "translate")
 
 
 def has_tokenizer(cfg: HookedWhisperConfig) -> bool:
     """Whether the vocabulary is Whisper's, so that the model reads and writes text."""
-    return cfg.d_vocab in D_VOCABS
+    return cfg.base_vocab in D_VOCABS
 
 
 def get_tokenizer(
@@ -57,7 +55,17 @@ def get_tokenizer(
         raise TokenError(
             f"task is 'translate'; {cfg.model_name!r} is English only and can only transcribe."
         )
-    return _build_tokenizer(cfg.is_multilingual, cfg.n_languages, code, task)
+    tokenizer = _build_tokenizer(cfg.is_multilingual, cfg.n_languages, code, task)
+    if cfg.vocabulary is None:
+        return tokenizer
+    from hooked_whisper.speech.added_tokens import with_added_tokens
+
+    return with_added_tokens(tokenizer, cfg)
+
+
+def is_written(token: int, tokenizer: "Tokenizer") -> bool:
+    """Whether a token is text: an ordinary one, or one that a fine-tune added as text."""
+    return token < tokenizer.eot or token in getattr(tokenizer, "text_ids", ())
 
 
 @cache
@@ -158,7 +166,7 @@ def is_text(
 
     Source: `whisper.tokenizer`, whose first special token is end-of-text.
     """
-    if cfg.d_vocab not in D_VOCABS:
+    if not has_tokenizer(cfg):
         return torch.ones_like(tokens, dtype=torch.bool)
     is_end = tokens == get_tokenizer(cfg).eot
     n_ends = is_end.long().cumsum(dim=1)
@@ -184,7 +192,7 @@ def to_string(tokens: Any, cfg: HookedWhisperConfig, *, skip_special: bool = Tru
     rows, is_batch = _rows(tokens, cfg.d_vocab)
     texts = []
     for row in rows:
-        kept = [t for t in row if t < tokenizer.eot] if skip_special else row
+        kept = [t for t in row if is_written(t, tokenizer)] if skip_special else row
         texts.append(tokenizer.encoding.decode(kept))
     return texts if is_batch else texts[0]
 

@@ -44,7 +44,12 @@ from hooked_whisper.weights.towers import (
     prefix_of,
     told_of_absence,
 )
-from hooked_whisper.weights.vocabulary import as_it_says, told_by, told_by_files
+from hooked_whisper.weights.vocabulary import (
+    as_it_says,
+    own_vocabulary,
+    told_by,
+    told_by_files,
+)
 from hooked_whisper.weights.wrapped import (
     MemoryAdapter,
     is_adapted,
@@ -89,7 +94,7 @@ def read_huggingface_folder(folder: Path, d_vocab: int | None = None) -> LoadedW
     loaded.alignment_heads = heads_mask(
         generation.get("alignment_heads"), cfg, folder / GENERATION_FILE
     )
-    return as_it_says(loaded, told, d_vocab)
+    return as_it_says(loaded, told, d_vocab, own_vocabulary(folder, cfg, told))
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
@@ -141,7 +146,9 @@ def from_hf_state(model: Any, d_vocab: int | None = None) -> LoadedWeights:
         source=f"this {kind}",
         alignment_heads=heads_mask(generation.get("alignment_heads"), cfg, f"this {kind}"),
     )
-    loaded = as_it_says(add_known_heads(loaded), told_by(values, generation), d_vocab)
+    told = told_by(values, generation)
+    own = own_vocabulary(None, cfg, told)
+    loaded = as_it_says(add_known_heads(loaded), told, d_vocab, own)
     if adapter is not None:
         adapt(loaded, adapter.config, adapter.stored, adapter.config.source)
     return loaded

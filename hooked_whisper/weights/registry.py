@@ -42,7 +42,15 @@ from hooked_whisper.weights.native import CONFIG_FILE, FORMAT, WEIGHTS_FILE, rea
 from hooked_whisper.weights.openai import load_release, read_openai_file
 from hooked_whisper.weights.pieces import read_bytes
 from hooked_whisper.weights.towers import is_tower, prefix_of
-from hooked_whisper.weights.vocabulary import NATIVE, TOKENIZER_FILES, as_it_says, told_by
+from hooked_whisper.weights.vocabulary import (
+    NAMES,
+    NATIVE,
+    TOKENIZER_FILES,
+    Told,
+    as_it_says,
+    own_vocabulary,
+    told_by,
+)
 
 DIGITS = "digits"
 DIGITS_FOLDER = Path(__file__).parent / "digits"
@@ -142,8 +150,7 @@ def _read_adapted(
     stored = read_adapter_tensors(folder)
     if base is None and config.base is None:
         raise SourceError(
-            f"{config.source} does not name its base. Say which it is: "
-            "from_pretrained(..., base='openai/whisper-small')."
+            f"{config.source} does not name its base. Say which it is: from_pretrained(..., base=)."
         )
     try:
         found = resolve(config.base if base is None else base)
@@ -154,12 +161,17 @@ def _read_adapted(
         ) from error
     if _adapter_folder(found, download_root) is not None:
         raise SourceError(
-            f"the base {shown(found.location, 80)} of the adapter in {folder} is an adapter "
-            "itself. Merge that one first, or name a whole model as base=."
+            f"the base {shown(found.location, 80)} of the adapter in {folder} is an adapter itself."
+            " Merge that one first, or name a whole model as base=."
         )
-    loaded = _read(found, download_root, d_vocab)
     where = Path(found.location) if found.kind == "file" else None
-    return adapt(add_known_heads(loaded, where), config, stored, str(folder))
+    loaded = add_known_heads(_read(found, download_root, d_vocab), where)
+    before = loaded.cfg.base_vocab
+    adapt(loaded, config, stored, str(folder))
+    if loaded.cfg.d_vocab > before and before in NAMES:
+        told = Told(frozenset({before}), "the base")
+        loaded = as_it_says(loaded, told, None, own_vocabulary(folder, loaded.cfg, told))
+    return loaded
 
 
 def resolve(source: Any) -> Source:
@@ -330,7 +342,9 @@ def _needed(
     config_from_huggingface(values, repo_id, f"{CONFIG_FILE} of {repo_id!r}")
     fetch(GENERATION_FILE)
     told = told_by(values, read_generation(folder))
-    return WEIGHT_FILES, [] if told else list(TOKENIZER_FILES[:2])  # the small ones
+    has_more = values["vocab_size"] not in NAMES  # than a release, which these files name
+    beside = [*TOKENIZER_FILES[:3], "special_tokens_map.json"] if has_more else []
+    return WEIGHT_FILES, beside or ([] if told else list(TOKENIZER_FILES[:2]))  # the small ones
 
 
 class _Fetcher:

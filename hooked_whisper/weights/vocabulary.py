@@ -13,14 +13,16 @@ model by size, and its text gibberish. What lies beside the weights says which i
 Source: openai-whisper's `tokenizer.py`.
 """
 
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.errors import ArchitectureError, CheckpointError, shown
+from hooked_whisper.config import HookedWhisperConfig, Vocabulary
+from hooked_whisper.errors import ArchitectureError, CheckpointError, ConfigError, shown
 from hooked_whisper.weights.files import FirstRows, is_file, read_json
 from hooked_whisper.weights.loaded import LoadedWeights
 
@@ -36,6 +38,7 @@ TOKENIZER_FILES = (
     "vocab.json",
 )
 
+_SPECIAL = re.compile(r"<\|.*\|>")
 _EMBEDDING = "decoder.token_embedding.weight"
 _ENGLISH, _MULTILINGUAL = frozenset({51864}), frozenset({51865, 51866})
 _BY_NO_TIMESTAMPS = {50362: {51864}, 50363: {51865}, 50364: {51866}}
@@ -125,17 +128,130 @@ def told_by_words(words: Sequence[bytes], name: str) -> Told | None:
     return Told(sizes, f"' (' in {name} is {place}") if sizes else None
 
 
-def as_it_says(loaded: LoadedWeights, told: Told | None, d_vocab: int | None) -> LoadedWeights:
+def own_vocabulary(
+    folder: Path | None, cfg: HookedWhisperConfig, told: Told | None
+) -> Vocabulary | None:
+    """The vocabulary of a fine-tune that has more tokens than a release, as its files name them.
+
+    None where nothing says which release's it begins with, and where as many tokens as another
+    release has are not all named.
+    """
+    sizes = sorted(told.sizes if told is not None else ())
+    if len(sizes) > 1:
+        sizes = [51866] if cfg.n_mels == 128 else [51865]
+    if not sizes or sizes[0] >= cfg.d_vocab:
+        return None
+    special: dict[int, str] = {}
+    text: dict[int, str] = {}
+    for token, number, is_special in _named_tokens(folder) if folder is not None else ():
+        if sizes[0] <= number < cfg.d_vocab and token:
+            (special if is_special else text)[number] = token
+    text = {number: token for number, token in text.items() if number not in special}
+    if cfg.d_vocab in NAMES and len(special) + len(text) < cfg.d_vocab - sizes[0]:
+        return None
+    try:
+        return Vocabulary(sizes[0], _by_id(special), _by_id(text))
+    except ConfigError as error:
+        raise CheckpointError(f"the tokenizer's files in {folder}: {error}") from error
+
+
+def _by_id(tokens: Mapping[int, str]) -> tuple[tuple[str, int], ...]:
+    return tuple((token, number) for number, token in sorted(tokens.items()))
+
+
+def _named_tokens(folder: Path) -> Iterator[tuple[str, int, bool]]:
+    """Every token that a tokenizer's files name, with its id and whether it is no text.
+
+    Later ones go first. Ordinary tokens are spelled in GPT-2's letters for bytes.
+    """
+    extra = _json(folder / "special_tokens_map.json").get("additional_special_tokens")
+    marked = {_content(each) for each in extra} if isinstance(extra, list) else set()
+    for name in ("vocab.json", "added_tokens.json", "tokenizer.json", "tokenizer_config.json"):
+        values = _json(folder / name)
+        model = values.get("model")
+        ordinary = model.get("vocab") if isinstance(model, dict) else values
+        if name != "tokenizer_config.json" and isinstance(ordinary, dict):
+            for token, number in ordinary.items():
+                if isinstance(token, str) and type(number) is int:
+                    is_special = token in marked or bool(_SPECIAL.fullmatch(token))
+                    yield (
+                        (token if name == "added_tokens.json" else _spelled(token)),
+                        number,
+                        is_special,
+                    )
+        for row, number in _added_rows(values):
+            yield row["content"], number, bool(row.get("special")) or row["content"] in marked
+
+
+def _added_rows(values: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
+    listed, decoder = values.get("added_tokens"), values.get("added_tokens_decoder")
+    rows = (
+        [(row, row.get("id")) for row in listed or () if isinstance(row, dict)]
+        if isinstance(listed, list)
+        else []
+    )
+    if isinstance(decoder, dict):
+        rows += [
+            (row, int(key)) for key, row in decoder.items() if key.isdecimal() and len(key) < 9
+        ]
+    for row, number in rows:
+        if isinstance(row, dict) and isinstance(row.get("content"), str) and type(number) is int:
+            yield row, number
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A tokenizer's file; nothing where it is not there or cannot be read."""
+    try:
+        return read_json(path) if is_file(path) else {}
+    except CheckpointError:
+        return {}
+
+
+def _content(each: Any) -> Any:
+    """The text of a token that is given as such or with its settings."""
+    text = each.get("content") if isinstance(each, dict) else each
+    return text if isinstance(text, str) else None
+
+
+def _spelled(token: str) -> str:
+    """A token of a byte-level vocabulary as text, where it is whole characters."""
+    letters = _letters()
+    try:
+        return bytes(letters[letter] for letter in token).decode()
+    except (KeyError, UnicodeDecodeError):
+        return token
+
+
+@cache
+def _letters() -> dict[str, int]:
+    """GPT-2's letter for each byte: itself where it can be seen, else one from 256 on."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {
+        chr(256 + place): byte for place, byte in enumerate(hidden)
+    }
+
+
+def as_it_says(
+    loaded: LoadedWeights,
+    told: Told | None,
+    d_vocab: int | None,
+    own: Vocabulary | None = None,
+) -> LoadedWeights:
     """The weights as they are, with their first `d_vocab` tokens, or refused where it is unclear.
 
     Args:
         told: What lies beside the weights says; None where nothing does.
         d_vocab: What the caller says, which goes before all else.
+        own: What `own_vocabulary` has found.
 
     Raises:
         ArchitectureError: The size means another vocabulary than what is beside it says.
     """
     cfg, held = loaded.cfg, loaded.cfg.d_vocab
+    if own is not None and d_vocab is None:
+        loaded.cfg = replace(cfg, vocabulary=own)
+        return loaded
     if d_vocab is not None:
         cfg.need_decoder()
     if d_vocab is not None:

@@ -1,6 +1,8 @@
 """Damaged weights load to finite ones of the right shapes, or are refused with an error of ours."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hooked_whisper import HookedWhisper
+from hooked_whisper import HookedWhisper, HookedWhisperConfig
+from hooked_whisper.weights.vocabulary import Told, own_vocabulary
 
 from ..weights.ct2 import convert_to_ct2, small_vocabulary
 from ..weights.ggml_blocks import random_blocks
@@ -113,3 +116,24 @@ def test_every_outcome_is_a_model_or_an_error_of_ours(
             assert n_tokens == model.cfg.d_vocab, seed
         path.write_bytes(before)
     assert 0 < outcomes["refused"] < N
+
+
+def test_the_tokenizers_files_of_fine_tunes(tmp_path: Path, outcomes: Outcomes) -> None:
+    cfg = HookedWhisperConfig.for_release("tiny", d_vocab=51868)
+    told = Told(frozenset({51865}), "the test")
+    row = {"id": 51865, "content": "[UH]", "special": False}
+    texts: dict[str, Any] = {
+        "tokenizer.json": {"added_tokens": [row], "model": {"vocab": {"a": 64, "Ġb": 51867}}},
+        "added_tokens.json": {"<|x|>": 51866},
+        "tokenizer_config.json": {"added_tokens_decoder": {"51865": row}},
+        "special_tokens_map.json": {"additional_special_tokens": ["<|x|>", row]},
+        "vocab.json": {"a": 64, "[UH]": 51865},
+    }
+    for seed in SEEDS:
+        name = list(texts)[seed % len(texts)]
+        for other, values in texts.items():
+            (tmp_path / other).write_text(json.dumps(values))
+        (tmp_path / name).write_text(of_json_file(json.dumps(texts[name]), seed))
+        found = outcomes.read(f"{seed}: {name}", lambda: own_vocabulary(tmp_path, cfg, told))
+        if found is not None:
+            replace(cfg, vocabulary=found)

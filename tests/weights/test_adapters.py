@@ -1,14 +1,17 @@
 """Adapters of peft: on they are the merged model, off the base, and both are peft's."""
 
+import copy
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hooked_whisper import HookedWhisper
+from hooked_whisper import HookedWhisper, HookedWhisperConfig
+from hooked_whisper.config import Vocabulary
 from hooked_whisper.errors import (
     ArchitectureError,
     CheckpointError,
@@ -162,8 +165,6 @@ def test_the_base_is_named_in_the_config(base, folder, plain):
 
 
 def test_more_tokens_than_the_base_has(hf_model, base, tmp_path, tiny_mel, tiny_tokens):
-    import copy
-
     more = copy.deepcopy(hf_model)
     n_tokens = more.config.vocab_size + 2
     more.resize_token_embeddings(n_tokens, mean_resizing=False)
@@ -177,6 +178,21 @@ def test_more_tokens_than_the_base_has(hf_model, base, tmp_path, tiny_mel, tiny_
     with model.adapter(False):
         ours = logits(model, tiny_mel, tiny_tokens)[..., :-2]
         assert_near(ours, logits(hf_model, tiny_mel, tiny_tokens))
+
+
+def test_the_adapters_own_tokens(make_hf, tmp_path):
+    sizes = {"n_audio_ctx": 10, "n_text_ctx": 9, "n_audio_layers": 1, "n_text_layers": 1}
+    sizes |= {"d_model": 8, "n_audio_heads": 2, "n_text_heads": 2}
+    plain = make_hf(HookedWhisperConfig.for_release("tiny", **sizes))
+    plain.save_pretrained(tmp_path / "base")
+    more = copy.deepcopy(plain)
+    more.resize_token_embeddings(51866, mean_resizing=False)
+    theirs = adapted(more, target_modules=["q_proj"], modules_to_save=["embed_tokens", "proj_out"])
+    folder = save_adapter(theirs, tmp_path / "adapter")
+    (folder / "added_tokens.json").write_text('{"[UH]": 51865}')
+    model = HookedWhisper.from_pretrained(folder, base=tmp_path / "base", device="cpu")
+    assert model.cfg.vocabulary == Vocabulary(51865, text=(("[UH]", 51865),))
+    assert model.to_string([51865]) == "[UH]"
 
 
 # The switch
@@ -317,8 +333,6 @@ def test_files_that_are_not_whole(base, folder):
 
 
 def test_another_base(plain, make_hf, tiny_cfg, tmp_path):
-    from dataclasses import replace
-
     make_hf(replace(tiny_cfg, n_audio_layers=1)).save_pretrained(tmp_path)
     with pytest.raises(WeightNameError, match=r"layers\.1\..*which the base does not have"):
         HookedWhisper.from_pretrained(plain, base=tmp_path)
