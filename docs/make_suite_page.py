@@ -116,8 +116,7 @@ def short(hook: str) -> str:
 
 def spliced(found: Mapping[str, Any], architecture: str, hook: str) -> Mapping[str, Any]:
     """What it does to speech; empty if that was not tried."""
-    rows = found.get(f"spliced/{architecture}/{hook.partition('.')[0]}", [])
-    return next((row for row in rows if row["hook_name"] == hook), {})
+    return found.get(f"spliced/{architecture}/{hook}", {})
 
 
 # Tables

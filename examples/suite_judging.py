@@ -17,9 +17,10 @@ is all of them. By the same rules for all:
 import argparse
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,11 +32,12 @@ from hooked_whisper.analysis.selectivity import ActiveLatents, Labels
 from hooked_whisper.data import as_recordings
 from hooked_whisper.io import write_json
 from hooked_whisper.sae import (
+    SAEEvaluation,
     TopKConfig,
     decoder_stability,
     evaluate_saes,
     judge_reconstruction,
-    load_suite,
+    load_sae,
     make_sae,
     readout,
 )
@@ -45,7 +47,6 @@ from hooked_whisper.store import ActivationStore
 KS = (1, 2, 4, 8, 16, 32)
 FEWEST_SENTENCES = 4
 """A speaker is told from others if there are so many of the same voice."""
-ARCHITECTURES = ("topk", "batchtopk", "jumprelu", "relu", "transcoder")
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,13 @@ class Judging:
 
     # What is kept
 
+    def path(self, name: str) -> Path:
+        """Where something is kept."""
+        return self.folder / f"{name}.json"
+
     def once(self, name: str, find: Callable[[], Any]) -> None:
         """Find something out and keep it, unless it is there."""
-        path = self.folder / f"{name}.json"
+        path = self.path(name)
         if path.exists():
             return
         print(name, flush=True)
@@ -121,7 +126,7 @@ class Judging:
     def write_results(self) -> None:
         """Everything that is known so far, in one file."""
         found = {
-            str(path.relative_to(self.folder).with_suffix("")): json.loads(path.read_text())
+            str(path.relative_to(self.folder))[: -len(".json")]: json.loads(path.read_text())
             for path in sorted(self.folder.rglob("*.json"))
         }
         about = {"held_out": list(self.held_out), "n_recordings": self.store.n_recordings}
@@ -133,13 +138,12 @@ class Judging:
 
     def suites(self) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
         """What is trained: architecture, stack, seed, autoencoders by what they read."""
-        for architecture in ARCHITECTURES:
+        for architecture in self.args.architectures:
             for folder in sorted((self.args.out / "saes" / architecture).glob("*-seed*")):
                 stack, _, seed = folder.name.partition("-seed")
-                done = [each.parent for each in folder.glob("*/sae_weights.safetensors")]
-                if done:
-                    names = {each.name for each in done}
-                    suite = {k: v for k, v in load_suite(folder).items() if k in names}
+                done = sorted(each.parent for each in folder.glob("*/sae_weights.safetensors"))
+                if done and stack in self.args.stacks:
+                    suite = {each.name: load_sae(each) for each in done}
                     yield architecture, stack, int(seed), suite
 
     def run(self) -> None:
@@ -147,19 +151,16 @@ class Judging:
         for architecture, stack, seed, suite in self.suites():
             for hook, sae in suite.items():
                 place = f"{architecture}/{seed}/{hook}"
-                self.once(
-                    f"given back/{place}", lambda sae=sae, hook=hook: self.given_back(sae, hook)
-                )
+                self.once(f"given back/{place}", partial(self.given_back, sae, hook))
                 if stack == "encoder" and seed < self.args.compared_seeds:
                     self.compare(place, hook, self.encoding(sae, hook))
-            if seed == 0:
-                self.once(
-                    f"spliced/{architecture}/{stack}", lambda suite=suite: self.spliced(suite)
-                )
         for hook in self.compared_hooks():
             for name, features in self.baselines(hook).items():
                 self.compare(f"{name}/0/{hook}", hook, features)
         self.stability()
+        for architecture, _, seed, suite in self.suites():
+            if seed == 0:
+                self.splice(architecture, suite)
         self.write_results()
 
     def compared_hooks(self) -> list[str]:
@@ -220,21 +221,26 @@ class Judging:
 
             self.once(f"{label}s/{place}", find)
 
-    def spliced(self, suite: dict[str, Any]) -> list[dict[str, Any]]:
+    def splice(self, architecture: str, suite: Mapping[str, Any]) -> None:
         """Cross-entropy recovered and word error rates, each autoencoder spliced in alone."""
-        known, per_speaker = as_recordings(self.args.out / "labels.jsonl"), {}
-        for each in known:
+        names = {hook: f"spliced/{architecture}/{hook}" for hook in suite}
+        missing = {h: sae for h, sae in suite.items() if not self.path(names[h]).exists()}
+        if not missing:
+            return
+        per_speaker: dict[Any, list[Any]] = {}
+        for each in as_recordings(self.args.out / "labels.jsonl"):
             own = per_speaker.setdefault(each.speaker, [])
             if each.speaker in self.held_out and len(own) < self.args.spliced_each:
                 own.append(each)
         chosen = [each for own in per_speaker.values() for each in own]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{'-'.join(sorted(suite))[:60]}.safetensors"  # to go on from
+        print(f"splicing {architecture} into {', '.join(missing)}", flush=True)
+        going_on = self.path(f"spliced/{architecture}").with_suffix(".safetensors")
+        going_on.parent.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"all_frames": False, "normalize": "english", "batch_size": 4}
-        found = evaluate_saes(suite, self.model, chosen, save_to=path, **options)
-        path.unlink(missing_ok=True)
-        rows: list[dict[str, Any]] = json.loads(evaluation_table(found).to_json(orient="records"))
-        return [row | {"n_recordings": len(chosen)} for row in rows]
+        found = evaluate_saes(missing, self.model, chosen, save_to=going_on, **options)
+        for hook, evaluation in found.items():
+            self.once(names[hook], lambda e=evaluation: numbers_of(e) | {"n": len(chosen)})
+        going_on.unlink(missing_ok=True)
 
     def stability(self) -> None:
         """Cosines of matched decoder rows of every two seeds."""
@@ -250,6 +256,12 @@ class Judging:
                             f"seeds/{architecture}/{a}-{b}/{hook}",
                             lambda a=by_seed[a], b=by_seed[b]: decoder_stability(a, b).to_dict(),
                         )
+
+
+def numbers_of(evaluation: SAEEvaluation) -> dict[str, Any]:
+    """What a table shows of a judgement."""
+    (row,) = json.loads(evaluation_table([evaluation]).to_json(orient="records"))
+    return {key: value for key, value in row.items() if not isinstance(value, str)}
 
 
 @torch.no_grad()

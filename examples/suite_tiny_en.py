@@ -159,7 +159,10 @@ def sae_config(args: argparse.Namespace, architecture: str, d: int, site: tuple[
     made: dict[str, SAEConfig] = {
         "topk": TopKConfig(**sizes, k=K),
         "batchtopk": BatchTopKConfig(**sizes, k=K),
-        "jumprelu": JumpReLUConfig(**sizes, l0_coefficient=args.l0),
+        # thresholds begin where a short training can move them to where they belong
+        "jumprelu": JumpReLUConfig(
+            **sizes, jumprelu_init_threshold=1.0, jumprelu_bandwidth=0.5, l0_coefficient=args.l0
+        ),
         "relu": ReLUConfig(**sizes, l1_coefficient=args.l1),
         "transcoder": TranscoderConfig(**sizes, d_out=d, hook_name_out=written, k=K),
     }
@@ -224,8 +227,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vectors", type=int, default=600_000, help="for each autoencoder")
     parser.add_argument("--decoder-vectors", type=int, default=150_000)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--l0", type=float, default=1.0, help="JumpReLU's penalty")
-    parser.add_argument("--l1", type=float, default=4.0, help="ReLU's penalty")
+    parser.add_argument("--l0", type=float, default=0.2, help="JumpReLU's penalty")
+    parser.add_argument("--l1", type=float, default=1.5, help="ReLU's penalty")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--compared-seeds", type=int, default=1, help="that are asked for phones")
     parser.add_argument("--spliced-each", type=int, default=7, help="sentences of a held-out voice")

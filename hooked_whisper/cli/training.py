@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from hooked_whisper.cli import options as opt
 
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk", "standard", "jumprelu", "gated")
 """What can be trained here: all but transcoders, which read one hook and write another."""
+
+ENCODER_OUTPUT = "encoder.ln_final.hook_normalized"
 
 _PENALTIES = {
     "standard": "l1_coefficient",
@@ -140,7 +143,7 @@ def train(args: opt.Options) -> None:
     opt.option(
         "--store", type=opt.FILE, help="A store that is there already, instead of RECORDINGS."
     ),
-    opt.hooks_option(opt.ENCODER_STREAM),
+    opt.hooks_option(f"{opt.ENCODER_STREAM}; of real models {ENCODER_OUTPUT} for the last"),
     opt.option(
         "--latents",
         "widths",
@@ -174,13 +177,16 @@ def suite(args: opt.Options) -> None:
     if args.store is not None and args.recordings:
         raise click.UsageError("give one of RECORDINGS and --store.")
     folder = args.out_path("saes")
-    hooks = list(args.hooks) or [opt.ENCODER_STREAM]
     logs = _logs(args, folder)
     if args.store is not None:
         stored = ActivationStore(args.store)
+        made_by, names = stored.identity["model"], stored.hook_names
+        hooks = list(args.hooks) or _usual_hooks(made_by["name"], made_by["config"], names)
     else:
         recordings, progress = args.chosen_recordings(), not args.quiet
         model = args.load_model()
+        name, sizes = model.cfg.model_name, vars(model.cfg)
+        hooks = list(args.hooks) or _usual_hooks(name, sizes, model.hook_names())
         stored = harvest(model, recordings, hooks, folder / "activations", progress=progress)
     store = _epochs(args, stored)
     cfgs = {}
@@ -191,6 +197,15 @@ def suite(args: opt.Options) -> None:
                 cfgs[str(place)] = _training_config(args, store, name, folder / place, width, k)
     _train_from_store(args, store, cfgs, logs)
     args.note(f"hooked-whisper sae eval --sae {next(iter(cfgs.values())).folder.parent}")
+
+
+def _usual_hooks(model_name: str, sizes: Mapping[str, Any], names: list[str]) -> list[str]:
+    """The stream behind every block of the encoder; of real models its output for the last."""
+    streams = [name for name in names if fnmatch(name, opt.ENCODER_STREAM)]
+    if model_name == "digits" or ENCODER_OUTPUT not in names:
+        return streams or [opt.ENCODER_STREAM]
+    last = f"encoder.blocks.{sizes['n_audio_layers'] - 1}.hook_resid_post"
+    return [*(name for name in streams if name != last), ENCODER_OUTPUT]
 
 
 def _epochs(args: opt.Options, store: Any) -> Any:

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from click.testing import Result
 
+from hooked_whisper.cli.training import ENCODER_OUTPUT, _usual_hooks
 from hooked_whisper.sae import load_suite
 
 Run = Callable[..., Result]
@@ -45,3 +48,32 @@ def test_a_store_or_recordings(run: Run, clip: Path) -> None:
     assert done.exit_code == 2 and "one of RECORDINGS and --store" in done.stderr
     done = run("sae", "suite", "--store", "nowhere", "--quiet")
     assert done.exit_code == 1 and "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model_name", "stored", "expected"),
+    [
+        ("digits", (0, 1, "output"), (0, 1)),
+        ("tiny.en", (0, 1, "output"), (0, "output")),
+        ("tiny.en", (0, 1), (0, 1)),
+        ("tiny.en", (0, "output"), (0, "output")),
+    ],
+    ids=["digits", "real", "no output", "no last block"],
+)
+def test_real_models_have_the_output_in_place_of_the_last_block(
+    model_name: str, stored: tuple[Any, ...], expected: tuple[Any, ...]
+) -> None:
+    def names(of: tuple[Any, ...]) -> list[str]:
+        stream = "encoder.blocks.{}.hook_resid_post"
+        return [ENCODER_OUTPUT if each == "output" else stream.format(each) for each in of]
+
+    given = ["decoder.blocks.0.hook_resid_post", *names(stored)]
+    assert _usual_hooks(model_name, {"n_audio_layers": 2}, given) == names(expected)
+
+
+def test_a_store_says_whose_activations_it_holds(run: Run, clip: Path) -> None:
+    stream = "encoder.blocks.*.hook_resid_post"
+    assert run("harvest", clip, "--hook", stream, "--out", "store", "--quiet").exit_code == 0
+    done = run("sae", "suite", "--store", "store", "--steps", 1, "--latents", 40, "--out", "saes")
+    assert done.exit_code == 0, done.output
+    assert len(load_suite("saes")) == 4
