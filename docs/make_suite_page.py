@@ -14,7 +14,7 @@ from typing import Any
 
 from tables import with_table
 
-from hooked_whisper.figures import style
+from hooked_whisper.figures import plot_learning_curve, style
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / "benchmarks/results/suite-tiny-en.json"
@@ -41,7 +41,7 @@ SHOWN = (
     "components",
     "untrained",
 )
-PROBED_KS = (1, 4, 16)
+PROBED_KS = (2, 4, 8, 16, 32)
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     found = json.loads(KEPT.read_text())["found"]
     text = PAGE.read_text(encoding="utf-8")
     for name, make in TABLES.items():
-        text = with_table(text, name, make(found))
+        text = with_table(text, name, make(found), Path(__file__).name)
     PAGE.write_text(text, encoding="utf-8")
     for name, draw in FIGURES.items():
         draw(found).savefig(PICTURES / f"suite_{name}.png")
@@ -152,20 +152,27 @@ def given_back(found: Mapping[str, Any], stack: str) -> str:
 
 
 def told(found: Mapping[str, Any], label: str) -> str:
-    """Phones or speakers, by what they are told."""
+    """Phones or speakers, by what they are told; means over seeds."""
     head = ["hook", "features", "n", "AUROC", "F1", "precision at recall 0.5"]
     head += [f"F1 of {k}" for k in PROBED_KS]
     rows = []
     for hook in hooks(found, f"{label}s", "encoder"):
         for features in SHOWN:
-            numbers = one(found, f"{label}s", features, hook)
-            if numbers is None:
+            every = seeds(found, f"{label}s", features, hook)
+            if not every:
                 continue
-            of_k = {each["k"]: each["f1"] for each in numbers["probes"]}
-            row = [short(hook), NAMES[features], f"{numbers['n_features']:,}"]
-            row += [number(numbers[key]) for key in ("auroc", "f1", "precision_at_half")]
-            rows.append(row + [number(of_k.get(k)) for k in PROBED_KS])
+            row = [short(hook), NAMES[features], f"{every[0]['n_features']:,}"]
+            for key in ("auroc", "f1", "precision_at_half"):
+                row.append(number(mean(each[key] for each in every)))
+            for k in PROBED_KS:
+                row.append(number(mean(probed(each, k) for each in every)))
+            rows.append(row)
     return lines(head, rows)
+
+
+def probed(numbers: Mapping[str, Any], k: int) -> float:
+    """F1 of the probe of k features."""
+    return next(float(each["f1"]) for each in numbers["probes"] if each["k"] == k)
 
 
 def stability(found: Mapping[str, Any]) -> str:
@@ -237,7 +244,13 @@ def draw_aurocs(found: Mapping[str, Any]) -> Any:
     return figure
 
 
-FIGURES = {"probes": draw_probes, "features": draw_aurocs}
+def draw_curve(found: Mapping[str, Any]) -> Any:
+    """What is left unexplained, over the minutes of sound."""
+    (points,) = (each for place, each in found.items() if place.startswith("curve/"))
+    return plot_learning_curve(points)
+
+
+FIGURES = {"probes": draw_probes, "features": draw_aurocs, "curve": draw_curve}
 
 if __name__ == "__main__":
     main()

@@ -18,7 +18,7 @@ from hooked_whisper import HookedWhisper, HookedWhisperConfig, config, errors
 from hooked_whisper.config import Stack
 
 DOCS = Path(__file__).parent
-BEGIN, END = "<!-- {}: written by docs/tables.py -->", "<!-- end -->"
+BEGIN, END = "<!-- {}: written by docs/{} -->", "<!-- end -->"
 
 MEANING = {
     "encoder.hook_mel": "the log-mel spectrogram",
@@ -144,9 +144,9 @@ TABLES = {
 """What is written: by name, the page that it is in and the function that makes it."""
 
 
-def with_table(text: str, name: str, table: str) -> str:
-    """A page's text with the table between its comments."""
-    begin = BEGIN.format(name)
+def with_table(text: str, name: str, table: str, by: str = "tables.py") -> str:
+    """A page's text with the table between its comments, which say what wrote it."""
+    begin = BEGIN.format(name, by)
     before, found, rest = text.partition(begin)
     if not found:
         raise ValueError(f"no comment {begin!r} in the page.")

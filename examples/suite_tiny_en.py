@@ -40,6 +40,7 @@ from hooked_whisper.sae import (
     TopKConfig,
     TrainingConfig,
     TranscoderConfig,
+    learning_curve,
     train_saes,
 )
 from hooked_whisper.store import ActivationStore, Epochs, harvest
@@ -169,30 +170,43 @@ def sae_config(args: argparse.Namespace, architecture: str, d: int, site: tuple[
     return made[architecture]
 
 
+def training(args: argparse.Namespace, sae: SAEConfig, **options: Any) -> TrainingConfig:
+    """How each is trained: massive activations are left out, as they would be all that counts."""
+    fixed: dict[str, Any] = {"batch_size": 1024, "lr": args.lr, "massive_activations": "exclude"}
+    fixed |= {"dead_after_vectors": options["n_vectors"] // 8, "log_every": 100}
+    return TrainingConfig(sae, **fixed, **options)
+
+
 def train(args: argparse.Namespace, model: HookedWhisper, source: Epochs, group: Group) -> None:
     """Train a group, or go on with it; one that is done is left as it is."""
     folder = args.out / "saes" / group.folder
-    wanted = [read for read, _ in chosen_sites(args, model, group)]
-    if all((folder / name / "sae_weights.safetensors").exists() for name in wanted):
+    chosen = chosen_sites(args, model, group)
+    missing = [s for s in chosen if not (folder / s[0] / "sae_weights.safetensors").exists()]
+    begun = [site for site in missing if (folder / site[0]).exists()]
+    if not missing:
         return
+    wanted = chosen if begun else missing  # what was begun together goes on together
     n_vectors = args.vectors if group.stack == "encoder" else args.decoder_vectors
     cfgs = {
-        read: TrainingConfig(
+        read: training(
+            args,
             sae_config(args, group.architecture, model.cfg.d_model, (read, written)),
             n_vectors=n_vectors,
-            batch_size=1024,
-            lr=args.lr,
-            dead_after_vectors=n_vectors // 8,
-            massive_activations="exclude",
             seed=group.seed,
             folder=folder / read,
             checkpoint_every=200,
-            log_every=100,
         )
-        for read, written in chosen_sites(args, model, group)
+        for read, written in wanted
     }
     print(f"{group.folder}: {len(cfgs)} autoencoders, {n_vectors:,} vectors each", flush=True)
-    train_saes(cfgs, source, seed=group.seed, resume=folder.exists())
+    train_saes(cfgs, source, seed=group.seed, resume=bool(begun))
+
+
+def curve(args: argparse.Namespace, source: Epochs, d_model: int) -> list[dict[str, Any]]:
+    """What more minutes of sound give a TopK autoencoder of the encoder's output."""
+    sae = sae_config(args, "topk", d_model, (OUTPUT, OUTPUT))
+    found = learning_curve(training(args, sae, n_vectors=args.vectors), source)
+    return [dict(point) for point in found.points]
 
 
 # The command line
@@ -251,7 +265,9 @@ def main() -> None:
     for group in groups(args):
         train(args, model, source, group)
     if not args.train_only:
-        Judging(args, model, store, held_out).run()
+        judging = Judging(args, model, store, held_out)
+        judging.run()
+        judging.once(f"curve/{OUTPUT}", lambda: curve(args, source, model.cfg.d_model))
     print(f"{(time.monotonic() - start) / 60:.0f} minutes", flush=True)
 
 
