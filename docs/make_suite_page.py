@@ -145,7 +145,7 @@ def given_back(found: Mapping[str, Any], stack: str) -> str:
             speech = spliced(found, architecture, hook)
             row = [short(hook), NAMES[architecture], str(len(every))]
             row += [number(means[k]) for k in ("fvu", "fvu_without_massive", "fvu_normalized")]
-            row += [number(means["l0"], 1), f"{means['dead_share']:.1%}"]
+            row += [number(means["l0"], 1), f"{100 * means['dead_share']:.1f} %"]
             row += [number(speech.get(key)) for key in ("ce_recovered", "wer", "wer_model")]
             rows.append(row)
     return lines(head, rows)
@@ -185,7 +185,7 @@ def stability(found: Mapping[str, Any]) -> str:
                 every = seeds(found, "seeds", architecture, hook)
                 row = [f"{stack} {short(hook)}", NAMES[architecture], str(len(every))]
                 row += [number(mean(each["mean_matched"] for each in every), 2)]
-                row += [f"{mean(each['share_above_0.7'] for each in every):.0%}"]
+                row += [f"{100 * mean(each['share_above_0.7'] for each in every):.0f} %"]
                 rows.append(row)
     return lines(head, rows)
 
@@ -246,7 +246,7 @@ def draw_aurocs(found: Mapping[str, Any]) -> Any:
 
 def draw_curve(found: Mapping[str, Any]) -> Any:
     """What is left unexplained, over the minutes of sound."""
-    (points,) = (each for place, each in found.items() if place.startswith("curve/"))
+    points = next(each for place, each in found.items() if place.startswith("curve/"))
     return plot_learning_curve(points)
 
 
