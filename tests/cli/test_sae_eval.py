@@ -129,7 +129,7 @@ def test_after_ctrl_c_the_same_command_does_the_rest(
     monkeypatch.setattr(io, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(io, "SAVE_EVERY_WRITES", 0.0)
     real = _Judging._read
-    monkeypatch.setattr(_Judging, "_read", lambda self, batch: read.append(1) or real(self, batch))
+    monkeypatch.setattr(_Judging, "_read", lambda self, *args: read.append(1) or real(self, *args))
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -1,7 +1,6 @@
 """Everything that an autoencoder is judged by, over recordings, in one call."""
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +25,7 @@ from hooked_whisper.sae.evaluation.downstream import KINDS, RecoveredMeter, tran
 from hooked_whisper.sae.evaluation.inputs import Batch, CleanRun, Inputs, own_rows, prepare
 from hooked_whisper.sae.evaluation.reconstruction import ReconstructionMeter, decoder_cosines
 from hooked_whisper.sae.evaluation.report import FrameEvaluation, SAEEvaluation
+from hooked_whisper.sae.evaluation.resume import Encoded, Kept, resume_of
 from hooked_whisper.sae.evaluation.saved import kept_on_disk, what_is_judged
 from hooked_whisper.speech.tokens import has_tokenizer
 from hooked_whisper.speech.wer import Normalize
@@ -54,7 +54,8 @@ def evaluate_sae(
 
     Runs twice over the recordings, a batch at a time: once for the
     activations and their mean, once with the autoencoder, zeros and the mean
-    in the activation's place. Memory does not grow with their number.
+    in the activation's place. What the encoder made of the first 512 MB of
+    windows (120 of tiny) is kept in between; memory does not grow beyond it.
 
     Args:
         sae: Anything with `encode` and `decode`.
@@ -203,6 +204,8 @@ class _Judging:
         self.skipped: list[SkippedRecording] | None = None
         self.n_read = self.n_judged = 0
         self.is_done = False
+        self.resumes = {site: resume_of(site, self.model.cfg) for site in sites}
+        self.kept = Kept({each.stream for each in self.resumes.values() if each})
 
     def run(self, progress: bool, save_to: str | os.PathLike[str] | None) -> list[SAEEvaluation]:
         """Go through the recordings twice, and say what was found out of each site."""
@@ -215,7 +218,7 @@ class _Judging:
         ):
             for number, batch in enumerate(self.inputs.batches() if self.skipped is None else ()):
                 if number >= self.n_read:
-                    self.rows += self._read(batch)
+                    self.rows += self._read(batch, number)
                     self.n_read += 1
                     keep()
                 bar.update(batch.n_recordings)
@@ -225,7 +228,7 @@ class _Judging:
             batches = self.inputs.batches(self.rows, self.languages)
             is_done = self.is_done or not self.has_decoder
             for number, batch in enumerate(() if is_done else batches):
-                clean = self._clean_run(batch) if number >= self.n_judged else None
+                clean = self._clean_run(batch, number) if number >= self.n_judged else None
                 for job in every_job:
                     if clean is not None:
                         self._splice(job, batch, clean)
@@ -250,18 +253,15 @@ class _Judging:
         for i, job in enumerate(job for jobs in self.jobs.values() for job in jobs):
             job.texts = found[f"{i}.texts"]
 
-    def _read(self, batch: Batch) -> list[list[int]]:
+    def _read(self, batch: Batch, number: int) -> list[list[int]]:
         """Run the model as it is and take in the activations; gives the tokens."""
         model = self.model
-        values: dict[str, Tensor] = {}
         names = {site.hook_in for site in self.jobs} | {site.hook_out for site in self.jobs}
-        in_encoder = sorted(name for name in names if name.startswith("encoder"))
-        in_decoder = sorted(names - set(in_encoder))
-        if in_encoder:
-            encoder_output, cache = model.run_with_cache(batch.mel, names_filter=in_encoder)
-            values |= dict(cache.items())
-        else:
-            encoder_output = model.encoder(batch.mel)
+        in_decoder = sorted(name for name in names if name.startswith("decoder"))
+        encoded = self._encode(batch, names - set(in_decoder))
+        encoder_output, values = encoded.output, dict(encoded.values)
+        if self.has_decoder:
+            self.kept.add(number, encoded)
         languages = self.inputs.languages(batch, encoder_output)
         self.languages += languages
         if self.inputs.given is None:
@@ -286,13 +286,16 @@ class _Judging:
             _measure(site, jobs, batch, values[site.hook_in], values[site.hook_out])
         return batch.rows
 
-    def _clean_run(self, batch: Batch) -> CleanRun:
-        names = [site.hook_in for site in self.jobs if _stream_layer(site) is not None]
-        streams: Mapping[str, Tensor] = {}
-        if names:
-            output, streams = self.model.run_with_cache(batch.mel, names_filter=names)
-        else:
-            output = self.model.encoder(batch.mel)
+    def _encode(self, batch: Batch, names: set[str]) -> Encoded:
+        """The encoder's output, some of its activations, and those that it is gone on from."""
+        wanted = sorted(names | self.kept.streams)
+        if not wanted:
+            return Encoded(self.model.encoder(batch.mel), {})
+        output, cache = self.model.run_with_cache(batch.mel, names_filter=wanted)
+        return Encoded(output, dict(cache.items()))
+
+    def _clean_run(self, batch: Batch, number: int) -> CleanRun:
+        output, streams = self.kept.take(number) or self._encode(batch, set())
         return CleanRun(output, self.model(None, batch.tokens, encoder_output=output), streams)
 
     def _splice(self, job: _Job, batch: Batch, clean: CleanRun) -> None:
@@ -318,7 +321,8 @@ class _Judging:
     def _hooks(self, splice: Splice, put: Callable[[Tensor], Tensor]) -> list[Hook]:
         """What replaces an activation; none where the encoder is run from it on."""
         site, read = splice.site, splice.reader or (lambda value: value)
-        if _stream_layer(site) is not None:
+        resume = self.resumes[site]
+        if resume is not None and resume.is_behind:
             return []
         return [
             (site.hook_in, lambda value, hook: read(value)),
@@ -329,11 +333,14 @@ class _Judging:
         self, splice: Splice, put: Callable[[Tensor], Tensor], batch: Batch, clean: CleanRun
     ) -> Tensor:
         """The encoder's output where an activation is replaced, with the hooks for it in place."""
-        site, layer, n_positions = splice.site, _stream_layer(splice.site), batch.mel.n_positions
-        if layer is not None:  # of the encoder's blocks only those behind run
-            with running(PassInfo(n_positions=n_positions)):
-                resid = put(clean.streams[site.hook_in])
-            return self.model.run_from(("encoder", layer + 1), resid, n_positions=n_positions)
+        site, n_positions = splice.site, batch.mel.n_positions
+        resume = self.resumes[site]
+        if resume is not None:  # of the encoder's blocks only those from there on run
+            resid = clean.streams[resume.stream]
+            if resume.is_behind:
+                with running(PassInfo(n_positions=n_positions)):
+                    resid = put(resid)
+            return self.model.run_from(("encoder", resume.block), resid, n_positions=n_positions)
         in_decoder = site.stack == "decoder"
         return clean.encoder_output if in_decoder else self.model.encoder(batch.mel)
 
@@ -390,9 +397,3 @@ def _measure(
         for job, mask in zip(jobs, inside, strict=True):
             counted = mask[part]
             job.reconstruction.update(y[part][counted], recons[counted], latents[counted])
-
-
-def _stream_layer(site: SpliceSite) -> int | None:
-    """The block behind which it replaces the encoder's residual stream itself, if it does."""
-    found = re.fullmatch(r"encoder\.blocks\.(\d+)\.hook_resid_post", site.hook_in)
-    return int(found[1]) if found and site.hook_out == site.hook_in else None

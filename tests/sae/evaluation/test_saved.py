@@ -93,8 +93,8 @@ def test_what_is_done_is_not_done_again(
     for name in ("_read", "_clean_run"):
         real = getattr(module._Judging, name)
 
-        def counted(self: Any, batch: Any, real: Any = real) -> Any:
-            found = real(self, batch)
+        def counted(self: Any, *batch: Any, real: Any = real) -> Any:
+            found = real(self, *batch)
             done.append(real.__name__)
             if len(done) == stop_at:
                 done[-1] = "stopped"
