@@ -7,10 +7,13 @@ over sizes, CPR and CMD    faithfulness_curve -> FaithfulnessCurve
 complete and minimal?      judge_circuit -> CircuitJudgement
 by the seconds read        edge_times -> EdgeTimes
 what to compare with       word_pair -> WordPair, reference_means
+look at it                 draw_circuit; reports.circuit_page; save_attribution_graph
 """
 
+from hooked_whisper.circuits.carried import carried_seconds
 from hooked_whisper.circuits.circuit import Circuit
 from hooked_whisper.circuits.curve import FaithfulnessCurve, faithfulness_curve
+from hooked_whisper.circuits.drawing import draw_circuit
 from hooked_whisper.circuits.evaluation import (
     CircuitEvaluation,
     circuit_transcripts,
@@ -18,6 +21,7 @@ from hooked_whisper.circuits.evaluation import (
 )
 from hooked_whisper.circuits.find import find_circuit
 from hooked_whisper.circuits.graph import Edge, EdgeGraph, Embedding
+from hooked_whisper.circuits.graph_json import attribution_graph, save_attribution_graph
 from hooked_whisper.circuits.judgement import CircuitJudgement, judge_circuit
 from hooked_whisper.circuits.pairs import WordPair, reference_means, word_pair
 from hooked_whisper.circuits.scores import EdgeScores
@@ -34,12 +38,16 @@ __all__ = [
     "Embedding",
     "FaithfulnessCurve",
     "WordPair",
+    "attribution_graph",
+    "carried_seconds",
     "circuit_transcripts",
+    "draw_circuit",
     "edge_times",
     "evaluate_circuits",
     "faithfulness_curve",
     "find_circuit",
     "judge_circuit",
     "reference_means",
+    "save_attribution_graph",
     "word_pair",
 ]

@@ -174,6 +174,7 @@ COMMANDS = {
     "transcribe": "hooked_whisper.cli.transcribe:transcribe",
     "cache": "hooked_whisper.cli.cache:cache",
     "patch": "hooked_whisper.cli.patch:patch",
+    "circuit": "hooked_whisper.cli.circuit:circuit",
     "attention": "hooked_whisper.cli.attention:attention",
     "features": "hooked_whisper.cli.features:features",
     "study": "hooked_whisper.cli.study:study",

@@ -1,6 +1,5 @@
 """`hooked-whisper patch`: one run's activations into another, place by place."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,36 +7,12 @@ import click
 
 from hooked_whisper.cli import options as opt
 from hooked_whisper.cli.main import INTERRUPTED
+from hooked_whisper.cli.pairs import MEASURED, RUNS, PatchRuns, check_runs, make_pair
 from hooked_whisper.errors import InputError
-
-METRICS = (
-    "logit-difference",
-    "log-prob",
-    "probability",
-    "text-log-prob",
-    "transcript",
-    "word-error-rate",
-)
 
 
 @opt.command(
-    opt.file_argument("clean", required=False),
-    opt.file_argument("corrupted", required=False),
-    opt.option(
-        "--corrupt",
-        type=click.Choice(["silence", "noise", "swap"]),
-        help="Instead of CORRUPTED. swap: two words in each other's place.",
-    ),
-    opt.option(
-        "--corrupt-window",
-        type=(float, float),
-        metavar="START END",
-        help="The seconds to corrupt.  [default: all]",
-    ),
-    opt.option("--corrupt-word", help="The word to corrupt, at its own time."),
-    opt.option("--swap-with", help="The word that --corrupt swap puts there."),
-    opt.option("--text", help="What is said in CLEAN; else the model writes it down."),
-    opt.LANGUAGE,
+    *RUNS,
     opt.hooks_option(opt.ENCODER_STREAM),
     opt.option(
         "--per",
@@ -54,21 +29,7 @@ METRICS = (
         default="denoising",
         help="Clean activations into the corrupted run, or the other way round.",
     ),
-    opt.option("--metric", type=click.Choice(METRICS), default="logit-difference"),
-    opt.option(
-        "--token",
-        type=opt.COUNT,
-        help="Which token of the text is measured, from 0.  [default: the first that differs]",
-    ),
-    opt.option("--word", help="The word whose first token is measured, instead of --token."),
-    opt.option(
-        "--at",
-        "at_s",
-        type=opt.FROM_0,
-        metavar="SECONDS",
-        help="When it is said: instead of --word, or to tell words alike apart.",
-    ),
-    opt.HEADS,
+    *MEASURED,
     opt.option("--top", type=opt.COUNT_FROM_1, default=10, help="Places to print."),
     opt.flag("--resume", help="Go on with the unfinished sweep in the folder."),
     out=("A folder for the table, the plot and the result", "MODEL-patch"),
@@ -91,18 +52,7 @@ def patch(args: opt.Options) -> None:
     folder gets sweep.csv, sweep.png and sweep.safetensors, which is written as it
     grows. After Ctrl-C or a kill, it has what was done, and --resume does the rest.
     """
-    if args.clean is not None and (args.corrupted is None) == (args.corrupt is None):
-        raise click.UsageError("name a CORRUPTED recording, or give --corrupt; one of them.")
-    if (args.corrupt_window or args.corrupt_word) and not args.corrupt:
-        raise click.UsageError("--corrupt-window and --corrupt-word need --corrupt.")
-    if args.corrupt_window and args.corrupt_word:
-        raise click.UsageError("give one of --corrupt-window and --corrupt-word.")
-    if (args.corrupt == "swap") != (args.swap_with is not None) or (
-        args.corrupt == "swap" and args.corrupt_word is None
-    ):
-        raise click.UsageError("--corrupt swap takes --corrupt-word and --swap-with, two words.")
-    if args.token is not None and (args.word is not None or args.at_s is not None):
-        raise click.UsageError("give --token, or --word and --at.")
+    check_runs(args)
     from hooked_whisper.io import make_folder
     from hooked_whisper.patching import SweepResult, patch_sweep
 
@@ -134,125 +84,6 @@ def patch(args: opt.Options) -> None:
     if not result.complete:
         opt.note("unfinished: the same command with --resume does the rest.")
         raise SystemExit(INTERRUPTED)
-
-
-@dataclass(frozen=True)
-class PatchRuns:
-    """Two runs on the same tokens.
-
-    Args:
-        clean: The run that is right.
-        corrupted: The run that is not.
-        clean_name: What the first is called.
-        corrupted_name: What the second is called.
-        metric: What is measured.
-        measures: The same in words.
-    """
-
-    clean: Any
-    corrupted: Any
-    clean_name: str
-    corrupted_name: str
-    metric: Any
-    measures: str
-
-
-def make_pair(model: Any, args: opt.Options) -> PatchRuns:
-    """The two runs and the metric; of the shipped recordings where none is named.
-
-    Raises:
-        InputError: Both runs predict the same tokens, or there is no such token.
-    """
-    from hooked_whisper import digits
-    from hooked_whisper.interventions import Example
-    from hooked_whisper.interventions.spoken_words import choose_word, spoken_words
-
-    clean, corrupted, text = args.clean, args.corrupted, args.text
-    if clean is None:
-        first, second = digits.recordings()[:2]
-        clean, text = first.path, text or first.text
-        corrupted = None if args.corrupt else second.path
-    spoken = None if text is None else opt.spaced(text)
-    right = Example.from_audio(model, clean, spoken, language=args.language)
-    window, words = args.corrupt_window, []
-    named = (args.corrupt_word, args.word, args.at_s)
-    if any(each is not None for each in named):
-        words = spoken_words(model, right, model.to_tokens("").shape[1])
-    if args.corrupt_word is not None:
-        word = choose_word(words, args.corrupt_word, args.at_s)
-        window = word.window_s
-        if args.word is None:  # what is measured, unless told otherwise
-            args.word, args.at_s = word.word, sum(window) / 2
-    if corrupted is not None:
-        wrong, name = Example(model.to_mel(corrupted), right.tokens), corrupted.name
-    elif args.corrupt == "swap":
-        other = choose_word(words, args.swap_with, None)
-        wrong, name = right.swapped(window, other.window_s), f"{other.word!r} swapped in"
-    elif args.corrupt == "silence":
-        wrong, name = right.with_silence(window), "silence"
-    else:
-        wrong, name = right.with_white_noise(model, window), "noise"
-    if corrupted is None and window:
-        name += f" from {window[0]:.4g} to {window[1]:.4g} s"
-    if args.word is not None or args.at_s is not None:
-        args.token = choose_word(words, args.word, args.at_s).token
-    metric, measures = _metric(model, right, wrong, args)
-    return PatchRuns(right, wrong, clean.name, name, metric, measures)
-
-
-def _metric(model: Any, right: Any, wrong: Any, args: opt.Options) -> tuple[Any, str]:
-    """The metric, and what it measures in words."""
-    from hooked_whisper import metrics
-    from hooked_whisper.model.language import language_of_tokens
-
-    n_prompt = model.to_tokens("").shape[1]
-    text = model.to_string(right.tokens)[0].strip()
-    spoken = language_of_tokens(model.cfg, right.tokens[0].tolist())
-    if args.metric == "transcript":
-        exact = metrics.ExactTranscript(text, "auto", spoken)
-        return exact, f"measured is whether the transcript is {text!r}"
-    if args.metric == "word-error-rate":
-        rate = metrics.WordErrorRate(text, language=spoken)
-        return rate, f"measured is the word error rate to {text!r}"
-    if args.metric == "text-log-prob":
-        whole = metrics.SequenceLogProb(right.tokens, start=n_prompt)
-        return whole, f"measured is the log-probability of {text!r}"
-    place, good, bad = _contrast(model, right, wrong, n_prompt, args)
-    names = [repr(model.to_string([[token]])[0]) for token in (good, bad)]
-    measures = f"measured is {names[0]} as token {place} of the text"
-    pos = n_prompt + place - 1
-    if args.metric == "log-prob":
-        return metrics.LogProb(good, pos=pos), measures
-    if args.metric == "probability":
-        return metrics.Probability(good, pos=pos), measures
-    return metrics.LogitDifference(good, bad, pos=pos), f"{measures} against {names[1]}"
-
-
-def _contrast(
-    model: Any, right: Any, wrong: Any, n_prompt: int, args: opt.Options
-) -> tuple[int, int, int]:
-    """Which token of the text is measured, its id, and what the corrupted run has there."""
-    import torch
-
-    with torch.no_grad():
-        predicted = model(wrong.mel, right.tokens)[0, n_prompt - 1 : -1].argmax(dim=-1).tolist()
-    wanted = right.tokens[0, n_prompt:].tolist()
-    token: int | None = args.token
-    if not wanted:
-        raise InputError("the clean text is empty; give --text, or another recording.")
-    if token is not None and token >= len(wanted):
-        raise InputError(f"--token is {token}; the text has tokens 0 to {len(wanted) - 1}.")
-    differ = [i for i, pair in enumerate(zip(wanted, predicted, strict=True)) if pair[0] != pair[1]]
-    places = differ if token is None else [i for i in differ if i == token]
-    if not places and token is not None and args.metric != "logit-difference":
-        places = [token]
-    if not places:
-        which = "every token" if token is None else f"token {token}"
-        raise InputError(
-            f"the corrupted run predicts {which} of the clean text too, so that there is nothing "
-            "to tell apart. Choose another pair, or --metric log-prob with --token."
-        )
-    return places[0], wanted[places[0]], predicted[places[0]]
 
 
 def _per(model: Any, names: list[str], per: str) -> Any:

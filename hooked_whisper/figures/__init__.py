@@ -6,6 +6,7 @@ there is nothing to draw. A `title` is drawn above.
 """
 
 from hooked_whisper.figures.attention import plot_entropy, plot_pattern, plot_patterns
+from hooked_whisper.figures.circuits import CircuitEdge, CircuitNode, plot_circuit
 from hooked_whisper.figures.lenses import (
     plot_attribution,
     plot_encoder_lens,
@@ -33,8 +34,11 @@ from hooked_whisper.figures.statistics import (
 )
 
 __all__ = [
+    "CircuitEdge",
+    "CircuitNode",
     "plot_attribution",
     "plot_by_layer",
+    "plot_circuit",
     "plot_confusion",
     "plot_cosine_matrix",
     "plot_cross_attention",

@@ -1,7 +1,16 @@
 """Pages to look at and listen to: each one HTML file that works from disk, without a network."""
 
 from hooked_whisper.reports.attention import AttentionPage, attention_page
+from hooked_whisper.reports.circuit import CircuitPage, circuit_page
 from hooked_whisper.reports.features import FeaturePage, feature_page
 from hooked_whisper.reports.html import page_styles
 
-__all__ = ["AttentionPage", "FeaturePage", "attention_page", "feature_page", "page_styles"]
+__all__ = [
+    "AttentionPage",
+    "CircuitPage",
+    "FeaturePage",
+    "attention_page",
+    "circuit_page",
+    "feature_page",
+    "page_styles",
+]

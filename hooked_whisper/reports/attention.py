@@ -108,10 +108,10 @@ def attention_page(
         StoreWriteError: The file cannot be written.
     """
     model.cfg.need_decoder()
-    path = _check_out(out)
+    path = check_out(out, "attention.html")
     max_mb = _check_budget(max_mb)
     known_words = [] if words is None else check_words(words)
-    window = _read(model, recording, cut)
+    window = read_recording(model, recording, cut)
     if words is None:
         known_words = check_words(window.words or ())
     assert window.samples is not None
@@ -207,10 +207,11 @@ def read_transcript(
     return Transcript(tokens, n_prompt, model.to_string(tokens[0]).strip(), words)
 
 
-def _check_out(out: Any) -> Path:
+def check_out(out: Any, name: str) -> Path:
+    """The file to write, once it is sure that it is no folder; `name` is one as an example."""
     path = as_path(out, InputError)
     if path.is_dir():
-        raise InputError(f"out is {str(out)!r}, a folder; name the file: {path / 'attention.html'}")
+        raise InputError(f"out is {str(out)!r}, a folder; name the file: {path / name}")
     return path
 
 
@@ -242,8 +243,8 @@ def check_words(words: Sequence[Any]) -> list[Word]:
     return checked
 
 
-def _read(model: HookedWhisper, recording: Any, cut: bool) -> AudioWindow:
-    """The recording, as long as the model's window at most."""
+def read_recording(model: HookedWhisper, recording: Any, cut: bool) -> AudioWindow:
+    """The one recording of a page, as long as the model's window at most."""
     found = list(as_recordings([recording] if isinstance(recording, Mapping) else recording))
     if len(found) != 1:
         raise RecordingsError(

@@ -17,7 +17,7 @@ import pytest
 from click.testing import Result
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.cli import main, patch
+from hooked_whisper.cli import circuit, main, patch
 from hooked_whisper.digits import FOLDER
 from hooked_whisper.store import harvest
 
@@ -28,6 +28,7 @@ HOOK = "encoder.blocks.0.hook_resid_pre"
 CALLED = {
     "transcribe": "hooked_whisper.model.whisper:HookedWhisper.transcribe",
     "patch": "hooked_whisper.patching:patch_sweep",
+    "circuit": "hooked_whisper.circuits:find_circuit",
     "attention": "hooked_whisper.reports.attention:attention_page",
     "features": "hooked_whisper.reports.features:feature_page",
     "study": "hooked_whisper.study:study",
@@ -97,6 +98,11 @@ CASES = [
     ("patch", "--window-s 0.25", "window_s", 0.25),
     ("patch", "--all-frames", "all_frames", True),
     ("patch", "--quiet", "progress", False),
+    ("circuit", "--direction denoising", "direction", "denoising"),
+    ("circuit", "--method exact", "method", "exact"),
+    ("circuit", "--steps 3", "n_steps", 3),
+    ("circuit", "--out s", "save_to", Path("s/scores.safetensors")),
+    ("circuit", "--quiet", "progress", False),
     ("attention", f"{CLIP}", "recording", CLIP),
     ("attention", "--text seven", "text", " seven"),
     ("attention", "--language de", "language", "de"),
@@ -202,6 +208,11 @@ SEEN = {
         *("corrupt_word", "swap_with", "word", "at_s"),
         *("token", "top", "resume", "out", "overwrite", "as_json"),
     },
+    "circuit": {
+        *("clean", "corrupted", "corrupt", "corrupt_window", "text", "language", "metric"),
+        *("corrupt_word", "swap_with", "word", "at_s", "token"),
+        *("edges", "choose", "signed", "carried_s", "top", "resume", "overwrite", "as_json"),
+    },
     "attention": {"overwrite", "as_json", "quiet"},
     "features": {"overwrite", "as_json"},
     "study": {"as_json"},
@@ -248,6 +259,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str,
 
         monkeypatch.setattr(holder, name, note)
         monkeypatch.setattr(patch, "make_pair", lambda *args: MagicMock())  # costs some runs
+        monkeypatch.setattr(circuit, "make_pairs", lambda *args: [MagicMock()])
         return found
 
     yield spy_on
@@ -374,7 +386,7 @@ def test_what_is_taken_by_default_is_said_unless_quiet(
     monkeypatch.setattr(HookedWhisper, "from_pretrained", load)
     said = run(*least(name))
     assert "no --model named: taking digits" in said.stderr and said.stdout == ""
-    if name not in ("info", "patch"):
+    if name not in ("info", "patch", "circuit"):
         first = said.stderr.splitlines()[0]
         assert "no recording" in first and "with the package" in first
     assert "taking digits" not in run(*name.split(), "--model", "digits").stderr

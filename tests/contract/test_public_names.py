@@ -82,13 +82,11 @@ ROOMS = {
         top_activations
     """,
     "figures": """
-        plot_attribution plot_by_layer plot_confusion plot_cosine_matrix plot_cross_attention
-        plot_density plot_encoder_lens plot_entropy plot_head_scores plot_histograms plot_latents
-        plot_learning_curve plot_logit_lens plot_massive_activations plot_mel plot_offsets
-        plot_patching plot_pattern plot_patterns plot_probes
-        plot_learning_curve plot_logit_lens plot_massive_activations plot_mel plot_offsets
-        plot_patching plot_pattern plot_patterns plot_probes
-        plot_sources plot_sweep plot_training plot_trajectories
+        CircuitEdge CircuitNode plot_attribution plot_by_layer plot_circuit plot_confusion
+        plot_cosine_matrix plot_cross_attention plot_density plot_encoder_lens plot_entropy
+        plot_head_scores plot_histograms plot_latents plot_learning_curve plot_logit_lens
+        plot_massive_activations plot_mel plot_offsets plot_patching plot_pattern plot_patterns
+        plot_probes plot_sources plot_sweep plot_training plot_trajectories
     """,
     "data": """
         AlignmentHeads AudioWindow Recording SkippedRecording WindowBatch add_alignments
@@ -114,15 +112,18 @@ ROOMS = {
     """,
     "circuits": """
         Circuit CircuitEvaluation CircuitJudgement Edge EdgeGraph EdgeScores EdgeTimes Embedding
-        FaithfulnessCurve WordPair circuit_transcripts edge_times evaluate_circuits
-        faithfulness_curve find_circuit judge_circuit reference_means word_pair
+        FaithfulnessCurve WordPair attribution_graph carried_seconds circuit_transcripts
+        draw_circuit edge_times evaluate_circuits faithfulness_curve find_circuit judge_circuit
+        reference_means save_attribution_graph word_pair
     """,
     "patching": """
         GreedyAblation Head HeadInput MLPLayer PathEffects Removal Rollout SweepResult
         attention_rollout attribution_patch gradient_rollout greedy_ablation head_ablations
         layer_ablations patch_sweep path_patch path_patch_heads
     """,
-    "reports": "AttentionPage FeaturePage attention_page feature_page page_styles",
+    "reports": """
+        AttentionPage CircuitPage FeaturePage attention_page circuit_page feature_page page_styles
+    """,
     "store": """
         ActivationDataset ActivationStore Epochs ProbeResult ProbeScore RecordingEntry RowIndex
         harvest model_identity probe verify_store

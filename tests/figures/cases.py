@@ -36,6 +36,24 @@ def diagonal(n_query: int, n_key: int, width: float = 6.0) -> Tensor:
     return (-(((torch.arange(n_key) - middle) / width) ** 2)).softmax(dim=-1)
 
 
+def circuit() -> tuple[list[Any], list[Any]]:
+    """Five nodes of both stacks, and edges of each kind, one of which works against the metric."""
+    nodes = [
+        figures.CircuitNode("encoder.embed", "sound", "encoder", 0, "embed", 0, 1, "embed"),
+        figures.CircuitNode("encoder.0.attn.1", "0.1", "encoder", 1, "heads 0", 1, 3, "head"),
+        figures.CircuitNode("encoder.0.mlp", "MLP 0", "encoder", 2, "", 0, 1, "mlp"),
+        figures.CircuitNode("decoder.0.cross_attn.2", "0.2", "decoder", 2, "cross 0", 2, 3, "head"),
+        figures.CircuitNode("logits", "logits", "decoder", 4, "", 0, 1, "logits"),
+    ]
+    ends = [(0, 1, "v", 0.3), (0, 2, "", 0.1), (1, 2, "", -0.2), (2, 3, "k", 0.2)]
+    ends += [(1, 3, "v", 0.15), (3, 4, "", 0.4)]
+    edges = [
+        figures.CircuitEdge(f"{start}-{end}", nodes[start].name, nodes[end].name, part, score)
+        for start, end, part, score in ends
+    ]
+    return nodes, edges
+
+
 def log(rate: float) -> list[dict[str, Any]]:
     return [
         {
@@ -63,6 +81,14 @@ CASES: dict[str, Callable[[], Any]] = {
     "plot_by_layer": lambda: figures.plot_by_layer(
         {"norm": {"encoder": 9 * wave(4), "decoder": wave(4)}, "kurtosis": {"encoder": wave(4)}},
         layers=["embed", "0", "1", "2"],
+    ),
+    "plot_circuit": lambda: figures.plot_circuit(
+        *circuit(),
+        mel=mel(),
+        sound_s=1.6,
+        words=WORDS,
+        carried=[(0.3, 0.6, 0.4), (0.6, 0.9, 0.2), (1.0, 1.3, -0.1)],
+        title="A circuit",
     ),
     "plot_confusion": lambda: figures.plot_confusion(
         wave(3, 4),

@@ -94,7 +94,7 @@ def test_golden_images(name: str, tmp_path: Path) -> None:
 
 
 def test_every_figure_has_its_golden_image() -> None:
-    assert set(CASES) == set(figures.__all__)
+    assert set(CASES) == {name for name in figures.__all__ if name.startswith("plot_")}
     for ending in ("png", "json"):
         assert set(CASES) == {path.stem for path in GOLDEN.glob(f"*.{ending}")}
     assert max(path.stat().st_size for path in GOLDEN.iterdir()) < 40_000

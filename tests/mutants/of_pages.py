@@ -174,7 +174,7 @@ MUTANTS = [
     Mutant(
         "cli-measured-position",
         "patch measures the token after the one that it names",
-        "cli/patch.py",
+        "cli/pairs.py",
         "pos = n_prompt + place - 1",
         "pos = n_prompt + place",
         ("cli/test_patch.py",),
