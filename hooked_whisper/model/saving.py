@@ -19,8 +19,8 @@ def save_pretrained(
         model: What is written, in the dtype that it is in.
         path: A folder; for OpenAI's format, which has no alignment heads, a new file.
         format: Which package reads it: this one, transformers (safetensors for
-            `WhisperForConditionalGeneration`; a tokenizer's files are those of the release with
-            the same vocabulary), or openai-whisper (`whisper.load_model`).
+            `WhisperForConditionalGeneration`, and the files of its `WhisperProcessor`), or
+            openai-whisper (`whisper.load_model`).
 
     Raises:
         SourceError: No path, or another model is there.

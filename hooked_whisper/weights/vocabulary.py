@@ -215,7 +215,7 @@ def _content(each: Any) -> Any:
 
 def _spelled(token: str) -> str:
     """A token of a byte-level vocabulary as text, where it is whole characters."""
-    letters = _letters()
+    letters = byte_letters()
     try:
         return bytes(letters[letter] for letter in token).decode()
     except (KeyError, UnicodeDecodeError):
@@ -223,7 +223,7 @@ def _spelled(token: str) -> str:
 
 
 @cache
-def _letters() -> dict[str, int]:
+def byte_letters() -> dict[str, int]:
     """GPT-2's letter for each byte: itself where it can be seen, else one from 256 on."""
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in seen]

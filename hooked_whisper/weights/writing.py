@@ -33,6 +33,7 @@ from hooked_whisper.weights.rename import (
     openai_name,
 )
 from hooked_whisper.weights.sizes import SIZES
+from hooked_whisper.weights.tokenizer_files import tokenizer_files
 from hooked_whisper.weights.vocabulary import NAMES, suppressed_tokens, whisper_tokenizer
 
 FORMATS = ("hooked_whisper", "huggingface", "openai")
@@ -91,8 +92,8 @@ def save_huggingface(
 ) -> None:
     """Write a folder that `WhisperForConditionalGeneration.from_pretrained` reads.
 
-    With the configuration, what generation needs, and the sizes of the mel; a tokenizer's files
-    are those of the release with the same vocabulary.
+    With the configuration, what generation needs, the sizes of the mel, and the tokenizer's files
+    where the vocabulary begins with one of OpenAI's: `WhisperProcessor` reads the folder too.
 
     Args:
         folder: New, or one without a model; made where it is missing.
@@ -115,13 +116,15 @@ def save_huggingface(
         GENERATION_FILE: _generation(cfg, alignment_heads),
         PREPROCESSOR_FILE: _preprocessor(cfg),
     }
+    texts = {name: json.dumps(each, indent=2) + "\n" for name, each in files.items()}
+    texts |= tokenizer_files(cfg)
     make_folder(target)
     try:
         with replacing(target / WEIGHTS_FILE) as aside:
             write_tensors(tensors, aside, {"format": "pt"})
-        for name, content in files.items():
+        for name, text in texts.items():
             with replacing(target / name) as aside:
-                aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                aside.write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise _unwritten(target, error) from error
 
@@ -172,7 +175,7 @@ def _unwritten(target: Path, error: Exception) -> StoreWriteError:
 
 def _special_ids(cfg: HookedWhisperConfig) -> dict[str, int | None]:
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-    if cfg.d_vocab not in NAMES:
+    if cfg.base_vocab not in NAMES:
         return {**dict.fromkeys(names), "decoder_start_token_id": 0}  # transformers needs one
     tokens = whisper_tokenizer(cfg)
     bos = tokens.eot if cfg.is_multilingual else tokens.sot
@@ -202,7 +205,7 @@ def _generation(
     values: dict[str, Any] = {**_special_ids(cfg), "max_length": cfg.n_text_ctx}
     if alignment_heads is not None:
         values["alignment_heads"] = alignment_heads.nonzero().tolist()
-    if cfg.d_vocab not in NAMES:
+    if cfg.base_vocab not in NAMES:
         return values
     tokens = whisper_tokenizer(cfg)
     values |= {

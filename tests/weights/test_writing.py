@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hooked_whisper import HookedWhisper, HookedWhisperConfig
+from hooked_whisper.config import Vocabulary
 from hooked_whisper.errors import ConfigError, SourceError, StoreWriteError
 
 _for = HookedWhisperConfig.for_release
@@ -146,3 +147,47 @@ def test_a_disk_that_fails(make_model, tmp_path, monkeypatch, form):
         make_model(CONFIGS["own-tokens"]).save_pretrained(tmp_path / "a", format=form)
     left = [path for path in (tmp_path / "a").glob("*")] if form == "huggingface" else []
     assert not left and not (tmp_path / "a").is_file()
+
+
+# The tokenizer's files
+
+TEXT = " Ask not what your country can do for you: 3.5 % äöü 日本語 \U0001f600\n don't"
+
+
+@pytest.mark.parametrize("name", ["tiny.en", "base", "large-v3"])
+def test_transformers_tokenizer_is_openais(make_model, tmp_path, name):
+    from transformers import WhisperProcessor, WhisperTokenizer
+
+    model = make_model(_for(name, **SMALL))
+    model.save_pretrained(tmp_path / "a", format="huggingface")
+    theirs = WhisperProcessor.from_pretrained(tmp_path / "a").tokenizer
+    ours = model.to_tokens(TEXT, prepend_sot=False)[0].tolist()
+    assert theirs(TEXT, add_special_tokens=False).input_ids == ours
+    assert theirs.decode(ours) == TEXT
+    whole = theirs(" one").input_ids
+    assert whole[0] == model.to_tokens("")[0, 0] and whole[-1] == theirs.eos_token_id
+    for token in ("<|startoftranscript|>", "<|notimestamps|>", "<|0.00|>", "<|30.00|>"):
+        (expected,) = model.to_tokens(token, prepend_sot=False)[0].tolist()
+        assert theirs.convert_tokens_to_ids(token) == expected
+    said = [*model.to_tokens(" one")[0].tolist(), theirs.eos_token_id]
+    assert theirs.decode(said, skip_special_tokens=True) == " one"
+    if model.is_multilingual:
+        theirs = WhisperTokenizer.from_pretrained(tmp_path / "a", language="de", task="translate")
+        expected = model.to_tokens(" eins", language="de", task="translate", append_eot=True)
+        assert theirs(" eins").input_ids == expected[0].tolist()
+    again = HookedWhisper.from_pretrained(tmp_path / "a", device="cpu")
+    assert again.cfg.vocabulary is None
+
+
+def test_added_tokens_are_written_too(make_model, tmp_path):
+    from transformers import WhisperTokenizer
+
+    vocabulary = Vocabulary(51865, (("<|laugh|>", 51866),), (("[UH]", 51865),))
+    model = make_model(_for("tiny", **SMALL, d_vocab=51868, vocabulary=vocabulary))
+    model.save_pretrained(tmp_path / "a", format="huggingface")
+    theirs = WhisperTokenizer.from_pretrained(tmp_path / "a")
+    tokens = model.to_tokens(" so[UH]", prepend_sot=False)[0].tolist()
+    assert theirs(" so[UH]", add_special_tokens=False).input_ids == tokens
+    assert theirs.decode([*tokens, 51866], skip_special_tokens=True) == " so[UH]"
+    again = HookedWhisper.from_pretrained(tmp_path / "a", device="cpu")
+    assert again.cfg.vocabulary == vocabulary
