@@ -67,19 +67,18 @@ class Real:
         """Everything that `sae eval` prints; a loop for both transcripts, and nothing else."""
         some = self.recordings[:n]
 
-        def transcripts(shares: bool) -> None:
+        def transcripts() -> None:
             for first in range(0, n, BATCH):
                 mel = self.model.to_mel([each.audio for each in some[first : first + BATCH]])
-                output = self.model(mel) if shares else None
-                self.model.generate(None if shares else mel, encoder_output=output)
-                with self.model.saes(self.sae):
+                self.model.generate(mel)
+                with self.model.saes([self.sae]):
                     self.model.generate(mel)
 
         return {
             "sae eval": lambda: evaluate_sae(
                 self.sae, self.model, some, all_frames=False, progress=False
             ),
-            "both transcripts, each from the sound": lambda: transcripts(shares=False),
+            "both transcripts, each from the sound": transcripts,
         }
 
     def harvesting(self, n: int) -> Ways:
