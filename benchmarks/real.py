@@ -177,7 +177,7 @@ def main() -> None:
             rounds = 1 if task in ("page", "study") else args.rounds
             seconds = measure(getattr(real, task)(n), rounds)
             load = f"load {before:.0f} before and {os.getloadavg()[0]:.0f} after"
-            latents = f", {real.sae.d_sae:,} latents" if task not in ("transcribing",) else ""
+            latents = f", {real.sae.cfg.d_sae:,} latents" if task not in ("transcribing",) else ""
             lines += ["", f"## {task}: {n} recordings{latents}, {load}", ""]
             lines += ["| who | s | quartiles | ratio | quartiles |", "|---|---|---|---|---|"]
             lines += rows_of(seconds)
