@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from hooked_whisper.config import HookedWhisperConfig, Vocabulary
 from hooked_whisper.errors import ArchitectureError, CheckpointError, ConfigError, shown
 from hooked_whisper.weights.files import FirstRows, is_file, read_json
@@ -38,6 +40,9 @@ TOKENIZER_FILES = (
     "vocab.json",
 )
 
+_N_ORDINARY = 50256
+_ORDINARY = ("a5b171fd969735e7", "1f9e9f77b8f8f7a8")
+"""Checksums of the ordinary tokens, English only and of all languages, one a line."""
 _SPECIAL = re.compile(r"<\|.*\|>")
 _EMBEDDING = "decoder.token_embedding.weight"
 _ENGLISH, _MULTILINGUAL = frozenset({51864}), frozenset({51865, 51866})
@@ -153,6 +158,27 @@ def own_vocabulary(
         return Vocabulary(sizes[0], _by_id(special), _by_id(text))
     except ConfigError as error:
         raise CheckpointError(f"the tokenizer's files in {folder}: {error}") from error
+
+
+def warn_of_other_tokens(folder: Path, cfg: HookedWhisperConfig) -> None:
+    """Warn where a tokenizer's files have other ordinary tokens than OpenAI's vocabulary."""
+    if cfg.base_vocab not in NAMES:
+        return
+    name = "vocab.json" if is_file(folder / "vocab.json") else "tokenizer.json"
+    values = _json(folder / name)
+    ids = values if name == "vocab.json" else values.get("model")
+    ids = ids.get("vocab") if name != "vocab.json" and isinstance(ids, dict) else ids
+    if not isinstance(ids, dict) or len(ids) < _N_ORDINARY:
+        return
+    by_id = {number: token for token, number in ids.items() if type(number) is int}
+    text = "\n".join(by_id.get(number, "") for number in range(_N_ORDINARY))
+    if xxhash.xxh3_64(text.encode("utf-8", "replace")).hexdigest() not in _ORDINARY:
+        warnings.warn(
+            f"{folder / name} has other ordinary tokens than OpenAI's vocabulary, by which texts "
+            "are encoded and decoded here: give this model token ids, and decode what it writes "
+            "with its own tokenizer.",
+            stacklevel=2,
+        )
 
 
 def _by_id(tokens: Mapping[int, str]) -> tuple[tuple[str, int], ...]:

@@ -191,3 +191,13 @@ def test_added_tokens_are_written_too(make_model, tmp_path):
     assert theirs.decode([*tokens, 51866], skip_special_tokens=True) == " so[UH]"
     again = HookedWhisper.from_pretrained(tmp_path / "a", device="cpu")
     assert again.cfg.vocabulary == vocabulary
+
+
+def test_a_tokenizer_that_was_trained_anew(make_model, tmp_path):
+    make_model(_for("tiny", **SMALL)).save_pretrained(tmp_path / "a", format="huggingface")
+    path = tmp_path / "a" / "vocab.json"
+    ids = json.loads(path.read_text())
+    ids["one"], ids["two"] = ids["two"], ids["one"]
+    path.write_text(json.dumps(ids))
+    with pytest.warns(UserWarning, match=r"vocab\.json has other ordinary tokens than OpenAI's"):
+        HookedWhisper.from_pretrained(tmp_path / "a", device="cpu")
