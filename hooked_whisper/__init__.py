@@ -3,7 +3,7 @@
 import typing
 
 if typing.TYPE_CHECKING:
-    from hooked_whisper.config import HookedWhisperConfig
+    from hooked_whisper.config import HookedWhisperConfig, Vocabulary
     from hooked_whisper.hooks.cache import WhisperCache
     from hooked_whisper.hooks.points import HookPoint
     from hooked_whisper.hooks.root import HookedEncoderDecoder
@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "HookedWhisper",
     "HookedWhisperConfig",
+    "Vocabulary",
     "WhisperCache",
     "Generation",
     "Mel",
@@ -30,6 +31,7 @@ _HOMES = {
     "HookedEncoderDecoder": "hooks.root",
     "HookedWhisper": "model.whisper",
     "HookedWhisperConfig": "config",
+    "Vocabulary": "config",
     "Generation": "model.generate",
     "Mel": "speech.mel",
     "WhisperCache": "hooks.cache",

@@ -18,6 +18,7 @@ PUBLIC = {
     "HookedWhisper",
     "HookedWhisperConfig",
     "Mel",
+    "Vocabulary",
     "WhisperCache",
     "load_audio",
 }
