@@ -375,8 +375,8 @@ MUTANTS = [
         "special-tokens-in-text",
         "the end token is part of the transcript",
         "model/generate.py",
-        "[[token for token in row if token < eot] for row",
-        "[[token for token in row if token <= eot] for row",
+        "[token for token in row if is_written(token, task.tokenizer)]",
+        "[token for token in row if is_written(token, task.tokenizer) or token == eot]",
         ("digits/test_digits_model.py::test_generate_hears_every_digit",),
     ),
     Mutant(
@@ -430,7 +430,7 @@ MUTANTS = [
     Mutant(
         "hf-heads",
         "the encoder of a transformers model gets the decoder's number of heads",
-        "weights/huggingface.py",
+        "weights/sizes.py",
         '"decoder_attention_heads": "n_text_heads",',
         '"encoder_attention_heads": "n_text_heads",',
         ("weights/test_huggingface.py",),
@@ -479,7 +479,7 @@ MUTANTS = [
         "languages",
         "large-v3 has the number of languages of large-v2",
         "config.py",
-        "return self.d_vocab - 51765 - int(self.is_multilingual)",
+        "return self.base_vocab - 51765 - int(self.is_multilingual)",
         "return 99",
         ("test_config.py", "speech/test_tokens.py"),
     ),
