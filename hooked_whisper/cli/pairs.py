@@ -1,5 +1,6 @@
 """Clean and corrupted runs, and what is measured: of two recordings, or of a manifest of many."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,14 @@ MEASURED = (
 )
 """What is measured of them, and how words are timed."""
 
+DIRECTION = opt.option(
+    "--direction",
+    type=click.Choice(["denoising", "noising"]),
+    default="denoising",
+    help="Clean activations into the corrupted run, or the other way round.",
+)
+TOP = opt.option("--top", type=opt.COUNT_FROM_1, default=10, help="Places to print.")
+
 COLUMNS = (
     "corrupted",
     "corrupt",
@@ -80,6 +89,8 @@ def check_runs(args: opt.Options) -> None:
         click.UsageError: They do not.
     """
     is_one = args.clean is not None and not holds_pairs(args.clean)
+    if holds_pairs(args.clean) and args.corrupted is not None:
+        raise click.UsageError("a manifest names its CORRUPTED recordings in a column.")
     if is_one and (args.corrupted is None) == (args.corrupt is None):
         raise click.UsageError("name a CORRUPTED recording, or give --corrupt; one of them.")
     if (args.corrupt_window or args.corrupt_word) and not args.corrupt:
@@ -253,7 +264,11 @@ def _options_of(args: opt.Options, recording: Any) -> opt.Options:
     row: dict[str, Any] = dict(vars(args)) | {"clean": Path(recording.audio)}
     row["text"] = args.text if recording.text in (None, "") else recording.text
     row["language"] = recording.labels.get("language") or args.language
+    if said.get("corrupt") not in (None, "silence", "noise", "swap"):
+        raise InputError(f"corrupt is {said['corrupt']!r}; it can be silence, noise or swap.")
     start, end = said.pop("corrupt_start", None), said.pop("corrupt_end", None)
+    if (start is None) != (end is None):
+        raise InputError("give corrupt_start and corrupt_end together.")
     try:
         if start is not None and end is not None:
             row["corrupt_window"] = (float(start), float(end))
@@ -267,3 +282,25 @@ def _options_of(args: opt.Options, recording: Any) -> opt.Options:
         folder = args.clean if args.clean.is_dir() else args.clean.parent
         row["corrupted"], row["corrupt"] = folder / said.pop("corrupted"), None
     return opt.Options(**(row | said))
+
+
+def say_pairs(pairs: Sequence[PatchRuns], args: opt.Options) -> None:
+    """A remark on each pair."""
+    for pair in pairs:
+        args.note(f"clean: {pair.clean_name}; corrupted: {pair.corrupted_name}; {pair.measures}.")
+
+
+def example_of(model: Any, recording: Any, language: str | None) -> Any:
+    """The example of a recording and its text; where there is none, of what the model writes.
+
+    Raises:
+        InputError: It writes nothing.
+    """
+    from hooked_whisper.interventions import Example
+
+    text = opt.spaced(recording.text or "") or None
+    spoken = recording.labels.get("language") or language
+    example = Example.from_audio(model, recording.audio, text, language=spoken)
+    if example.n_pos == model.to_tokens("").shape[1]:
+        raise InputError(f"{recording.id} has no text, and the model writes none; leave it out.")
+    return example

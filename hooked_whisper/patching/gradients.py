@@ -13,11 +13,12 @@ from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.collector import GRADIENT_SUFFIX, Collector
 from hooked_whisper.hooks.points import HookPoint, is_watched
 from hooked_whisper.hooks.root import Hook
-from hooked_whisper.interventions.edits import Patch, check_fits
+from hooked_whisper.interventions.edits import Patch
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import Site
 from hooked_whisper.metrics.base import check_values, metric_name
 from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.patching.grid import given_values
 from hooked_whisper.patching.partial_forward import ENCODER_OUTPUT, BaseRun
 
 INPUTS = ("encoder.hook_mel", "decoder.hook_embed")
@@ -130,5 +131,4 @@ def _given(
     """What is put in at a site: from a cache, or zeros."""
     if source is None:
         return torch.zeros_like(of_base[name])
-    check_fits(source[name], model, name, "the source")
-    return source[name]
+    return given_values(model, source, name, of_base[name].shape)

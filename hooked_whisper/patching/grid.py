@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
 from hooked_whisper.config import FRAMES_PER_SECOND
 from hooked_whisper.errors import AlignmentError, InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter, stack_of
+from hooked_whisper.interventions.edits import check_fits
 from hooked_whisper.interventions.examples import Example, check_pair
 from hooked_whisper.interventions.sites import Site, check_window
 from hooked_whisper.metrics.base import as_metric
@@ -58,6 +61,19 @@ def pair_up(
     if direction == "denoising":
         return list(zip(wrongs, rights, strict=True))
     return list(zip(rights, wrongs, strict=True))
+
+
+def given_values(
+    model: HookedWhisper, source: WhisperCache, name: str, shape: Sequence[int]
+) -> Tensor:
+    """What a cache has for a hook; a mean over positions is there for each of them.
+
+    Raises:
+        AlignmentError: It is of another size.
+    """
+    check_fits(source[name], model, name, "the source", broadcasts=True)
+    sizes = zip(source[name].shape, shape, strict=True)
+    return source[name].expand([want if size == 1 else size for size, want in sizes])
 
 
 def check_direction(direction: Any) -> None:

@@ -23,7 +23,7 @@ AGREES = 0.95
 """The Pearson correlation with which gradients are believed."""
 _PILOT = 12
 """Places patched by way of trial: half of them the greatest by the first gradient, half any."""
-_PATCHES_A_PASS = 3
+_PATCHES_A_PASS = {"encoder": 6, "decoder": 50}
 """Patches that about cost what a backward pass does."""
 
 
@@ -94,14 +94,18 @@ def _believed(
 ) -> dict[str, Tensor] | None:
     """The cheapest gradients that true patches agree with; None where patches pay more."""
     names = list(dict.fromkeys(name for _, name, _ in cells))
-    in_encoder = stack_of(names[0]) == "encoder"
+    stack = stack_of(names[0])
     true: Tensor | None = None
     pilot: list[Cell] = []
     for n_steps, along in ((1, "inputs"), (3, "inputs"), (5, "sites")):
-        if along == "inputs" and n_steps > 1 and not (in_encoder and isinstance(source, Example)):
+        if (
+            along == "inputs"
+            and n_steps > 1
+            and not (stack == "encoder" and isinstance(source, Example))
+        ):
             continue  # steps between recordings do not help in the decoder
         n_passes = n_steps * (len(names) if along == "sites" else 1)
-        if n_passes * _PATCHES_A_PASS > len(cells) and pilot:
+        if pilot and n_passes * _PATCHES_A_PASS[stack] > len(cells):
             continue
         gradients = runs.averaged(names, n_steps, along)
         if not pilot:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_whisper.analysis.resampling import bootstrap_interval
 from hooked_whisper.display import box, facts, note, picture, table
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.patching.partial_result import check_same
@@ -155,31 +156,45 @@ class EffectTable(ABC):
         values = self.effect() if effect else self.values
         if len(values) < 2:
             raise InterventionError("an interval needs at least 2 pairs; this result has 1.")
-        if not 0 < level < 1:
-            raise InterventionError(f"level is {level}; it must lie between 0 and 1.")
         if not self.complete:
             raise InterventionError(
                 f"{self.n_done} of {self.n_cells} patches are done; finish them with resume=result."
             )
-        generator = torch.Generator().manual_seed(seed)
-        draws = torch.randint(len(values), (n_resamples, len(values)), generator=generator)
-        weights = torch.zeros(n_resamples, len(values))
-        weights.scatter_add_(1, draws, torch.ones(draws.shape) / len(values))
-        means = (weights @ values.flatten(1)).nan_to_num(nan=torch.inf)
-        low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2]), dim=0)
-        shape, exists = values.shape[1:], ~values[0].isnan()
-        nan = torch.full(shape, torch.nan)
-        return (
-            torch.where(exists, low.view(shape), nan),
-            torch.where(exists, high.view(shape), nan),
-        )
+        return bootstrap_interval(values, level, n_resamples, seed)
 
-    def best(self, n: int = 5) -> list[dict[str, Any]]:
-        """The places with the greatest mean effect, greatest first."""
+    def best(self, n: int = 5, *, intervals: bool = False) -> list[dict[str, Any]]:
+        """The places with the greatest mean effect, greatest first.
+
+        Args:
+            n: How many.
+            intervals: Add `low` and `high`, where the mean over pairs lies: `interval`'s bounds.
+        """
         effect = self.mean(effect=True)
-        order = effect.flatten().nan_to_num(nan=-torch.inf).argsort(descending=True)[:n]
-        found = torch.stack(torch.unravel_index(order, effect.shape), dim=1).tolist()
-        return [{**self._place(*place), "effect": float(effect[tuple(place)])} for place in found]
+        tables = {"effect": effect}
+        if intervals:
+            tables |= dict(zip(("low", "high"), self.interval(effect=True), strict=True))
+        return self._rows(effect.flatten().nan_to_num(nan=-torch.inf), n, tables)
+
+    def places(self, n: int = 5, *, intervals: bool = False) -> list[dict[str, Any]]:
+        """The places where the mean of the values, as `change`, is furthest from 0; see `best`."""
+        change = self.mean()
+        tables = {"change": change}
+        if intervals:
+            tables |= dict(zip(("low", "high"), self.interval(), strict=True))
+        return self._rows(change.flatten().abs().nan_to_num(nan=-torch.inf), n, tables)
+
+    def _rows(self, keys: Tensor, n: int, tables: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """The places with the greatest keys, and what tables hold there."""
+        order = keys.argsort(descending=True)[:n]
+        shape = next(iter(tables.values())).shape
+        found = torch.stack(torch.unravel_index(order, shape), dim=1).tolist()
+        return [
+            {
+                **self._place(*place),
+                **{name: float(each[tuple(place)]) for name, each in tables.items()},
+            }
+            for place in found
+        ]
 
     @abstractmethod
     def _place(self, *place: int) -> dict[str, Any]:

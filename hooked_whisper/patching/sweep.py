@@ -13,7 +13,7 @@ from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.names import NamesFilter
-from hooked_whisper.interventions.edits import Interventions, Patch, check_fits
+from hooked_whisper.interventions.edits import Interventions, Patch
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.sites import Site
 from hooked_whisper.metrics.base import check_values, metric_name
@@ -26,6 +26,7 @@ from hooked_whisper.patching.grid import (
     Per,
     Source,
     SweepGrid,
+    given_values,
     make_grid,
     metric_for_each,
     pair_up,
@@ -164,9 +165,9 @@ class PairSweep:
     def _source_values(self, source: Source, names: list[str]) -> dict[str, Tensor]:
         """The activations to put in; a run's metric is measured, which also tries it out."""
         if isinstance(source, WhisperCache):
-            for name in names:
-                check_fits(source[name], self.model, name, "the source")
-            return {name: source[name] for name in names}
+            return {
+                name: given_values(self.model, source, name, self._shape(name)) for name in names
+            }
         if source is None:
             return {name: torch.zeros(()).expand(self._shape(name)) for name in names}
         output = output_name(self.model, ENCODER_OUTPUT)

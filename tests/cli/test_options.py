@@ -17,8 +17,9 @@ import pytest
 from click.testing import Result
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.cli import circuit, main, patch
+from hooked_whisper.cli import circuit, main, pairs
 from hooked_whisper.digits import FOLDER
+from hooked_whisper.patching import MLPLayer
 from hooked_whisper.store import harvest
 
 Run = Callable[..., Result]
@@ -29,6 +30,10 @@ CALLED = {
     "transcribe": "hooked_whisper.model.whisper:HookedWhisper.transcribe",
     "patch": "hooked_whisper.patching:patch_sweep",
     "circuit": "hooked_whisper.circuits:find_circuit",
+    "attribute": "hooked_whisper.patching:attribution_patch",
+    "path": "hooked_whisper.patching:path_patch_heads",
+    "ablate": "hooked_whisper.patching:patch_sweep",
+    "lens": "hooked_whisper.lenses:logit_lens",
     "attention": "hooked_whisper.reports.attention:attention_page",
     "features": "hooked_whisper.reports.features:feature_page",
     "study": "hooked_whisper.study:study",
@@ -103,6 +108,31 @@ CASES = [
     ("circuit", "--steps 3", "n_steps", 3),
     ("circuit", "--out s", "save_to", Path("s/scores.safetensors")),
     ("circuit", "--quiet", "progress", False),
+    ("attribute", "--direction noising", "direction", "noising"),
+    ("attribute", "--hook encoder.hook_embed", "names_filter", ["encoder.hook_embed"]),
+    ("attribute", "--per whole", "per", None),
+    ("attribute", "--window-s 0.25", "window_s", 0.25),
+    ("attribute", "--all-frames", "all_frames", True),
+    ("attribute", "", "n_steps", None),
+    ("attribute", "--steps 3 --along sites", "n_steps", 3),
+    ("attribute", "--steps 3 --along sites", "along", "sites"),
+    ("attribute", "--reach-s 2", "reach_s", 2.0),
+    ("attribute", "--quiet", "progress", False),
+    ("path", "", "receivers", ["logits"]),
+    ("path", "--to decoder.3.mlp", "receivers", [MLPLayer("decoder", 3)]),
+    ("path", "--no-mlps", "with_mlps", False),
+    ("path", "--direction noising", "direction", "noising"),
+    ("path", "--max-rows 3", "max_rows", 3),
+    ("path", "--quiet", "progress", False),
+    ("ablate", f"{CLIP}", "len(clean)", 1),
+    ("ablate", f"{CLIP}", "corrupted", "zero"),
+    ("ablate", f"{CLIP} --per whole", "per", None),
+    ("ablate", f"{CLIP} --window-s 0.25", "window_s", 0.25),
+    ("ablate", f"{CLIP} --all-frames", "all_frames", True),
+    ("ablate", f"{CLIP} --hook decoder.hook_embed", "names_filter", ["decoder.hook_embed"]),
+    ("ablate", f"{CLIP} --metric word-error-rate", "type(metric[0]).__name__", "WordErrorRate"),
+    ("ablate", f"{CLIP} --with mean --quiet", "type(corrupted).__name__", "WhisperCache"),
+    ("lens", f"{CLIP} --quiet", "pos", slice(3, None)),
     ("attention", f"{CLIP}", "recording", CLIP),
     ("attention", "--text seven", "text", " seven"),
     ("attention", "--language de", "language", "de"),
@@ -199,15 +229,20 @@ CASES = [
     ("convert", "--format openai", "format", "openai"),
 ]
 
+PAIR = {
+    *("clean", "corrupted", "corrupt", "corrupt_window", "text", "language", "metric"),
+    *("corrupt_word", "swap_with", "word", "at_s"),
+    *("token", "top", "resume", "out", "overwrite", "as_json"),
+}
 SEEN = {
     "info": {"hooks", "switched_off", "as_json", "quiet"},
     "transcribe": {"recordings", "form", "out", "overwrite", "as_json", "quiet"},
     "cache": {"all"},
-    "patch": {
-        *("clean", "corrupted", "corrupt", "corrupt_window", "text", "language", "metric"),
-        *("corrupt_word", "swap_with", "word", "at_s"),
-        *("token", "top", "resume", "out", "overwrite", "as_json"),
-    },
+    "patch": PAIR,
+    "attribute": PAIR,
+    "path": PAIR,
+    "ablate": {"language", "top", "resume", "out", "overwrite", "as_json"},
+    "lens": {"language", "stack", "no_final_ln", "out", "overwrite", "as_json"},
     "circuit": {
         *("clean", "corrupted", "corrupt", "corrupt_window", "text", "language", "metric"),
         *("corrupt_word", "swap_with", "word", "at_s", "token"),
@@ -258,7 +293,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str,
             raise SystemExit(0)
 
         monkeypatch.setattr(holder, name, note)
-        monkeypatch.setattr(patch, "make_pair", lambda *args: MagicMock())  # costs some runs
+        monkeypatch.setattr(pairs, "make_pairs", lambda *args: [MagicMock()])  # costs some runs
         monkeypatch.setattr(circuit, "make_pairs", lambda *args: [MagicMock()])
         return found
 
@@ -386,7 +421,7 @@ def test_what_is_taken_by_default_is_said_unless_quiet(
     monkeypatch.setattr(HookedWhisper, "from_pretrained", load)
     said = run(*least(name))
     assert "no --model named: taking digits" in said.stderr and said.stdout == ""
-    if name not in ("info", "patch", "circuit"):
+    if name not in ("info", "patch", "attribute", "path", "circuit"):
         first = said.stderr.splitlines()[0]
         assert "no recording" in first and "with the package" in first
     assert "taking digits" not in run(*name.split(), "--model", "digits").stderr

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.interventions.examples import Example
+from hooked_whisper.interventions.means import mean_activations
 from hooked_whisper.metrics.tokens import TokenRank
 from hooked_whisper.patching import pilot
 from hooked_whisper.patching.attribution_patching import attribution_patch
@@ -103,6 +104,23 @@ def test_needs_no_gradient_and_no_run(tiny_model: Any, pair: Any) -> None:
     options.pop("reach_s")
     true = patch_sweep(tiny_model, clean, "zero", SITES[1], progress=False, **options)
     torch.testing.assert_close(near.values, true.values, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [SITES[1], "decoder.blocks.*.hook_mlp_out"])
+def test_a_mean_is_put_in_at_every_position(tiny_model: Any, pair: Any, name: str) -> None:
+    name = name.replace("*", "1")
+    mean = mean_activations(tiny_model, pair[0], name, progress=False)
+    options: dict[str, Any] = {"metric": difference, "direction": "noising"}
+    found = patch_sweep(tiny_model, pair[0], mean, name, progress=False, **options)
+    with torch.no_grad():
+        logits = tiny_model.run_with_hooks(
+            pair[0].mel,
+            pair[0].tokens,
+            fwd_hooks=[(name, lambda value, hook: mean[name].expand_as(value))],
+        )
+    assert found.values.item() == pytest.approx(difference(logits).item(), abs=1e-5)
+    estimate = attribution_patch(tiny_model, pair[0], mean, name, n_steps=1, **options)
+    assert estimate.complete
 
 
 def test_a_hook_in_the_encoder_sees_whole_runs(fresh_model: Any, pair: Any) -> None:
