@@ -1,5 +1,6 @@
 """`hooked-whisper lens`: what the model would say if it stopped early."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def lens(args: opt.Options) -> None:
         table.insert(0, "recording", recording.id)
         tables.append(table)
         lines.append(line)
-        write_whole(folder / name, lambda file, figure=figure: figure.savefig(file, format="png"))
+        write_whole(folder / name, partial(figure.savefig, format="png"))
     text = pd.concat(tables).to_csv(index=False)
     write_whole(folder / "lens.csv", lambda file: file.write(text.encode()))
     _report(lines, recordings, folder, args)

@@ -91,7 +91,7 @@ class GradientRuns:
         moving = [] if n_steps == 1 else names if along == "sites" else list(INPUTS)
         shares = [(step + 0.5) / n_steps if n_steps > 1 else 0.0 for step in range(n_steps)]
         steps = [self.gradients(names, moving, share) for share in shares]
-        return {name: sum(step[name] for step in steps) / n_steps for name in names}
+        return {name: torch.stack([step[name] for step in steps]).mean(dim=0) for name in names}
 
     def gradients(self, names: list[str], moving: list[str], share: float) -> dict[str, Tensor]:
         """The metric's gradient at some sites, with others on their way from base to source."""
