@@ -1,6 +1,7 @@
 """Circuits: which edges between a model's parts carry what it says, found, chosen and judged.
 
 score every edge           find_circuit -> EdgeScores
+with latents as nodes      find_latent_circuit -> EdgeScores of a LatentGraph
 choose                     scores.top(n), scores.greedy(n), Circuit.random -> Circuit
 run a circuit by itself    evaluate_circuits -> CircuitEvaluation; circuit_transcripts
 over sizes, CPR and CMD    faithfulness_curve -> FaithfulnessCurve
@@ -20,9 +21,11 @@ from hooked_whisper.circuits.evaluation import (
     evaluate_circuits,
 )
 from hooked_whisper.circuits.find import find_circuit
-from hooked_whisper.circuits.graph import Edge, EdgeGraph, Embedding
+from hooked_whisper.circuits.graph import Edge, EdgeGraph, Embedding, Latent
 from hooked_whisper.circuits.graph_json import attribution_graph, save_attribution_graph
 from hooked_whisper.circuits.judgement import CircuitJudgement, judge_circuit
+from hooked_whisper.circuits.latent_find import find_latent_circuit
+from hooked_whisper.circuits.latents import LatentGraph
 from hooked_whisper.circuits.pairs import WordPair, reference_means, word_pair
 from hooked_whisper.circuits.scores import EdgeScores
 from hooked_whisper.circuits.times import EdgeTimes, edge_times
@@ -37,6 +40,8 @@ __all__ = [
     "EdgeTimes",
     "Embedding",
     "FaithfulnessCurve",
+    "Latent",
+    "LatentGraph",
     "WordPair",
     "attribution_graph",
     "carried_seconds",
@@ -46,6 +51,7 @@ __all__ = [
     "evaluate_circuits",
     "faithfulness_curve",
     "find_circuit",
+    "find_latent_circuit",
     "judge_circuit",
     "reference_means",
     "save_attribution_graph",

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from hooked_whisper.circuits.graph import Edge, EdgeGraph, EdgeKind
+from hooked_whisper.circuits.latents import graph_from
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.io import as_path, check_json, read_json, write_json
 
@@ -22,7 +23,7 @@ class _File(TypedDict):
     """What a circuit's file holds."""
 
     format: str
-    graph: dict[str, int]
+    graph: dict[str, Any]
     edges: list[str]
     scores: list[float] | None
     about: dict[str, Any]
@@ -155,9 +156,11 @@ class Circuit:
         where = as_path(path, InterventionError)
         found = dict(read_json(where, dict[str, Any], InterventionError, remedy))
         check_json(found, _File, InterventionError, str(where), remedy)
-        if found["format"] != _FORMAT or set(found["graph"]) != set(EdgeGraph.__annotations__):
+        sizes = dict.fromkeys(EdgeGraph.__annotations__)
+        if found["format"] != _FORMAT or set(found["graph"]) - {"latents"} != set(sizes):
             raise InterventionError(f"{where} is no circuit of this release. {remedy}")
-        circuit = cls.of(EdgeGraph(**found["graph"]), found["edges"], **found["about"])
+        graph = graph_from(found["graph"][name] for name in (sizes | found["graph"]))
+        circuit = cls.of(graph, found["edges"], **found["about"])
         scores = None
         if found["scores"] is not None:
             if len(found["scores"]) != len(circuit):

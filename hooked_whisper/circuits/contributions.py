@@ -24,7 +24,7 @@ WRITTEN = [
 """The hooks from which everything is known that nodes write."""
 
 
-def written_at(node: Node) -> str:
+def written_at(node: Any) -> str:
     """The hook from which a node's output is known."""
     if isinstance(node, Embedding):
         return f"{node.stack}.blocks.0.hook_resid_pre"

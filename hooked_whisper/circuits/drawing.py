@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hooked_whisper.circuits.circuit import Circuit
-from hooked_whisper.circuits.graph import EdgeGraph, Embedding, receiving_node
+from hooked_whisper.circuits.graph import Embedding, Latent, receiving_node
+from hooked_whisper.circuits.latents import LatentGraph
 from hooked_whisper.circuits.times import EdgeTimes
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.figures.axes import Word
@@ -101,7 +102,7 @@ def drawn_nodes(circuit: Circuit) -> list[CircuitNode]:
         raise InterventionError(
             "the circuit has no edges, so that there is nothing to draw. Choose some: scores.top(n)"
         )
-    return [_drawn(circuit.graph, node) for node in circuit.nodes]
+    return [_drawn(circuit, node) for node in circuit.nodes]
 
 
 def drawn_edges(circuit: Circuit) -> list[CircuitEdge]:
@@ -116,18 +117,29 @@ def drawn_edges(circuit: Circuit) -> list[CircuitEdge]:
     return sorted(found, key=lambda each: -abs(each.score))
 
 
-def _drawn(graph: EdgeGraph, node: Any) -> CircuitNode:
-    name = str(node)
+def _drawn(circuit: Circuit, node: Any) -> CircuitNode:
+    name, graph = str(node), circuit.graph
+    has_latents = isinstance(graph, LatentGraph)
     if node == "logits":
-        row = 3 * graph.n_text_layers + 1
+        row = (3 + has_latents) * graph.n_text_layers + 1
         return CircuitNode(name, "logits", "decoder", row, "", 0, 1, "logits")
-    stack, per_layer = node.stack, 2 if node.stack == "encoder" else 3
+    stack, per_layer = node.stack, (2 if node.stack == "encoder" else 3) + has_latents
     if isinstance(node, Embedding):
         label = "sound" if stack == "encoder" else "tokens"
         return CircuitNode(name, label, stack, 0, "embed", 0, 1, "embed")
     first = 1 + per_layer * node.layer
+    if isinstance(node, Latent):
+        beside = [
+            each
+            for each in circuit.nodes
+            if isinstance(each, Latent) and (each.stack, each.layer) == (stack, node.layer)
+        ]
+        row, text = first + per_layer - 1, f"latents {node.layer}"
+        kind: Any = "error" if node.which == "error" else "latent"
+        place = beside.index(node)
+        return CircuitNode(name, node.which, stack, row, text, place, len(beside), kind)
     if isinstance(node, MLPLayer):
-        row = first + per_layer - 1
+        row = first + per_layer - 1 - has_latents
         return CircuitNode(name, f"MLP {node.layer}", stack, row, "", 0, 1, "mlp")
     assert isinstance(node, Head)
     is_cross = node.kind == "cross_attn"

@@ -23,7 +23,7 @@ from hooked_whisper.hooks.names import stack_of
 from hooked_whisper.patching.paths import Head, HeadInput, MLPLayer, Receiver, part_from
 
 EdgeKind = Literal["encoder", "cross", "decoder"]
-Sublayer = Literal["attn", "cross_q", "cross_kv", "mlp", "logits"]
+Sublayer = Literal["attn", "cross_q", "cross_kv", "mlp", "latents", "logits"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
 
 
@@ -41,8 +41,26 @@ class Embedding:
         return f"{self.stack}.embed"
 
 
+@dataclass(frozen=True)
+class Latent:
+    """A latent of an autoencoder behind a block, all its other latents together, or its error.
+
+    Args:
+        stack: Its stack.
+        layer: The block.
+        which: The latent's number, `"others"` or `"error"`.
+    """
+
+    stack: Stack
+    layer: int
+    which: str
+
+    def __str__(self) -> str:
+        return f"{self.stack}.{self.layer}.latent.{self.which}"
+
+
 Node = Embedding | Head | MLPLayer
-"""What writes to a stream."""
+"""What writes to a stream; latents stand for what was written."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +72,8 @@ class Edge:
         receiver: What reads: `head.q`, `head.k`, `head.v`, `MLPLayer` or `"logits"`.
     """
 
-    sender: Node
-    receiver: Receiver
+    sender: Node | Latent
+    receiver: Receiver | Latent
 
     def __str__(self) -> str:
         return f"{self.sender}->{self.receiver}"
@@ -81,7 +99,7 @@ class Edge:
         """
         try:
             sender, receiver = text.split("->")
-            return cls(_node_from(sender), part_from(receiver))
+            return cls(_node_from(sender), _node_from(receiver))
         except Exception as error:
             raise InterventionError(
                 f"{shown(text)} is no edge; one is written as "
@@ -92,10 +110,13 @@ class Edge:
 def _node_from(text: str) -> Any:
     if text.endswith(".embed"):
         return Embedding(stack_of(text))
+    if ".latent." in text:
+        stack, layer, _, which = text.split(".")
+        return Latent(stack_of(stack), int(layer), which)
     return part_from(text)
 
 
-def receiving_node(receiver: Receiver) -> Any:
+def receiving_node(receiver: Receiver | Latent) -> Any:
     """The head or MLP that a receiver belongs to, or `"logits"`."""
     return receiver.head if isinstance(receiver, HeadInput) else receiver
 
@@ -116,8 +137,8 @@ class ReadSite:
     stack: Stack
     layer: int
     sublayer: Sublayer
-    receivers: tuple[Receiver, ...]
-    senders: tuple[Node, ...]
+    receivers: tuple[Receiver | Latent, ...]
+    senders: tuple[Any, ...]
     first: int
 
     @property
@@ -170,11 +191,11 @@ class EdgeGraph:
         return self.n_audio_heads if stack == "encoder" else self.n_text_heads
 
     @cached_property
-    def senders(self) -> tuple[Node, ...]:
+    def senders(self) -> tuple[Any, ...]:
         """All that write to a stream, in the order in which they run."""
         return tuple(node for stack in STACKS for node in self.senders_of(stack))
 
-    def senders_of(self, stack: Stack) -> list[Node]:
+    def senders_of(self, stack: Stack) -> list[Any]:
         """All that write to one stack's stream, in the order in which they run."""
         found: list[Node] = [Embedding(stack)]
         for layer in range(self.n_layers(stack)):

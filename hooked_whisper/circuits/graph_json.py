@@ -84,7 +84,7 @@ def attribution_graph(
             context = windows.index(placed[node.name])
         number = written if node.kind == "logits" else _number(node)
         ids[node.name] = f"{layer}_{number}_{context}"
-        text = f"{node.stack} {node.label}" if node.kind != "head" else _head_name(node)
+        text = _name(node)
         if node.kind == "logits":
             text = f'Output "{token}" (p={float(probabilities[written]):.3f})'
         found.append(
@@ -178,9 +178,15 @@ def _number(node: CircuitNode) -> int:
         return int(node.stack == "decoder")
     if node.kind == "error":
         return -1
-    return int(node.name.rsplit(".", 1)[-1]) if node.kind == "latent" else node.place
+    if node.label == "others":
+        return -2
+    return int(node.label) if node.kind == "latent" else node.place
 
 
-def _head_name(node: CircuitNode) -> str:
+def _name(node: CircuitNode) -> str:
+    if node.kind in ("latent", "error"):
+        return f"{node.stack} {node.row_label}: {node.label}"
+    if node.kind != "head":
+        return f"{node.stack} {node.label}"
     kind = "cross-attention" if node.row_label.startswith("cross") else "self-attention"
     return f"{node.stack} {kind} {node.label}"

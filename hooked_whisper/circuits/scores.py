@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hooked_whisper.circuits.circuit import Circuit, greedy, pruned
 from hooked_whisper.circuits.graph import Edge, EdgeGraph, EdgeKind, receiving_node
+from hooked_whisper.circuits.latents import graph_from
 from hooked_whisper.errors import InterventionError, check_count
 from hooked_whisper.patching.paths import Head, HeadInput
 from hooked_whisper.patching.results import EffectTable
@@ -142,7 +143,7 @@ class EdgeScores(EffectTable):
     def _from_about(cls, about: dict[str, Any]) -> dict[str, Any]:
         fields = super()._from_about(about)
         graph, method = about["conditions"]["graph"], about["conditions"]["method"]
-        return {**fields, "graph": EdgeGraph(*graph), "method": method}
+        return {**fields, "graph": graph_from(graph), "method": method}
 
     def matrix(
         self, kind: EdgeKind

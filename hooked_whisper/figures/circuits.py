@@ -154,7 +154,7 @@ def curve(
 
 def width_of(node: CircuitNode) -> float:
     """Of a node's box."""
-    return BOX[0] if node.kind in ("head", "latent") else BOX[0] + 0.9
+    return BOX[0] if node.kind in ("head", "latent", "error") else BOX[0] + 0.9
 
 
 @style.styled

@@ -206,4 +206,6 @@ def name_of(node: CircuitNode) -> str:
     if node.kind == "head":
         kind = "cross-attention" if node.row_label.startswith("cross") else node.stack
         return f"{kind} head {node.label}"
+    if node.kind in ("latent", "error"):
+        return f"{node.stack} {node.row_label.replace('latents', 'latent')}: {node.label}"
     return node.label if node.kind == "logits" else f"{node.stack} {node.label}"

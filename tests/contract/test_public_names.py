@@ -113,8 +113,9 @@ ROOMS = {
     """,
     "circuits": """
         Circuit CircuitEvaluation CircuitJudgement Edge EdgeGraph EdgeScores EdgeTimes Embedding
-        FaithfulnessCurve WordPair attribution_graph carried_seconds circuit_transcripts
-        draw_circuit edge_times evaluate_circuits faithfulness_curve find_circuit judge_circuit
+        FaithfulnessCurve Latent LatentGraph WordPair attribution_graph carried_seconds
+        circuit_transcripts draw_circuit edge_times evaluate_circuits faithfulness_curve
+        find_circuit find_latent_circuit judge_circuit
         reference_means save_attribution_graph word_pair
     """,
     "patching": """
