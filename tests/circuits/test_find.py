@@ -46,6 +46,11 @@ def test_memory_does_not_change_the_numbers(
 ) -> None:
     few = find_circuit(small_model, pair, DIFFERENCE, max_bytes=max_bytes, **QUIET)
     torch.testing.assert_close(few.values, exact.values, atol=1e-5, rtol=0)
+    few, many = (
+        find_circuit(small_model, pair, DIFFERENCE, "eap", max_bytes=n, **QUIET)
+        for n in (max_bytes, 2**28)
+    )
+    torch.testing.assert_close(few.values, many.values, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("method", ESTIMATES)

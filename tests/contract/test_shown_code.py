@@ -19,7 +19,17 @@ from hooked_whisper import HookedWhisper
 DOCS = Path(__file__).parents[2] / "docs"
 ROOMS = [
     f"hooked_whisper.{room}"
-    for room in ("data", "interventions", "lenses", "metrics", "patching", "sae", "store", "study")
+    for room in (
+        "circuits",
+        "data",
+        "interventions",
+        "lenses",
+        "metrics",
+        "patching",
+        "sae",
+        "store",
+        "study",
+    )
 ]
 
 
