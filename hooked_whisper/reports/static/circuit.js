@@ -177,9 +177,26 @@ const circuit = (() => {
     event.preventDefault();
     draw();
   });
-  for (const [start, end, word] of data.words) {
-    byId("words").append(el("span", { style: `left: ${(50 * (start + end)) / data.sound_s}%` }, word));
+  /* Words above the strip, in as many lines as they need not to overlap. */
+  function place() {
+    const box = byId("words");
+    const width = box.clientWidth;
+    box.replaceChildren();
+    const ends = [];
+    for (const [start, end, word] of data.words) {
+      const span = el("span", { style: `left: ${(50 * (start + end)) / data.sound_s}%` }, word);
+      box.append(span);
+      const middle = (((start + end) / 2) / data.sound_s) * width;
+      const half = span.offsetWidth / 2 + 3;
+      let lane = ends.findIndex((edge) => edge <= middle - half);
+      if (lane < 0) lane = ends.length;
+      ends[lane] = middle + half;
+      span.style.bottom = `${lane * 1.2}rem`;
+    }
+    box.style.height = `${Math.max(1, ends.length) * 1.2 + 0.2}rem`;
   }
+  place();
+  window.addEventListener("resize", place);
   picture.addEventListener("load", draw);
   picture.src = data.mel;
   window.addEventListener("resize", draw);
