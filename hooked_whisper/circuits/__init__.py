@@ -21,7 +21,7 @@ from hooked_whisper.circuits.evaluation import (
     evaluate_circuits,
 )
 from hooked_whisper.circuits.find import find_circuit
-from hooked_whisper.circuits.graph import Edge, EdgeGraph, Embedding, Latent
+from hooked_whisper.circuits.graph import Edge, EdgeGraph, Embedding, Latent, ReadSite
 from hooked_whisper.circuits.graph_json import attribution_graph, save_attribution_graph
 from hooked_whisper.circuits.judgement import CircuitJudgement, judge_circuit
 from hooked_whisper.circuits.latent_find import find_latent_circuit
@@ -42,6 +42,7 @@ __all__ = [
     "FaithfulnessCurve",
     "Latent",
     "LatentGraph",
+    "ReadSite",
     "WordPair",
     "attribution_graph",
     "carried_seconds",

@@ -8,9 +8,9 @@ import torch
 from hooked_whisper.circuits.contributions import WRITTEN
 from hooked_whisper.errors import InterventionError, MetricError, shown
 from hooked_whisper.hooks.cache import WhisperCache
+from hooked_whisper.interventions.aligned_words import AlignedWord, choose_word, spoken_words
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.interventions.means import mean_activations
-from hooked_whisper.interventions.spoken_words import SpokenWord, choose_word, spoken_words
 from hooked_whisper.metrics.tokens import LogitDifference
 from hooked_whisper.model.whisper import HookedWhisper
 
@@ -56,7 +56,7 @@ def word_pair(
     at_s: float | None = None,
     swap_with: str | None = None,
     against: int | None = None,
-    words: list[SpokenWord] | None = None,
+    words: list[AlignedWord] | None = None,
 ) -> WordPair:
     """The pair of a recording and the same with one of its words corrupted at its own time.
 

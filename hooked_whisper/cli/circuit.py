@@ -104,7 +104,7 @@ def _save(
     """Everything that is in the folder beside the scores; pictures are of the first pair."""
     from hooked_whisper.circuits import draw_circuit, save_attribution_graph
     from hooked_whisper.circuits.carried import carried_seconds
-    from hooked_whisper.interventions.spoken_words import spoken_words
+    from hooked_whisper.interventions.aligned_words import spoken_words
     from hooked_whisper.io import write_whole
     from hooked_whisper.reports import circuit_page
 

@@ -136,7 +136,7 @@ def make_pair(model: Any, args: opt.Options) -> PatchRuns:
     """
     from hooked_whisper import digits
     from hooked_whisper.interventions import Example
-    from hooked_whisper.interventions.spoken_words import choose_word, spoken_words
+    from hooked_whisper.interventions.aligned_words import choose_word, spoken_words
 
     clean, corrupted, text = args.clean, args.corrupted, args.text
     if clean is None:

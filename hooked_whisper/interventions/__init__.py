@@ -1,6 +1,6 @@
 """Edits of activations: where they act, what they do, and runs that have them.
 
-    what a run is given    Example
+    what a run is given    Example, whose words have their times as AlignedWord
     where                  Site
     edits                  Patch, ZeroAblation, MeanAblation, ResampleAblation, SkipLayer,
                            ablate_head_everywhere, RestrictAttention, CutAttention,
@@ -18,6 +18,7 @@ from hooked_whisper.interventions.ablation import (
     ZeroAblation,
     ablate_head_everywhere,
 )
+from hooked_whisper.interventions.aligned_words import AlignedWord
 from hooked_whisper.interventions.attention_edits import (
     CutAttention,
     ReplacePattern,
@@ -41,6 +42,7 @@ from hooked_whisper.moved import moved_names
 
 __all__ = [
     "Add",
+    "AlignedWord",
     "Clamp",
     "CutAttention",
     "Edit",

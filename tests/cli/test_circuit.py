@@ -30,6 +30,7 @@ def write_manifest(rows: list[dict[str, Any]]) -> Path:
     return Path("pairs.csv")
 
 
+@pytest.mark.slow
 def test_pairs_of_a_manifest(run: Run, folder: Path) -> None:
     manifest = write_manifest(
         [

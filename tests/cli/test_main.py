@@ -136,7 +136,7 @@ REFUSALS = {
     "no store": ("store info {empty}", "Make one with: hooked-whisper harvest"),
     "no texts": ("harvest {clip} --hook decoder.hook_embed", "or pass --text transcript"),
     "an empty folder": ("transcribe {empty}", "there are no recordings in {empty}."),
-    "a folder for a file": ("patch {empty} {empty}", "is a folder; name a file in it."),
+    "a folder for a file": ("patch {clip} {empty}", "is a folder; name a file in it."),
     "an empty file": ("transcribe {zero}", "zero.wav' is empty: it holds 0 bytes."),
     "no such language": ("transcribe {clip} --language klingon", "this model has 99 languages"),
     "no network": ("info --model openai/whisper-tiny", "without a network, give --model a local"),

@@ -95,7 +95,7 @@ ROOMS = {
         window_batches write_manifest
     """,
     "interventions": """
-        Add Clamp CutAttention Edit Example Interventions MeanAblation Patch ProjectOut
+        Add AlignedWord Clamp CutAttention Edit Example Interventions MeanAblation Patch ProjectOut
         ReplacePattern ResampleAblation RestrictAttention Scale Site SiteEdit SkipLayer Steer
         TranscriptComparison ZeroAblation ablate_head_everywhere class_mean_difference
         compare_transcripts mean_activations
@@ -113,7 +113,7 @@ ROOMS = {
     """,
     "circuits": """
         Circuit CircuitEvaluation CircuitJudgement Edge EdgeGraph EdgeScores EdgeTimes Embedding
-        FaithfulnessCurve Latent LatentGraph WordPair attribution_graph carried_seconds
+        FaithfulnessCurve Latent LatentGraph ReadSite WordPair attribution_graph carried_seconds
         circuit_transcripts draw_circuit edge_times evaluate_circuits faithfulness_curve
         find_circuit find_latent_circuit judge_circuit
         reference_means save_attribution_graph word_pair

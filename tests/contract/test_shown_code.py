@@ -49,6 +49,8 @@ def shown() -> Iterator[Any]:
 def callee(call: ast.Call, names: dict[str, Any]) -> Any:
     """What is called, where it is a public name or of a model; None where it is not ours."""
     match call.func:
+        case ast.Name(id="model"):
+            return HookedWhisper.forward
         case ast.Name(id=name):
             return names.get(name)
         case ast.Attribute(value=ast.Name(id="model" | "HookedWhisper"), attr=name):

@@ -12,7 +12,7 @@ from hooked_whisper.speech.tokens import get_tokenizer
 from hooked_whisper.speech.wer import normalizer
 
 
-class SpokenWord(NamedTuple):
+class AlignedWord(NamedTuple):
     """A word of the clean text.
 
     Args:
@@ -27,7 +27,7 @@ class SpokenWord(NamedTuple):
 
 
 @torch.no_grad()
-def spoken_words(model: Any, example: Any, n_prompt: int) -> list[SpokenWord]:
+def spoken_words(model: Any, example: Any, n_prompt: int) -> list[AlignedWord]:
     """The words of an example's text, each with its first token and its time.
 
     Source: `whisper.timing.find_alignment`.
@@ -44,11 +44,11 @@ def spoken_words(model: Any, example: Any, n_prompt: int) -> list[SpokenWord]:
     for word, places in words:
         first, last = times[places[0]], times[places[-1]]
         if first and last:
-            found.append(SpokenWord(word, places[0] - n_prompt, (first[0], last[1])))
+            found.append(AlignedWord(word, places[0] - n_prompt, (first[0], last[1])))
     return found
 
 
-def choose_word(words: Sequence[SpokenWord], word: str | None, at_s: float | None) -> SpokenWord:
+def choose_word(words: Sequence[AlignedWord], word: str | None, at_s: float | None) -> AlignedWord:
     """The word that is named, or said at a time; of several alike the one nearest that time.
 
     Raises:
@@ -62,7 +62,7 @@ def choose_word(words: Sequence[SpokenWord], word: str | None, at_s: float | Non
     if at_s is None:
         return alike[0]
 
-    def distance(each: SpokenWord) -> float:
+    def distance(each: AlignedWord) -> float:
         start_s, end_s = each.window_s
         return max(start_s - at_s, at_s - end_s, 0.0)
 
