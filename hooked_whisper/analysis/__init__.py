@@ -19,6 +19,7 @@ from hooked_whisper.analysis.attention_timing import (
     monotonicity,
     time_alignment,
 )
+from hooked_whisper.analysis.intervals import bootstrap_weights, share_interval
 from hooked_whisper.analysis.massive_activations import SumsByNorm, is_massive
 from hooked_whisper.analysis.moments import GrowingHistogram, Histogram, RunningMoments
 from hooked_whisper.analysis.residual import (
@@ -55,6 +56,8 @@ __all__ = [
     "frame_energy",
     "monotonicity",
     "time_alignment",
+    "bootstrap_weights",
+    "share_interval",
     "SumsByNorm",
     "is_massive",
     "GrowingHistogram",

@@ -182,6 +182,7 @@ COMMANDS = {
     "attention": "hooked_whisper.cli.attention:attention",
     "features": "hooked_whisper.cli.features:features",
     "study": "hooked_whisper.cli.study:study",
+    "hallucinations": "hooked_whisper.cli.hallucinations:hallucinations",
     "labels": "hooked_whisper.cli.labels:labels",
     "heads": "hooked_whisper.cli.heads:heads",
     "harvest": "hooked_whisper.cli.harvest:harvest",

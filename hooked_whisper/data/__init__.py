@@ -5,6 +5,7 @@ one of them         Recording
 cut to the model    load_windows, or each_window when it is due: AudioWindow
 side by side        window_batches: WindowBatch, with its mel, tokens and masks
 heads that hear it  find_alignment_heads: AlignmentHeads
+nobody speaks       non_speech_sounds
 what is said when   align_words, align_phones, add_alignments: labels of time; write_manifest
 """
 
@@ -16,6 +17,7 @@ from hooked_whisper.data.labelling import (
     align_words,
     write_manifest,
 )
+from hooked_whisper.data.non_speech import non_speech_sounds
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.data.windows import AudioWindow, SkippedRecording, each_window, load_windows
@@ -33,6 +35,7 @@ __all__ = [
     "each_window",
     "find_alignment_heads",
     "load_windows",
+    "non_speech_sounds",
     "window_batches",
     "write_manifest",
 ]

@@ -1,6 +1,6 @@
 """What a run is judged by: its logits at one position or along the text, or what it writes down.
 
-one position    LogitDifference, LogProb, Probability, TokenRank, NoSpeechProb
+one position    LogitDifference, LogProb, Probability, TokenRank, NoSpeechProb, EndMargin
 the whole text  SequenceLogProb, Loss, KLDivergence, ExactSequence
 transcripts     WordErrorRate, TokenErrorRate, ExactTranscript, CompressionRatio, Repetition
 your own        as_metric, as_transcript_metric
@@ -14,6 +14,7 @@ from hooked_whisper.metrics.sequences import (
     SequenceLogProb,
 )
 from hooked_whisper.metrics.tokens import (
+    EndMargin,
     LogitDifference,
     LogProb,
     NoSpeechProb,
@@ -32,6 +33,7 @@ from hooked_whisper.metrics.transcripts import (
 
 __all__ = [
     "CompressionRatio",
+    "EndMargin",
     "ExactSequence",
     "ExactTranscript",
     "KLDivergence",

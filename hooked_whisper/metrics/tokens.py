@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hooked_whisper.errors import MetricError, describe
 from hooked_whisper.metrics.base import Metric, check_position, metric_name
+from hooked_whisper.model.generate import suppressed_tokens
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.tokens import get_tokenizer
 
@@ -176,6 +177,46 @@ class NoSpeechProb(Metric):
         self, logits: Float[Tensor, "batch n_positions vocab"]
     ) -> Float32[Tensor, "batch"]:
         return Probability(self.token, self.pos).of_positions(logits)
+
+
+@dataclass(frozen=True)
+class EndMargin(Metric):
+    """How far the end of the text lies above every other token that may be written, in logits.
+
+    Behind the prompt it tells whether anything is written at all: above 0 the model writes
+    nothing, greedily and by `generate`'s rules; below 0 it begins a text.
+
+    Args:
+        model: Its vocabulary says which token the end is, and which are never written.
+        pos: The position that predicts it; the last token of the prompt for an empty text.
+
+    Raises:
+        TokenError: The model's vocabulary is not Whisper's.
+
+    Source: the token rules of `whisper.decoding.DecodingTask`.
+    """
+
+    model: HookedWhisper = field(repr=False)
+    pos: int = -1
+    end: int = field(init=False)
+    suppressed: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_position(self.pos)
+        object.__setattr__(self, "end", get_tokenizer(self.model.cfg).eot)
+        object.__setattr__(self, "suppressed", tuple(suppressed_tokens(self.model)))
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        return (self.pos,)
+
+    def of_positions(
+        self, logits: Float[Tensor, "batch n_positions vocab"]
+    ) -> Float32[Tensor, "batch"]:
+        scores = logits[:, -1].float()
+        never = torch.tensor([self.end, *self.suppressed], device=scores.device)
+        others = scores.index_fill(-1, never, -torch.inf)
+        return scores[:, self.end] - others.max(dim=-1).values
 
 
 def token_ids(value: Any, what: str) -> int | tuple[int, ...]:

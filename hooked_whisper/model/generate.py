@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from markupsafe import Markup
 from torch import Tensor, nn
 
@@ -88,6 +88,16 @@ class Generation:
     no_speech_prob: Float[Tensor, " batch"]
     languages: list[str]
     cache: WhisperCache | None = None
+
+    @property
+    def unsure_silence(self) -> Bool[Tensor, " batch"]:
+        """Rows of which openai-whisper's `transcribe` takes it that nobody speaks."""
+        return (self.no_speech_prob > NO_SPEECH) & (self.avg_logprob <= UNSURE)
+
+    @property
+    def silence(self) -> Bool[Tensor, " batch"]:
+        """The same, and rows that are silence whatever was written: `skip_silence` drops these."""
+        return self.unsure_silence | (self.no_speech_prob > SILENT)
 
     def __repr__(self) -> str:
         more = (
@@ -198,7 +208,7 @@ def generate(
     if model.cfg.is_multilingual:
         codes = [task.tokenizer.to_language_token(each) for each in languages]
         prompt[:, task.sot_index + 1] = torch.tensor(codes, device=device)
-    if n_rows > 1 and not _is_watched(model.decoder):
+    if n_rows > 1 and not names and not _is_watched(model.decoder):
         task.inference = _UnfinishedRows(task.inference, task.tokenizer.eot)
     with collecting():
         tokens, sum_logprobs, no_speech = task._main_loop(encoder_output, prompt)
@@ -209,22 +219,25 @@ def generate(
         for row in tokens[:, n_prompt:].tolist()
     ]
     n_decoded = (tokens[:, n_prompt:] != eot).sum(dim=1) + 1
-    avg_logprob = sum_logprobs / n_decoded
-    no_speech_prob = torch.tensor(no_speech, device=device)
-    if skip_silence:
-        unsure = (no_speech_prob > NO_SPEECH) & (avg_logprob <= UNSURE)
-        for row in (unsure | (no_speech_prob > SILENT)).nonzero()[:, 0].tolist():
-            written[row] = []
-            tokens[row, n_prompt:] = eot
-    return Generation(
+    found = Generation(
         tokens=tokens,
         n_prompt=n_prompt,
         texts=[task.tokenizer.decode(row).strip() for row in written],
-        avg_logprob=avg_logprob,
-        no_speech_prob=no_speech_prob,
+        avg_logprob=sum_logprobs / n_decoded,
+        no_speech_prob=torch.tensor(no_speech, device=device),
         languages=languages,
         cache=model._make_cache(collector, mel) if collector else None,
     )
+    if skip_silence:
+        for row in found.silence.nonzero()[:, 0].tolist():
+            found.texts[row] = ""
+            tokens[row, n_prompt:] = eot
+    return found
+
+
+def suppressed_tokens(model: WhisperBase) -> list[int]:
+    """Tokens that decoding never writes, by openai-whisper's default: symbols that nobody says."""
+    return sorted(decoding_task(model, None, {})._get_suppress_tokens())
 
 
 def _is_watched(decoder: nn.Module) -> bool:

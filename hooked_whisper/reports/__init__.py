@@ -4,6 +4,7 @@ from hooked_whisper.reports.attention import AttentionPage, attention_page
 from hooked_whisper.reports.circuit import CircuitPage, circuit_page
 from hooked_whisper.reports.features import FeaturePage, feature_page
 from hooked_whisper.reports.html import page_styles
+from hooked_whisper.reports.sounds import sound_page
 
 __all__ = [
     "AttentionPage",
@@ -13,4 +14,5 @@ __all__ = [
     "circuit_page",
     "feature_page",
     "page_styles",
+    "sound_page",
 ]

@@ -31,6 +31,7 @@ def render(
     data: Mapping[str, Any],
     title: str,
     media: Sequence[str] = (),
+    **shown: Any,
 ) -> str:
     """One self-contained HTML file, as text.
 
@@ -46,6 +47,7 @@ def render(
         title: Of the page; any text.
         media: Data URIs of what is large, which `hw.media(number)` reads when it is needed;
             the page opens without reading them.
+        shown: What else the template shows, such as tables as HTML.
 
     Raises:
         InputError: Data that JSON cannot hold, or media that are no data URIs.
@@ -69,16 +71,22 @@ def render(
         json=Markup(safe_json(data)),
         css=Markup(_static(template, "css")),
         js=Markup(_static(template, "js")),
+        **shown,
     )
     # Half of a surrogate pair, as in an undecodable file name, cannot be written as UTF-8.
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def write_page(
-    path: Path, template: str, data: Mapping[str, Any], title: str, media: Sequence[str] = ()
+    path: Path,
+    template: str,
+    data: Mapping[str, Any],
+    title: str,
+    media: Sequence[str] = (),
+    **shown: Any,
 ) -> int:
     """Write what `render` gives, whole or not at all, into a folder that is made; in bytes."""
-    encoded = render(template, data, title, media).encode("utf-8")
+    encoded = render(template, data, title, media, **shown).encode("utf-8")
     make_folder(path.parent)
     write_whole(path, lambda file: file.write(encoded))
     return len(encoded)

@@ -15,7 +15,7 @@ from hooked_whisper.speech.tokens import (
     to_string,
     to_tokens,
 )
-from hooked_whisper.speech.wer import word_error_rate
+from hooked_whisper.speech.wer import comparable, n_wrong_words, word_error_rate
 
 __all__ = [
     "MANNER",
@@ -24,9 +24,11 @@ __all__ = [
     "TimedLabel",
     "check_mel",
     "check_tokens",
+    "comparable",
     "get_tokenizer",
     "has_tokenizer",
     "load_audio",
+    "n_wrong_words",
     "to_mel",
     "to_str_tokens",
     "to_string",

@@ -1,5 +1,11 @@
-"""The published study of Whisper-Tiny, for any Whisper and any recordings, in one call."""
+"""The published study of Whisper-Tiny, for any Whisper and any recordings, in one call.
 
+the whole study                     study: Study
+what it writes where nobody speaks  hallucination_study: HallucinationStudy
+"""
+
+from hooked_whisper.study.hallucinations.result import HallucinationStudy
+from hooked_whisper.study.hallucinations.run import hallucination_study
 from hooked_whisper.study.run import Study, study
 
-__all__ = ["Study", "study"]
+__all__ = ["HallucinationStudy", "Study", "hallucination_study", "study"]

@@ -80,7 +80,10 @@ def test_an_example_is_understood(
 
 
 CHEAP = [line for _, line in EXAMPLES if not any(part in line for part in FLEETING)]
-SLOW = ("sae eval", "study", "features", "attention", "whisper patch", "whisper circuit")
+SLOW = (
+    *("sae eval", "study", "hallucinations", "features", "attention", "whisper patch"),
+    "whisper circuit",
+)
 """Run in tests of their own, and for the documentation."""
 
 

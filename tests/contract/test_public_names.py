@@ -74,11 +74,12 @@ ROOMS = {
     "analysis": """
         GrowingHistogram HEAD_SCORES HeadMeans Histogram Moment OutlierDimensions
         ResidualStatistics RunningMoments SparseProbe SumsByNorm TimeAlignment attention_entropy
-        attention_received
+        attention_received bootstrap_weights
         correlation_with_energy cosine_by_layer current_token_score diagonal_half_width
         diagonal_width expected_seconds frame_energy head_table hoyer_sparsity is_massive kurtosis
         mean_distance monotonicity norm_by_layer outlier_dimensions participation_ratio
         previous_token_score residual_histogram residual_norm residual_table share_below
+        share_interval
         share_on_padding sparse_probe speech_vectors start_token_score time_alignment
         top_activations
     """,
@@ -92,7 +93,7 @@ ROOMS = {
     "data": """
         AlignmentHeads AudioWindow Recording SkippedRecording WindowBatch add_alignments
         align_phones align_words as_recordings each_window find_alignment_heads load_windows
-        window_batches write_manifest
+        non_speech_sounds window_batches write_manifest
     """,
     "interventions": """
         Add AlignedWord Clamp CutAttention Edit Example Interventions MeanAblation Patch ProjectOut
@@ -107,9 +108,10 @@ ROOMS = {
         massive_activations         source_attribution token_trajectories
     """,
     "metrics": """
-        CompressionRatio ExactSequence ExactTranscript KLDivergence LogProb LogitDifference Loss
-        Metric NoSpeechProb PositionMetric Probability Repetition SequenceLogProb TokenErrorRate
-        TokenRank TranscriptMetric WordErrorRate as_metric as_transcript_metric
+        CompressionRatio EndMargin ExactSequence ExactTranscript KLDivergence LogProb
+        LogitDifference Loss Metric NoSpeechProb PositionMetric Probability Repetition
+        SequenceLogProb TokenErrorRate TokenRank TranscriptMetric WordErrorRate as_metric
+        as_transcript_metric
     """,
     "circuits": """
         Circuit CircuitEvaluation CircuitJudgement Edge EdgeGraph EdgeScores EdgeTimes Embedding
@@ -125,12 +127,13 @@ ROOMS = {
     """,
     "reports": """
         AttentionPage CircuitPage FeaturePage attention_page circuit_page feature_page page_styles
+        sound_page
     """,
     "store": """
         ActivationDataset ActivationStore Epochs ProbeResult ProbeScore RecordingEntry RowIndex
         harvest model_identity probe verify_store
     """,
-    "study": "Study study",
+    "study": "HallucinationStudy Study hallucination_study study",
     "sae": """
         ARCHITECTURES ActivationSource BatchTopKConfig BatchTopKSAE Clip GatedConfig GatedSAE
         JumpReLUConfig JumpReLUSAE LearningCurve MatryoshkaConfig MatryoshkaSAE MemoryActivations
@@ -160,7 +163,7 @@ MOVED = {
     """,
     ("harvest", "data"): "Recording as_recordings",
     ("pages", "reports"): "AttentionPage FeaturePage attention_page feature_page",
-    ("interventions", "metrics"): ROOMS["metrics"],
+    ("interventions", "metrics"): ROOMS["metrics"].replace("EndMargin", ""),  # a later one
     ("interventions", "patching"): ROOMS["patching"],
     ("sae.evaluation", "sae"): """
         Clip Reconstruction SAEEvaluation decoder_cosines decoder_stability evaluate_sae
