@@ -115,7 +115,7 @@ def _report(lines: list[Any], recordings: list[Any], folder: Path, args: opt.Opt
     """Print the means of each place, with intervals over several recordings."""
     import torch
 
-    from hooked_whisper.analysis.resampling import bootstrap_interval
+    from hooked_whisper.analysis.intervals import bootstrap_interval
 
     rows = []
     for place in lines[0]:

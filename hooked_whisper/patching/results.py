@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.analysis.resampling import bootstrap_interval
+from hooked_whisper.analysis.intervals import bootstrap_interval
 from hooked_whisper.display import box, facts, note, picture, table
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.patching.partial_result import check_same

@@ -270,7 +270,7 @@ MUTANTS = [
     Mutant(
         "n06-bootstrap",
         "the bootstrap's interval has one tail of twice the size",
-        "analysis/resampling.py",
+        "analysis/intervals.py",
         "torch.tensor([(1 - level) / 2, (1 + level) / 2])",
         "torch.tensor([1 - level, level])",
         ("patching/test_results.py",),
