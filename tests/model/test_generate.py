@@ -114,6 +114,10 @@ class TestResult:
             assert set(every) == {5} == set(watched)
             assert len(some) == len(every)
             assert some[0] == 5 and some[-1] < 5 and some == sorted(some)[::-1]
+        name = "decoder.hook_embed"
+        cached = digits_model.generate(encoder_output=sound, return_cache=True, names_filter=name)
+        assert cached.texts == digits_model.generate(encoder_output=sound).texts
+        assert cached.cache[name].shape[:2] == (5, cached.tokens.shape[1] - 1)
 
     def test_nothing_at_all_may_be_said(self, model: Any, tiny_mel: Tensor) -> None:
         end = (
