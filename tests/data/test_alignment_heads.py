@@ -32,7 +32,8 @@ def recording(name: str, seconds: float) -> Recording:
     times = [
         [start, end, word] for (start, end), word in zip(pairwise(EDGES_S), WORDS, strict=True)
     ]
-    noise = torch.randn(int(16_000 * seconds)) / 10
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(int(16_000 * seconds), generator=generator) / 10
     return Recording(name, (noise, 16_000), {"words": times}, " One, " + " ".join(WORDS[1:]))
 
 
@@ -41,8 +42,12 @@ RECORDINGS = [recording("a", 2.4), recording("b", 3.1)]
 
 @pytest.fixture(scope="module")
 def planted() -> Iterator[HookedWhisper]:
-    """A random model in which two heads each know half of the words."""
+    """A random model in which two heads each know half of the words.
+
+    Others of its heads know none; with some seeds one of these happens to gain a few ms.
+    """
     cfg = HookedWhisperConfig.for_release("tiny.en", **SMALL, n_audio_ctx=200)
+    torch.manual_seed(0)
     model = HookedWhisper(cfg).eval()
     rows = [0, 0, 1, 2, 3]  # the word of each row: " One" has a comma
     knows = {FIRST: ((0, 1), 0), SECOND: ((2, 3), 0), LATE: ((0, 1, 2, 3), 1)}
