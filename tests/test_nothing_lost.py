@@ -47,7 +47,10 @@ def works(
 
 
 @SOME_KILLS
-@pytest.mark.parametrize("name", ["training", "suite", "features", "attention", "study"])
+@pytest.mark.parametrize(
+    "name",
+    ["training", "suite", "features", "attention", pytest.param("study", marks=pytest.mark.slow)],
+)
 def test_kills(name: str, n_kills: int, works: dict[str, Work], tmp_path: Path) -> None:
     work = works[name]
     check_kills(work.run, work.look, work.contents, tmp_path, n_kills)

@@ -32,7 +32,7 @@ def known(x: torch.Tensor, said: list[str | None]) -> tuple[np.ndarray, np.ndarr
     return x[kept].double().numpy(), np.array([said[i] for i in kept])
 
 
-@pytest.mark.parametrize("strength", [1.0, 30.0])
+@pytest.mark.parametrize("strength", [1.0, pytest.param(30.0, marks=pytest.mark.slow)])
 def test_every_probe_is_scikit_learns(strength: float) -> None:
     x, said = draw(0, 300)
     y, judged_said = draw(1, 170)

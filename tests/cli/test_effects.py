@@ -49,7 +49,7 @@ def told(done: Result) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("command", ["attribute", "path"])
+@pytest.mark.parametrize("command", ["path", pytest.param("attribute", marks=pytest.mark.slow)])
 def test_pairs_of_a_manifest_are_each_as_alone(run: Run, manifest: Path, command: str) -> None:
     cheap = CHEAP if command != "path" else ["--quiet"]
     both = told(run(command, manifest, *cheap, "--json", "--out", "both"))

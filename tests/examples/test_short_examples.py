@@ -39,7 +39,7 @@ FINDINGS = {
 """What each prints, as patterns; the picture of each bears its name."""
 
 
-SLOW = {"which_heads_say_seven"}
+SLOW = {"ablate_heads", "which_heads_say_seven"}
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ def test_writers_are_those_of_the_definition(
         assert found.neurons[neuron] == pytest.approx(share.item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_removals_do_what_the_same_edit_does(
     digits_model: HookedWhisper, clips: list[Recording]
 ) -> None:

@@ -47,7 +47,8 @@ def test_logits_at_every_length(
 
 
 @pytest.mark.parametrize(
-    ("size", "batch", "attention"), [("tiny", 1, "sdpa"), ("few words", 3, "eager")]
+    ("size", "batch", "attention"),
+    [("tiny", 1, "sdpa"), pytest.param("few words", 3, "eager", marks=pytest.mark.slow)],
 )
 def test_logits_of_all_positions_at_full_size(
     make_family: Any,

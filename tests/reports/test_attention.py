@@ -336,8 +336,11 @@ def test_names_and_texts_are_text(model: HookedWhisper, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("n_samples", "text"),
-    [(400, "one"), (3200, None), (48_000, "")],
-    ids=["25 ms and a token", "0.2 s of silence", "silence without text"],
+    [
+        pytest.param(400, "one", id="25 ms and a token"),
+        pytest.param(3200, None, marks=pytest.mark.slow, id="0.2 s of silence"),
+        pytest.param(48_000, "", marks=pytest.mark.slow, id="silence without text"),
+    ],
 )
 def test_little_sound_or_text_works(
     model: HookedWhisper, open_page: Any, tmp_path: Path, n_samples: int, text: str | None

@@ -71,6 +71,7 @@ class TestTinyAtFullSize:
         loaded.save_pretrained(tmp_path / "own")
         assert_equal(HookedWhisper.from_pretrained(tmp_path / "own", device="cpu"), model)
 
+    @pytest.mark.slow
     def test_transformers(self, random_tiny_hf, tmp_path):
         model = HookedWhisper.from_hf(random_tiny_hf)
         assert_transformers(model, random_tiny_hf)
