@@ -25,6 +25,7 @@ from hooked_whisper.patching.grid import metric_for_each
 from hooked_whisper.patching.partial_result import fingerprint, fingerprints
 from hooked_whisper.patching.results import EffectTable
 from hooked_whisper.patching.saved import going_on
+from hooked_whisper.speech.tokens import is_written
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -252,6 +253,6 @@ def _write(run: CircuitRun, mask: Tensor, max_new_tokens: int | None) -> str:
     if (language := language_of_tokens(model.cfg, row)) is not None:
         prompt[:, task.sot_index + 1] = task.tokenizer.to_language_token(language)
     tokens, _, _ = task._main_loop(run.clean.mel.values, prompt)
-    eot = task.tokenizer.eot
-    written = [token for token in tokens[0, prompt.shape[1] :].tolist() if token < eot]
+    new = tokens[0, prompt.shape[1] :].tolist()
+    written = [token for token in new if is_written(token, task.tokenizer)]
     return str(task.tokenizer.decode(written)).strip()
