@@ -23,8 +23,7 @@ from torch import Tensor
 
 from hooked_whisper import HookedWhisper
 from hooked_whisper.circuits import Edge, EdgeGraph, EdgeScores, Embedding, find_circuit
-from hooked_whisper.circuits.contributions import WRITTEN, Differences, read_by
-from hooked_whisper.circuits.exact import EdgeRuns
+from hooked_whisper.circuits.exact import edge_runs
 from hooked_whisper.circuits.find import cut_text
 from hooked_whisper.digits import recordings
 from hooked_whisper.interventions import Example
@@ -148,12 +147,9 @@ def exact_values(
     """The metric with each edge patched, NaN where none is, and the seconds that all would take."""
     clean, corrupted, read = cut_text(clean, corrupted, metric)
 
-    def prepare() -> tuple[EdgeRuns, Differences]:
-        theirs, ours = (read_by(model, run, WRITTEN) for run in (corrupted, clean))
-        differences = Differences(model, theirs, ours, DEFAULT_MAX_BYTES)
-        return EdgeRuns(model, clean, read, DEFAULT_MAX_BYTES), differences
-
-    (runs, differences), *seconds = timed(prepare)
+    (runs, differences), *seconds = timed(
+        lambda: edge_runs(model, clean, corrupted, read, DEFAULT_MAX_BYTES)
+    )
     values = torch.full((len(runs.graph.edges),), torch.nan)
     for site in runs.graph.sites:
         n = len(site.senders)

@@ -14,8 +14,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hooked_whisper.circuits.contributions import Differences, attention_of, norm_of
+from hooked_whisper.circuits.contributions import (
+    WRITTEN,
+    Differences,
+    attention_of,
+    norm_of,
+    read_by,
+)
 from hooked_whisper.circuits.graph import EdgeGraph, ReadSite
+from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.passes import running
 from hooked_whisper.interventions.examples import Example
 from hooked_whisper.metrics.base import Metric
@@ -28,6 +35,20 @@ from hooked_whisper.patching.resume_point import ResumedRows, StreamPosition
 NEEDED = ["*.hook_z", "*.hook_mlp_out"]
 Measured = tuple[list[int], Float[Tensor, " some"]]
 """Numbers of edges, and the metric with each of them patched."""
+
+
+def edge_runs(
+    model: HookedWhisper,
+    base: Example,
+    source: Example | WhisperCache,
+    metric: Metric,
+    max_bytes: int,
+) -> tuple["EdgeRuns", Differences]:
+    """The runs in which edges of a pair are patched, and what is put in along them."""
+    theirs, ours = (read_by(model, run, WRITTEN) for run in (source, base))
+    differences = Differences(model, theirs, ours, max_bytes)
+    del theirs, ours
+    return EdgeRuns(model, base, metric, max_bytes), differences
 
 
 class EdgeRuns(BaseRun):

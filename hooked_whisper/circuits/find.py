@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.circuits.contributions import WRITTEN, Differences, read_by, written_at
-from hooked_whisper.circuits.exact import EdgeRuns
+from hooked_whisper.circuits.exact import edge_runs
 from hooked_whisper.circuits.gradients import EdgeGradients
 from hooked_whisper.circuits.graph import EdgeGraph
 from hooked_whisper.circuits.scores import EdgeScores, Method
@@ -294,10 +294,8 @@ def _exact(
     max_bytes: int,
 ) -> Iterator[Any]:
     """Each edge of a pair patched for true."""
-    theirs, ours = (read_by(model, run, WRITTEN) for run in (source, base))
-    differences = Differences(model, theirs, ours, max_bytes)
-    del theirs, ours
-    yield from EdgeRuns(model, base, metric, max_bytes).patched(differences, todo.clone())
+    runs, differences = edge_runs(model, base, source, metric, max_bytes)
+    yield from runs.patched(differences, todo.clone())
 
 
 def _estimated(

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.circuits.contributions import WRITTEN, Differences, read_by
-from hooked_whisper.circuits.exact import EdgeRuns
+from hooked_whisper.circuits.exact import edge_runs
 from hooked_whisper.circuits.find import baselines, cut_text, refuse_hooks, runs_of
 from hooked_whisper.circuits.graph import Edge, EdgeGraph
 from hooked_whisper.config import FRAMES_PER_SECOND
@@ -171,9 +170,7 @@ def edge_times(
             if not result.values[number].isnan().any():
                 continue
             base, source, read = cut_text(*run, each)
-            theirs, ours = (read_by(model, run, WRITTEN) for run in (source, base))
-            differences = Differences(model, theirs, ours, max_bytes)
-            patched = EdgeRuns(model, base, read, max_bytes)
+            patched, differences = edge_runs(model, base, source, read, max_bytes)
             for place, edge in enumerate(numbers):
                 if result.values[number, place].isnan().any():
                     values = patched.patched_at(differences, edge, masks)

@@ -4,9 +4,6 @@ import click
 
 from hooked_whisper.cli import effects, pairs
 from hooked_whisper.cli import options as opt
-from hooked_whisper.cli.main import INTERRUPTED
-
-RESULT = "attribution.safetensors"
 
 
 @opt.command(
@@ -55,37 +52,14 @@ def attribute(args: opt.Options) -> None:
     pairs.check_runs(args)
     if args.along and args.n_steps is None:
         raise click.UsageError("--along is about --steps; give both.")
-    from hooked_whisper.io import make_folder
-    from hooked_whisper.patching import SweepResult, attribution_patch
+    from hooked_whisper.patching import attribution_patch
 
-    folder = args.new_path("attribute", goes_on=args.resume)
-    if args.resume:
-        SweepResult.load(folder / RESULT)
-    model = args.load_model()
-    names = model.hook_names(list(args.hooks) or opt.ENCODER_STREAM)
-    found = pairs.make_pairs(model, args)
-    if not args.resume:
-        (folder / RESULT).unlink(missing_ok=True)
-    pairs.say_pairs(found, args)
-    make_folder(folder)
-    result = attribution_patch(
-        model,
-        [pair.clean for pair in found],
-        [pair.corrupted for pair in found],
-        names,
-        metric=[pair.metric for pair in found],
-        per=effects.per_of(model, names, args.per),
-        direction=args.direction,
-        window_s=args.window_s,
-        all_frames=args.all_frames,
+    effects.sweep(
+        attribution_patch,
+        "attribute",
+        "attribution",
+        args,
         n_steps=args.n_steps,
         along=args.along,
         reach_s=args.reach_s,
-        progress=not args.quiet,
-        save_to=folder / RESULT,
     )
-    effects.write_effects(result, folder, "attribution", effect=effects.has_effects(result))
-    effects.report_effects(result, found, folder, "attribution", args)
-    if not result.complete:
-        opt.note("unfinished: the same command with --resume does the rest.")
-        raise SystemExit(INTERRUPTED)

@@ -1,13 +1,14 @@
 """Tables of effects as commands write and print them: what to patch, files, best places."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hooked_whisper.cli import options as opt
-from hooked_whisper.cli.pairs import PatchRuns
+from hooked_whisper.cli.main import INTERRUPTED
+from hooked_whisper.cli.pairs import PatchRuns, make_pairs, say_pairs
 from hooked_whisper.errors import InputError
 
 PER = opt.option(
@@ -32,6 +33,51 @@ def per_of(model: Any, names: list[str], per: str) -> Any:
     if all("head" in model.hook_dict[name].axes for name in names):
         return "head"
     return "window" if all(name.startswith("encoder") for name in names) else "pos"
+
+
+def sweep(run: Callable[..., Any], command: str, stem: str, args: opt.Options, **more: Any) -> None:
+    """All of a command that patches places one by one: pairs, the sweep, its files, best places.
+
+    Args:
+        run: `patch_sweep`, or a function that takes the same.
+        command: What the folder is called after.
+        stem: The name of the files in it.
+        args: The command's options.
+        more: What `run` takes besides.
+    """
+    from hooked_whisper.io import make_folder
+    from hooked_whisper.patching import SweepResult
+
+    folder = args.new_path(command, goes_on=args.resume)
+    path = folder / f"{stem}.safetensors"
+    if args.resume:  # what is there and cannot be read is told before anything is loaded
+        SweepResult.load(path)
+    model = args.load_model()
+    names = model.hook_names(list(args.hooks) or opt.ENCODER_STREAM)
+    found = make_pairs(model, args)
+    if not args.resume:
+        path.unlink(missing_ok=True)  # of another sweep, to be replaced
+    say_pairs(found, args)
+    make_folder(folder)
+    result = run(
+        model,
+        [pair.clean for pair in found],
+        [pair.corrupted for pair in found],
+        names,
+        metric=[pair.metric for pair in found],
+        per=per_of(model, names, args.per),
+        direction=args.direction,
+        window_s=args.window_s,
+        all_frames=args.all_frames,
+        progress=not args.quiet,
+        save_to=path,
+        **more,
+    )
+    write_effects(result, folder, stem, effect=has_effects(result))
+    report_effects(result, found, folder, stem, args)
+    if not result.complete:
+        opt.note("unfinished: the same command with --resume does the rest.")
+        raise SystemExit(INTERRUPTED)
 
 
 def write_effects(result: Any, folder: Path, stem: str, *, effect: bool) -> None:

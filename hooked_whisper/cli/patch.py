@@ -2,9 +2,6 @@
 
 from hooked_whisper.cli import effects, pairs
 from hooked_whisper.cli import options as opt
-from hooked_whisper.cli.main import INTERRUPTED
-
-RESULT = "sweep.safetensors"
 
 
 @opt.command(
@@ -45,34 +42,6 @@ def patch(args: opt.Options) -> None:
     the rest.
     """
     pairs.check_runs(args)
-    from hooked_whisper.io import make_folder
-    from hooked_whisper.patching import SweepResult, patch_sweep
+    from hooked_whisper.patching import patch_sweep
 
-    folder = args.new_path("patch", goes_on=args.resume)
-    if args.resume:  # what is there and cannot be read is told before anything is loaded
-        SweepResult.load(folder / RESULT)
-    model = args.load_model()
-    names = model.hook_names(list(args.hooks) or opt.ENCODER_STREAM)
-    found = pairs.make_pairs(model, args)
-    if not args.resume:
-        (folder / RESULT).unlink(missing_ok=True)  # of another sweep, to be replaced
-    pairs.say_pairs(found, args)
-    make_folder(folder)
-    result = patch_sweep(
-        model,
-        [pair.clean for pair in found],
-        [pair.corrupted for pair in found],
-        names,
-        metric=[pair.metric for pair in found],
-        per=effects.per_of(model, names, args.per),
-        direction=args.direction,
-        window_s=args.window_s,
-        all_frames=args.all_frames,
-        progress=not args.quiet,
-        save_to=folder / RESULT,
-    )
-    effects.write_effects(result, folder, "sweep", effect=effects.has_effects(result))
-    effects.report_effects(result, found, folder, "sweep", args)
-    if not result.complete:
-        opt.note("unfinished: the same command with --resume does the rest.")
-        raise SystemExit(INTERRUPTED)
+    effects.sweep(patch_sweep, "patch", "sweep", args)

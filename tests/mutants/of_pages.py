@@ -134,7 +134,7 @@ MUTANTS = [
     Mutant(
         "cli-window-unit",
         "patch --window-s counts in tenths of a second",
-        "cli/patch.py",
+        "cli/effects.py",
         "window_s=args.window_s,",
         "window_s=args.window_s / 10,",
         ("cli/test_options.py",),
@@ -142,7 +142,7 @@ MUTANTS = [
     Mutant(
         "cli-direction",
         "patch --direction is ignored",
-        "cli/patch.py",
+        "cli/effects.py",
         "        direction=args.direction,\n",
         "",
         ("cli/test_options.py",),
