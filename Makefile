@@ -14,6 +14,9 @@ ALL := $(VENV)/.all
 LOG := $(VENV)/install.log
 CODE := $(wildcard hooked_whisper tests examples benchmarks docs/*.py)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# What is imported is compiled then and kept, whatever this machine's settings are: pip's compiling
+# of every module of every package takes as long as all the rest of installing.
+export PYTHONDONTWRITEBYTECODE :=
 
 # sae-lens needs the last transformer-lens 3. Both lie in front of the environment's own, as do
 # the packages that docs/comparison.md is about, with only what their import needs that the
@@ -62,7 +65,7 @@ esac
 echo "Installing into $(VENV). Where PyTorch is downloaded this takes minutes; pip's words: $(LOG)"
 : >$(LOG)
 $(BIN)/python -m pip install --upgrade --constraint constraints.txt pip >>$(LOG) 2>&1 &&
-  $(BIN)/python -m pip install --constraint constraints.txt --editable ".$(EXTRAS)" >>$(LOG) 2>&1 ||
+  $(BIN)/python -m pip install --no-compile --constraint constraints.txt --editable ".$(EXTRAS)" >>$(LOG) 2>&1 ||
   case $$(cat $(LOG)) in
   *"after connection broken by"*)
     die "No package index can be reached. Is there a network, or a proxy to name in pip's settings?" \
@@ -85,8 +88,7 @@ demo: $(CORE) ## see what it does, on the shipped model and recordings, in a min
 	  "  python examples/watch_attention.py" "short examples; docs/examples.md has all" \
 	  "  docs/quickstart.md" "the documentation begins here"
 
-# Processes that tests start find the package compiled, whatever this machine's settings are.
-PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
   --max-worker-restart 0
 
 test: $(TEST) ## run the tests; more with ARGS, such as ARGS="-k cache"

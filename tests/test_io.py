@@ -2,8 +2,8 @@
 
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from hooked_whisper import io
 from hooked_whisper.io import (
     lock_file,
     lock_folder,
@@ -20,14 +21,27 @@ from hooked_whisper.io import (
     write_whole,
 )
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from hooked_whisper.io import replacing
-with replacing(Path(sys.argv[1])) as aside:
-    aside.write_bytes(b"half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
+from .processes import Child
+
+InChild = Callable[[Callable[[], object]], Child]
+
+
+def killed_in_a_file(path: Path) -> None:
+    """This process ends with half of a file written."""
+    with replacing(path) as aside:
+        aside.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_in_tensors(path: Path) -> None:
+    """This process ends while safetensors writes."""
+
+    def killed(tensors: object, path: Path, metadata: object) -> None:
+        Path(path).with_name(".tmpAbCdEf").write_bytes(b"half")  # as safetensors names it
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    io.save_file = killed  # type: ignore[attr-defined]
+    save_tensors(path, {"a": torch.ones(2)}, {})
 
 
 def test_what_is_written_takes_the_others_place(tmp_path: Path) -> None:
@@ -49,35 +63,20 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path, error: BaseException
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["rows"]
 
 
-def test_a_kill_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_kill_leaves_the_old_file(tmp_path: Path, in_child: InChild) -> None:
     path = tmp_path / "rows"
     path.write_text("old")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    assert in_child(lambda: killed_in_a_file(path)).wait() == -signal.SIGKILL
     assert path.read_text() == "old"
 
 
-IN_TENSORS = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from hooked_whisper import io
-def killed(tensors, path, metadata):
-    Path(path).with_name(".tmpAbCdEf").write_bytes(b"half")  # as safetensors names it
-    os.kill(os.getpid(), signal.SIGKILL)
-io.save_file = killed
-io.save_tensors(Path(sys.argv[1]), {"a": torch.ones(2)}, {})
-"""
-
-
-@pytest.mark.parametrize("program", [KILLED, IN_TENSORS], ids=["file", "tensors"])
+@pytest.mark.parametrize("work", [killed_in_a_file, killed_in_tensors], ids=["file", "tensors"])
 def test_what_a_kill_left_goes_with_the_next_one_that_has_the_lock(
-    program: str, tmp_path: Path
+    work: Callable[[Path], None], tmp_path: Path, in_child: InChild
 ) -> None:
     """Of this file alone: another's may be on its way."""
     for name in ("a[1]", "other"):
-        done = subprocess.run([sys.executable, "-c", program, tmp_path / name], timeout=60)
-        assert done.returncode == -signal.SIGKILL
+        assert in_child(partial(work, tmp_path / name)).wait() == -signal.SIGKILL
     both = {path.name for path in tmp_path.iterdir()}
     assert {name.split(".")[1] for name in both} == {"a[1]", "other"}  # all say whose they are
     save_tensors(tmp_path / "a[1]", {"a": torch.ones(2)}, {})  # without a lock

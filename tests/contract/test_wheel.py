@@ -259,7 +259,7 @@ def test_it_installs_in_an_empty_environment(
     _run(sys.executable, "-m", "venv", str(tmp_path / "venv"), cwd=tmp_path)
     python = str(tmp_path / "venv" / "bin" / "python")
     constraints = str(ROOT / "constraints.txt")
-    options = ["--quiet", "--constraint", constraints]
+    options = ["--quiet", "--no-compile", "--constraint", constraints]
     _run(python, "-m", "pip", "install", *options, str(wheel), cwd=tmp_path, PYTHONPATH="")
     program = _first_example(metadata) + FIRST_STEPS
     printed = _run(python, "-c", program, cwd=tmp_path, PYTHONPATH="").stdout

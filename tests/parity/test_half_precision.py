@@ -22,12 +22,13 @@ UNROUNDED = ("hook_attn_scores", "hook_pattern", "hook_scale", "hook_logits")
 
 
 def encoder_input(family: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A mel; for float16 at the full window what an encoder makes of it.
+    """A mel; at the full window what an encoder makes of it, but for digits in bfloat16.
 
-    float16 convolutions and attention over 1,500 positions take a CPU seconds.
+    Convolutions and attention over 1,500 positions take a CPU seconds in these formats.
     """
     mel = family.mel[:1]
-    if dtype == torch.float16 and family.hooked.cfg.n_audio_ctx == 1500:
+    is_digits = family.hooked.cfg.model_name == "digits" and dtype == torch.bfloat16
+    if family.hooked.cfg.n_audio_ctx == 1500 and not is_digits:
         return {"encoder_output": family.hooked(mel).to(dtype)}
     return {"mel": mel.to(dtype)}
 
