@@ -59,8 +59,7 @@ def ablate(args: opt.Options) -> None:
     model = args.load_model()
     names = model.hook_names(list(args.hooks) or HEADS)
     examples = [pairs.example_of(model, each, args.language) for each in recordings]
-    if not args.resume:
-        (folder / RESULT).unlink(missing_ok=True)
+    args.begin_anew(folder, RESULT, "ablation.csv", "ablation.png")
     make_folder(folder)
     put_in: Any = "zero"
     if args.put_in == "mean":

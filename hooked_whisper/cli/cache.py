@@ -45,7 +45,7 @@ def cache(args: opt.Options) -> None:
         raise click.UsageError("give one of --window and --all-frames.")
     recordings = args.listed_recordings()
     files = opt.file_names(recordings, "safetensors")
-    folder = args.new_path("cache")
+    folder = args.new_folder("cache", files)
     model = args.load_model()
     names = model.hook_names(list(args.hooks) or opt.RESIDUAL_STREAM)
     needs_tokens = any(name.startswith("decoder") for name in names)

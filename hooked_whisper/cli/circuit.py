@@ -10,6 +10,7 @@ from hooked_whisper.cli.main import INTERRUPTED
 from hooked_whisper.cli.pairs import MEASURED, RUNS, PatchRuns, check_runs, make_pairs
 
 SCORES = "scores.safetensors"
+FILES = (SCORES, "edges.csv", "circuit.json", "circuit.png", "circuit.html", "graph.json")
 
 
 @opt.command(
@@ -68,8 +69,7 @@ def circuit(args: opt.Options) -> None:
         EdgeScores.load(folder / SCORES)
     model = args.load_model()
     pairs = make_pairs(model, args)
-    if not args.resume:
-        (folder / SCORES).unlink(missing_ok=True)  # of other pairs, to be replaced
+    args.begin_anew(folder, *FILES)
     for pair in pairs:
         args.note(f"clean: {pair.clean_name}; corrupted: {pair.corrupted_name}; {pair.measures}.")
     make_folder(folder)

@@ -55,8 +55,7 @@ def sweep(run: Callable[..., Any], command: str, stem: str, args: opt.Options, *
     model = args.load_model()
     names = model.hook_names(list(args.hooks) or opt.ENCODER_STREAM)
     found = make_pairs(model, args)
-    if not args.resume:
-        path.unlink(missing_ok=True)  # of another sweep, to be replaced
+    args.begin_anew(folder, path.name, f"{stem}.csv", f"{stem}.png")
     say_pairs(found, args)
     make_folder(folder)
     result = run(

@@ -40,9 +40,9 @@ def lens(args: opt.Options) -> None:
 
     from hooked_whisper.io import make_folder, write_whole
 
-    folder = args.new_path("lens")
     recordings = args.listed_recordings()
     names = opt.file_names(recordings, "png")
+    folder = args.new_folder("lens", names)
     model = args.load_model()
     read = _decoder if args.stack == "decoder" else _encoder
     make_folder(folder)

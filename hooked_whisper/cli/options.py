@@ -171,6 +171,27 @@ class Options(SimpleNamespace):
         """The path of `out_path`, once it is sure that nothing is lost by writing there."""
         return new_path(self.out_path(ending), overwrite=self.overwrite or goes_on)
 
+    def new_folder(self, ending: str, names: list[str]) -> Path:
+        """The same for a folder with a file for each recording.
+
+        Raises:
+            InputError: Files of other recordings would stay beside the new ones.
+        """
+        folder = self.new_path(ending)
+        alike = folder.glob(f"*{Path(names[0]).suffix}") if folder.is_dir() else ()
+        if left := sorted({each.name for each in alike} - set(names)):
+            raise InputError(
+                f"{folder} holds {left[0]!r} of another run, which would stay beside the new "
+                "files. Remove it, or name another --out."
+            )
+        return folder
+
+    def begin_anew(self, folder: Path, *names: str) -> None:
+        """Remove what an earlier run of the command left, unless this one goes on with it."""
+        if not self.resume:
+            for name in names:
+                (folder / name).unlink(missing_ok=True)
+
     @contextmanager
     def kept_until_done(self, ending: str, about: Any) -> Iterator[Path | None]:
         """A file for unfinished work of this command line and nothing else; it goes at the end.

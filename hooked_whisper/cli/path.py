@@ -53,11 +53,11 @@ def path(args: opt.Options) -> None:
     found = pairs.make_pairs(model, args)
     pairs.say_pairs(found, args)
     make_folder(folder)
+    files = [RESULT] if len(found) == 1 else [f"pair-{i}.safetensors" for i in range(len(found))]
+    of_pairs = {each.name for each in folder.glob("pair-*.safetensors")}
+    args.begin_anew(folder, RESULT, "paths.csv", "paths.png", *of_pairs)
     results = []
-    for number, pair in enumerate(found):
-        file = folder / (RESULT if len(found) == 1 else f"pair-{number}.safetensors")
-        if not args.resume:
-            file.unlink(missing_ok=True)
+    for pair, file in zip(found, files, strict=True):
         result = path_patch_heads(
             model,
             pair.clean,
@@ -68,7 +68,7 @@ def path(args: opt.Options) -> None:
             direction=args.direction,
             max_rows=args.max_rows,
             progress=not args.quiet,
-            save_to=file,
+            save_to=folder / file,
         )
         results.append(result)
         if not result.complete:

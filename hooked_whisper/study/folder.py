@@ -19,7 +19,9 @@ REPORT, NUMBERS = "report.html", "report.json"
 FEATURES, ATTENTION = "features.html", "attention.html"
 UNFINISHED = ".unfinished"
 """Where a study is made while the folder has a report."""
-_PIECES = (STORE, SAE_FOLDER, PICTURES, FEATURES, ATTENTION, REPORT, NUMBERS)
+_MADE_ANEW = (PICTURES, FEATURES, ATTENTION, REPORT, NUMBERS)
+"""What every study makes itself, or has none of; an autoencoder may be an earlier one's."""
+_PIECES = (STORE, SAE_FOLDER, *_MADE_ANEW)
 
 
 @contextmanager
@@ -41,10 +43,13 @@ def study_folder(folder: Path, goes_on: Collection[str], *, overwrite: bool) -> 
             _take_place(folder)
     _has_report(folder, overwrite=overwrite)
     make_folder(folder)
+    was_ours = (folder / LOCK_FILE).exists()
     with lock_folder(folder, "study"):
         for name in _PIECES:
             remove_parts(folder, name)
         if not _has_report(folder, overwrite=overwrite):
+            if was_ours:  # what one left that broke off may be more than this one makes
+                remove(*(folder / name for name in _MADE_ANEW))
             yield folder
             return
         inside = folder / UNFINISHED
@@ -78,17 +83,22 @@ def _has_report(folder: Path, *, overwrite: bool) -> bool:
 
 
 def _take_place(folder: Path) -> None:
-    """Move a finished study to where the earlier one is; what was broken off goes on."""
+    """Move a finished study to where the earlier one is; what was broken off goes on.
+
+    `earlier` says that a piece has been looked at: what is there is the new one's then.
+    """
     inside = folder / UNFINISHED
     try:
         for name in _PIECES:
             new, there, earlier = inside / name, folder / name, inside / f"{name}.earlier"
-            if not new.exists():
+            if not new.exists() and (name not in _MADE_ANEW or earlier.exists()):
                 continue
-            if there.is_dir():
-                remove(earlier)
+            if there.is_dir() or (there.exists() and not new.exists()):
                 os.replace(there, earlier)
-            os.replace(new, there)
+            else:
+                earlier.touch()
+            if new.exists():
+                os.replace(new, there)
         sync_folder(folder)
     except OSError as error:
         raise ReportError(

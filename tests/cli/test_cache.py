@@ -44,6 +44,10 @@ def test_the_residual_stream_of_the_shipped_recordings_by_default(
     assert (folder / "digits-cache" / first["file"]).is_file()
     again = run("cache", "--quiet")
     assert again.exit_code == 1 and "digits-cache exists" in again.stderr
+    other = run("cache", clip, "--overwrite", "--quiet", "--hook", HOOK)
+    assert other.exit_code == 1 and "of another run, which would stay beside" in other.stderr
+    for row in told["caches"]:
+        (folder / "digits-cache" / row["file"]).unlink()
     assert run("cache", clip, "--overwrite", "--quiet", "--hook", HOOK).exit_code == 0
 
 

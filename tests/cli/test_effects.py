@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
 from click.testing import Result
 
+from hooked_whisper.cli import circuit, effects, pairs
 from hooked_whisper.digits import recordings
 from hooked_whisper.lenses import EncoderLens, LogitLens
 from hooked_whisper.patching import PathEffects, SweepResult
@@ -148,4 +150,39 @@ def test_lenses_end_at_the_model(run: Run) -> None:
     assert bare["places"][-1]["log_prob"] != found["places"][-1]["log_prob"]
     again = run("lens", CLEAN, "--quiet")
     assert again.exit_code == 1 and "digits-lens exists" in again.stderr
+    fewer = run("lens", CLEAN, "--quiet", "--overwrite")
+    assert fewer.exit_code == 1 and f"holds '{OTHER.stem}.png' of another run" in fewer.stderr
+    Path("digits-lens", f"{OTHER.stem}.png").unlink()
     assert run("lens", CLEAN, "--quiet", "--overwrite").exit_code == 0
+
+
+SWEEPS = {
+    "patch": ("hooked_whisper.patching.patch_sweep", "sweep"),
+    "attribute": ("hooked_whisper.patching.attribution_patch", "attribution"),
+    "ablate": ("hooked_whisper.patching.patch_sweep", "ablation"),
+    "path": ("hooked_whisper.patching.path_patch_heads", "paths"),
+    "circuit": ("hooked_whisper.circuits.find_circuit", "scores"),
+}
+
+
+@pytest.mark.parametrize("command", SWEEPS)
+def test_what_is_overwritten_is_gone_also_where_the_new_run_breaks_off(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Or an earlier run's table would stand beside the unfinished numbers of this one."""
+    computing, stem = SWEEPS[command]
+    monkeypatch.setattr(computing, Mock(side_effect=KeyboardInterrupt))
+    for module in (effects, pairs, circuit):
+        monkeypatch.setattr(module, "make_pairs", lambda *_: [MagicMock()])
+    monkeypatch.setattr(pairs, "example_of", MagicMock())
+    monkeypatch.setattr("hooked_whisper.cli.ablate._metric", MagicMock())
+    (folder / "out").mkdir()
+    written = [f"{stem}.{ending}" for ending in ("safetensors", "csv", "png")]
+    if command == "path":
+        written.append("pair-3.safetensors")
+    elif command == "circuit":
+        written = ["scores.safetensors", "edges.csv", "circuit.json", "circuit.html", "graph.json"]
+    for name in [*written, "notes.txt"]:
+        (folder / "out" / name).write_text("earlier")
+    assert run(command, CLEAN, OTHER, "--overwrite", "--quiet", "--out", "out").exit_code == 130
+    assert [path.name for path in (folder / "out").iterdir()] == ["notes.txt"]

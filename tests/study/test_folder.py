@@ -28,8 +28,9 @@ def write(place: Path, text: str, *more: str) -> None:
 
 
 def make(folder: Path, text: str) -> None:
+    """The new one has no page of attention."""
     with study_folder(folder, TRAINED, overwrite=text == "new") as place:
-        write(place, text, f"pictures/{text}.png")
+        write(place, text, f"pictures/{text}.png", *["attention.html"] * (text == "old"))
 
 
 def expected(text: str) -> dict[str, bytes]:
@@ -87,7 +88,7 @@ def test_a_move_that_breaks_off_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(folders, "os", SimpleNamespace(replace=replace))
-        if n_moves < 7:
+        if n_moves < 8:
             with pytest.raises(KeyboardInterrupt):
                 make(tmp_path, "new")
         else:
@@ -131,7 +132,16 @@ def test_what_the_new_one_does_not_leave_is_gone(tmp_path: Path) -> None:
     with study_folder(tmp_path, TRAINED, overwrite=False) as place:
         write(place, "old", "activations/shard")
     make(tmp_path, "new")
-    assert "activations/shard" not in files(tmp_path)
+    assert files(tmp_path) == expected("new")
+
+
+def test_what_one_that_broke_off_left_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), study_folder(tmp_path, TRAINED, overwrite=False) as place:
+        write(place, "old", "attention.html")
+        (place / "report.json").unlink()
+        raise KeyError
+    with study_folder(tmp_path, TRAINED, overwrite=False) as place:
+        assert set(files(place)) == {"sae/cfg.json", "sae/weights"}  # it goes on with these
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": "hooked_whisper.study/1"}', None])
