@@ -279,6 +279,14 @@ def without_shape_checks() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture
+def blocks_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder's block that has computed the same before gives that: see blocks.py."""
+    from .blocks import run_blocks_once
+
+    run_blocks_once(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def tiny_cfg() -> HookedWhisperConfig:
     """A Whisper of 0.6 s in which no two sizes that might be mixed up are equal."""

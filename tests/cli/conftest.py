@@ -28,7 +28,9 @@ def clip() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _shared_model(digits_model: HookedWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+def _shared_model(
+    digits_model: HookedWhisper, monkeypatch: pytest.MonkeyPatch, blocks_run_once: None
+) -> None:
     """Commands on the digits model get the shared one instead of loading their own."""
     load = HookedWhisper.from_pretrained
 

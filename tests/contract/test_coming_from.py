@@ -23,7 +23,7 @@ WORDS = "three one four eight five two".split()
 TL_MAJOR = int(metadata.version("transformer-lens").split(".")[0])
 
 # What other packages warn of while they load and run is not this package's to mend.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("blocks_run_once")]
 
 
 def needs(package: str) -> pytest.MarkDecorator:

@@ -80,6 +80,7 @@ def test_its_python_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     trim_memory: Callable[[], None],
+    blocks_run_once: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as readers run it

@@ -28,6 +28,8 @@ from hooked_whisper.sae import (
 from hooked_whisper.speech import load_audio
 from hooked_whisper.store import harvest
 
+pytestmark = pytest.mark.usefixtures("blocks_run_once")
+
 SHIPPED = sorted(recordings(), key=lambda each: each.path.name)[:2]
 SITE = "encoder.blocks.2.hook_resid_post"
 

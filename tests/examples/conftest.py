@@ -13,6 +13,8 @@ import jaxtyping
 import pytest
 import torch
 
+from ..blocks import run_blocks_once
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -53,6 +55,7 @@ def run_example(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
         ):
             patch.setattr(sys, "argv", argv)
             patch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+            run_blocks_once(patch)
             patch.syspath_prepend(str(EXAMPLES))  # where a script finds its neighbours
             runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         return Ran(printed.getvalue(), folder)

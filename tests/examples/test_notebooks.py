@@ -129,8 +129,8 @@ def test_what_it_shows_is_what_it_gives(path: Path, maker: Any) -> None:
     assert len(pictures(read(path))) >= len([x for x in fresh if "image/png" in x.get("data", {})])
 
 
-def assert_alike(old: str, new: str, rel: float) -> None:
-    """Words are the same, and numbers to a share or in their last digit."""
+def assert_alike(old: str, new: str, rel: float = 0.02) -> None:
+    """Words are the same, and numbers to a share, or in their last digit."""
     assert NUMBER.sub("#", old).split() == NUMBER.sub("#", new).split(), (
         f"stored is {old!r}, and now it is {new!r}"
     )

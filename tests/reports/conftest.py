@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from ..blocks import run_blocks_once
+
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
@@ -91,14 +93,16 @@ def feature_page_of_digits(
     from hooked_whisper.digits import recordings
     from hooked_whisper.reports import feature_page
 
-    return feature_page(
-        digits_model,
-        digits_saes["encoder.blocks.2.hook_resid_post"],
-        recordings(),
-        tmp_path_factory.mktemp("pages") / "features.html",
-        n_effects=2,
-        progress=False,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        run_blocks_once(patch)
+        return feature_page(
+            digits_model,
+            digits_saes["encoder.blocks.2.hook_resid_post"],
+            recordings(),
+            tmp_path_factory.mktemp("pages") / "features.html",
+            n_effects=2,
+            progress=False,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -113,3 +117,8 @@ def wait_until() -> Callable[..., None]:
             page.wait_for_timeout(20)
 
     return wait
+
+
+@pytest.fixture(autouse=True)
+def _blocks_run_once(blocks_run_once: None) -> None:
+    """Pages take the same few clips again and again."""

@@ -11,6 +11,8 @@ import torch
 from hooked_whisper.data import Recording
 from hooked_whisper.digits import recordings
 
+from ..blocks import run_blocks_once
+
 
 @pytest.fixture(scope="session")
 def digits_study(digits_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -23,6 +25,7 @@ def digits_study(digits_model: Any, tmp_path_factory: pytest.TempPathFactory) ->
     heard = [recordings()[0], broken, recordings()[2]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+        run_blocks_once(patch)
         return study(
             digits_model,
             heard,
@@ -61,3 +64,8 @@ def small_model(fresh_model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A random model; its studies leave out drawing, which takes most of their time."""
     monkeypatch.setattr("hooked_whisper.study.report._picture", lambda *_: "data:,")
     return fresh_model
+
+
+@pytest.fixture(autouse=True)
+def _blocks_run_once(blocks_run_once: None) -> None:
+    """Studies take the same few clips again and again."""
