@@ -20,8 +20,8 @@ from .processes import Child, shared_count
 TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 """Python's names for what a program does to files; a kill comes before one of these."""
 
-SOME_KILLS = pytest.mark.parametrize("n_kills", [6, pytest.param(20, marks=pytest.mark.slow)])
-"""Of each of the three kinds two; twenty in all where there is time."""
+SOME_KILLS = pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+"""Of each of the three kinds one; twenty in all where there is time."""
 
 
 def check_kills(

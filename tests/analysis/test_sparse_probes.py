@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
 
 from hooked_whisper.analysis import sparse_probe
 from hooked_whisper.analysis.selectivity import Labels
@@ -58,8 +58,9 @@ def test_every_probe_is_scikit_learns(strength: float) -> None:
                 roc_auc_score(is_judged, scores), abs=1e-3
             )
             own_scores = learner.decision_function(u)
-            tried = {each: f1_score(is_value, own_scores >= each) for each in set(own_scores)}
-            threshold = max(tried, key=lambda each: tried[each])
+            precision, recall, thresholds = precision_recall_curve(is_value, own_scores)
+            f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+            threshold = thresholds[f1[:-1].argmax()]
             expected = f1_score(is_judged, scores >= threshold)
             assert float(found.f1[row, i]) == pytest.approx(expected, abs=0.02)
     frame = found.to_dataframe()

@@ -13,7 +13,7 @@ from hooked_whisper import HookedWhisper
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"),
     # As users run it: a window of 30 s, each of its steps checked, takes three times as long.
-    pytest.mark.usefixtures("without_shape_checks"),
+    pytest.mark.usefixtures("without_shape_checks", "blocks_run_once"),
 ]
 
 FOLDER = Path(hooked_whisper.__file__).parent / "weights" / "digits"
