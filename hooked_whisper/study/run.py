@@ -1,5 +1,6 @@
 """The whole study of a Whisper, from recordings to a report."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -325,7 +326,6 @@ def _describe(
     model: HookedWhisper, settings: dict[str, Any], found: Transcripts, digest: str | None
 ) -> dict[str, Any]:
     """What was studied, and with what: the head of the report."""
-    installed = {each.name: each.version for each in importlib.metadata.distributions()}
     packages = ("hooked-whisper", "torch", "openai-whisper", "transformer-lens")
     return {
         "format": FORMAT,
@@ -338,6 +338,13 @@ def _describe(
         "seconds_of_sound": sum(row["seconds"] for row in found.rows),
         "versions": {
             "python": platform.python_version(),
-            **{name: installed.get(name, "unknown") for name in packages},
+            **{name: _version(name) for name in packages},
         },
     }
+
+
+def _version(package: str) -> str:
+    """Of a package, if it is installed as one."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return "unknown"
