@@ -55,6 +55,7 @@ def test_768_latents_with_10_clips(
         heard,
         tmp_path / "features.html",
         n_clips=20,  # as latents that are seldom active have fewer than 10
+        n_effects=0,
         progress=False,
     )
     made_s = time.perf_counter() - began
@@ -76,13 +77,13 @@ def test_a_full_page_opens(
     page = feature_page(
         digits_model,
         digits_saes["encoder.blocks.2.hook_resid_post"],
-        spoken(60, 38),
+        spoken(30, 38),
         tmp_path / "features.html",
         n_effects=0,
-        max_mb=10,
+        max_mb=5,
         progress=False,
     )
-    assert 7.5e6 < page.n_bytes <= 10e6 and page.n_without_sound > 0
+    assert 3.5e6 < page.n_bytes <= 5e6 and page.n_without_sound > 0
     opening_s = _opening_s(open_page, page.path)
     print(
         f"\n{page.n_clips} clips, {page.n_without_sound} without sound, in "
