@@ -33,9 +33,9 @@ from hooked_whisper.weights.files import (
     is_file,
     names_in,
     read_json,
-    safetensors_tensors,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
+from hooked_whisper.weights.pieces import safetensors_tensors
 from hooked_whisper.weights.rename import expected_shapes, huggingface_name, sizes
 from hooked_whisper.weights.torch_files import read_torch, torch_tensors
 
@@ -46,6 +46,7 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 EMBEDDING = "decoder.token_embedding.weight"
 UNEMBEDDING = "decoder.unembedding.weight"
 _PROJECTION = "proj_out"
+_Tensors = Mapping[str, StoredTensor]
 _PARTS = (
     "lora_A.weight",
     "lora_B.weight",
@@ -89,7 +90,7 @@ def read_adapter_tensors(folder: Path) -> dict[str, StoredTensor]:
         values = read_torch(path)
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} holds a {type(values).__name__}, and no tensors.")
-        found = torch_tensors(path, None, values)
+        found = torch_tensors(path, values)
     check_floats(found, path)
     return found
 
@@ -120,14 +121,13 @@ def adapt(
     _resize(loaded, plain)
     names = _Names.of(loaded.cfg, stored, config)
     adapter = Adapter(source)
-    _put_plain(adapter, plain, names, config)
+    _put_plain(adapter, plain, names)
     for module, parts in found.items():
         if "token_adapter.trainable_tokens_delta" in parts:
-            _put_rows(adapter, module, parts, names, config)
+            _put_rows(adapter, module, parts, names)
         else:
-            _put_low_rank(adapter, module, parts, names, config)
-    missing = names.targets(config) - set(found)
-    missing |= {f"{key}" for key in names.saved(config)} - set(plain)
+            _put_low_rank(adapter, module, parts, names)
+    missing = (names.targets() - set(found)) | (names.saved() - set(plain))
     if missing:
         raise WeightNameError(
             f"{source} lacks {len(missing)} modules that its config names: "
@@ -143,12 +143,13 @@ def adapt(
 
 @dataclass(frozen=True)
 class _Names:
-    """The modules and tensors of the base, as transformers calls them behind `model.`."""
+    """The modules and tensors of the base, as transformers calls them behind `model.`, and what an
+    adapter's config says of them."""
 
     tensors: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     prefix: str
-    source: str
+    config: AdapterConfig
 
     @classmethod
     def of(
@@ -160,7 +161,7 @@ class _Names:
             tensors[f"{_PROJECTION}.weight"] = UNEMBEDDING
             shapes[UNEMBEDDING] = shapes[EMBEDDING]
         inside = any(key.startswith("base_model.model.model.") for key in stored)
-        return cls(tensors, shapes, "model." if inside else "", config.source)
+        return cls(tensors, shapes, "model." if inside else "", config)
 
     def modules(self) -> dict[str, tuple[int, ...]]:
         """Every module that a LoRA can change, with the shape of its weight."""
@@ -175,23 +176,27 @@ class _Names:
         """A module's name as the config's patterns see it."""
         return module if module == _PROJECTION else self.prefix + module
 
-    def targets(self, config: AdapterConfig) -> set[str]:
+    def is_target(self, module: str, shape: tuple[int, ...]) -> bool:
+        """Whether the config wants two matrices for a module."""
+        return self.config.is_target(self.full(module), _is_linear(module, shape))
+
+    def targets(self) -> set[str]:
         """The modules that the config wants two matrices for."""
         return {
             module
             for module, shape in self.modules().items()
-            if config.is_target(self.full(module), _is_linear(module, shape))
+            if self.is_target(module, shape)
             if self.prefix or module != _PROJECTION
         }
 
-    def saved(self, config: AdapterConfig) -> set[str]:
+    def saved(self) -> set[str]:
         """The tensors that the config says are whole in the adapter."""
-        if not config.saved:
+        if not self.config.saved:
             return set()
         return {
             key
             for key in self.tensors
-            if config.is_saved(self.full(key.rpartition(".")[0]))
+            if self.config.is_saved(self.full(key.rpartition(".")[0]))
             if key != "encoder.embed_positions.weight"
             if self.prefix or not key.startswith(_PROJECTION)
         }
@@ -202,11 +207,11 @@ class _Names:
         """A tensor's values in float32, once it has the right shape."""
         if stored.shape != shape:
             raise WeightShapeError(
-                f"{key!r} in {self.source} is {stored.shape}; the base and the adapter's config "
-                f"make it {shape}{why}."
+                f"{key!r} in {self.config.source} is {stored.shape}; the base and the adapter's "
+                f"config make it {shape}{why}."
             )
         value = stored.take(torch.device("cpu"), torch.float32)
-        check_finite(key, value, stored, self.source)
+        check_finite(key, value, stored, self.config.source)
         return value
 
 
@@ -242,9 +247,7 @@ def _resize(loaded: LoadedWeights, plain: dict[str, StoredTensor]) -> None:
         loaded.cfg = replace(loaded.cfg, d_vocab=whole.shape[0])
 
 
-def _put_plain(
-    adapter: Adapter, plain: Mapping[str, StoredTensor], names: _Names, config: AdapterConfig
-) -> None:
+def _put_plain(adapter: Adapter, plain: _Tensors, names: _Names) -> None:
     """Tensors that are whole in the adapter: trained ones, biases, a resized embedding."""
     for key, stored in plain.items():
         if _HEADS.fullmatch(key) and EMBEDDING not in names.shapes:
@@ -252,8 +255,8 @@ def _put_plain(
         name = names.tensors.get(key)
         module, _, leaf = key.rpartition(".")
         wanted = (
-            config.is_saved(names.full(module))
-            or (leaf == "bias" and config.bias != "none")
+            names.config.is_saved(names.full(module))
+            or (leaf == "bias" and names.config.bias != "none")
             or name in (EMBEDDING, UNEMBEDDING)
         )
         if name is None or not wanted:
@@ -264,40 +267,28 @@ def _put_plain(
         adapter.then(name, Instead(names.check(key, stored, names.shapes[name])))
 
 
-def _put_rows(
-    adapter: Adapter,
-    module: str,
-    parts: Mapping[str, StoredTensor],
-    names: _Names,
-    config: AdapterConfig,
-) -> None:
+def _put_rows(adapter: Adapter, module: str, parts: _Tensors, names: _Names) -> None:
     """Rows of the token embedding, and so of the unembedding, that were trained."""
     shape, ids = names.modules().get(module), []
-    for pattern, listed in config.token_ids.items():
+    for pattern, listed in names.config.token_ids.items():
         if module == pattern or module.endswith(f".{pattern}"):
             ids = listed
     if shape is None or names.tensors[f"{module}.weight"] != EMBEDDING or len(parts) > 1:
         raise WeightNameError(f"{adapter.source} has rows of {shown(module)}, which is none.")
     if not ids or not 0 <= min(ids) <= max(ids) < shape[0]:
         raise CheckpointError(
-            f"trainable_token_indices in {config.source} is {shown(ids, 60)}; the base has tokens "
-            f"0 to {shape[0] - 1}."
+            f"trainable_token_indices in {names.config.source} is {shown(ids, 60)}; the base has "
+            f"tokens 0 to {shape[0] - 1}."
         )
     key = "token_adapter.trainable_tokens_delta"
     value = names.check(f"{module}.{key}", parts[key], (len(ids), shape[1]))
     adapter.then(EMBEDDING, Instead(value, ids))
 
 
-def _put_low_rank(
-    adapter: Adapter,
-    module: str,
-    parts: Mapping[str, StoredTensor],
-    names: _Names,
-    config: AdapterConfig,
-) -> None:
+def _put_low_rank(adapter: Adapter, module: str, parts: _Tensors, names: _Names) -> None:
     """The two matrices of a module, its length with DoRA, and its bias."""
-    shape = names.modules().get(module)
-    if shape is None or not config.is_target(names.full(module), _is_linear(module, shape)):
+    shape, config = names.modules().get(module), names.config
+    if shape is None or not names.is_target(module, shape):
         raise WeightNameError(
             f"{adapter.source} changes {shown(module)}, which "
             + ("the base does not have" if shape is None else "its config does not name")

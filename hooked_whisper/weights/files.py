@@ -1,38 +1,25 @@
-"""Tensors in files, read piece by piece so that loading needs little more than the weights.
+"""Tensors that are not in the model yet, read piece by piece where they are converted.
 
-A mapped file's pages count as this process's memory for as long as the
-mapping lives. Tensors are therefore copied out in pieces, and the mapping is
-made anew after a few megabytes: a Whisper loads at about 1.1 times its size,
-whatever the dtype of the file and of the model.
+Loading so needs little more than the weights, whatever the dtype of the file and of the model, and
+a piece is still in the processor's cache when it is looked at.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hooked_whisper import io
 from hooked_whisper.errors import ArchitectureError, CheckpointError, shown
 
-PIECE_BYTES = 8 * 2**20
-"""Most bytes that are copied at once, and least bytes before a file is mapped anew."""
+PIECE_BYTES = 2**19
+"""Most bytes that are read and converted at once."""
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-_SAFETENSORS_DTYPES = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "U32": torch.uint32,
-}
 
 
 @runtime_checkable
@@ -120,34 +107,6 @@ class FirstRows:
         return self.whole.take(device, dtype)[: self.n_rows].clone()
 
 
-class TensorFile:
-    """A file of named tensors, mapped into memory for a few megabytes at a time.
-
-    Args:
-        path: The file.
-        open_file: Maps it, and gives a function from a name to what can be sliced by rows.
-    """
-
-    def __init__(self, path: Path, open_file: Callable[[], Callable[[str], Any]]) -> None:
-        self._open_file = open_file
-        self._budget_bytes = max(PIECE_BYTES, path.stat().st_size // 32)
-        self._n_read_bytes = 0
-        self._find: Callable[[str], Any] | None = None
-
-    def read(self, key: str, rows: Any) -> Tensor:
-        """Some rows of a tensor, or `...` for it whole, to be copied before more is read."""
-        self._find = self._find or self._open_file()
-        piece: Tensor = self._find(key)[rows]
-        self._n_read_bytes += piece.nbytes
-        if self._n_read_bytes >= self._budget_bytes:
-            self.close()
-        return piece
-
-    def close(self) -> None:
-        """Give the mapping up; what is read next makes another."""
-        self._n_read_bytes, self._find = 0, None
-
-
 class PieceTensor:
     """A tensor that is read some rows at a time; a subclass says how."""
 
@@ -175,56 +134,6 @@ class PieceTensor:
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
             yield slice(start, stop), self.rows(start, stop)
-
-
-@dataclass(frozen=True)
-class FileTensor(PieceTensor):
-    """A tensor of a `TensorFile`."""
-
-    file: TensorFile
-    key: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        return self.file.read(self.key, slice(start, stop) if self.shape else ...)
-
-
-def safetensors_tensors(path: Path, header: dict[str, str] | None = None) -> dict[str, FileTensor]:
-    """Every tensor of a safetensors file by its name there.
-
-    Args:
-        path: The file.
-        header: Takes the texts that are in the file beside its tensors.
-
-    Raises:
-        CheckpointError: Another kind of file, one that was cut short, or quantised tensors.
-    """
-
-    def open_file() -> Any:
-        try:
-            return safe_open(str(path), framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read as safetensors ({error}): it was cut short or is "
-                "another kind of file. Download or save it again."
-            ) from error
-
-    handle = open_file()
-    if header is not None:
-        header |= handle.metadata() or {}
-    file = TensorFile(path, lambda: open_file().get_slice)
-    found: dict[str, FileTensor] = {}
-    for key in handle.keys():
-        stored = handle.get_slice(key)
-        dtype = _SAFETENSORS_DTYPES.get(stored.get_dtype())
-        if dtype is None:
-            raise CheckpointError(
-                f"{shown(key)} in {path} holds {stored.get_dtype()} values; weights are F16, "
-                "BF16, F32 or F64. Save the model unquantised."
-            )
-        found[key] = FileTensor(file, key, tuple(stored.get_shape()), dtype)
-    return found
 
 
 def check_finite(name: str, value: Tensor, stored: StoredTensor, source: str) -> None:

@@ -30,10 +30,10 @@ from hooked_whisper.weights.files import (
     is_file,
     names_in,
     read_json,
-    safetensors_tensors,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.native import CONFIG_FILE, WEIGHTS_FILE, heads_mask
+from hooked_whisper.weights.pieces import safetensors_tensors
 from hooked_whisper.weights.rename import huggingface_name, match_tensors
 from hooked_whisper.weights.sizes import SIZES, config_of_sizes
 from hooked_whisper.weights.torch_files import read_torch, torch_tensors
@@ -224,7 +224,7 @@ def _read_file(path: Path) -> dict[str, StoredTensor]:
         first, second = ((value.data_ptr(), value.shape, value.stride()) for value in pair)
         if first == second:
             values = {key: value for key, value in values.items() if key != _UNEMBEDDING}
-    return torch_tensors(path, None, values)
+    return torch_tensors(path, values)
 
 
 def _read_shards(index: Path, prefix: str) -> dict[str, StoredTensor]:

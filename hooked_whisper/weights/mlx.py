@@ -27,12 +27,11 @@ from hooked_whisper.weights.files import (
     StoredTensor,
     check_floats,
     is_file,
-    safetensors_tensors,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.native import CONFIG_FILE, MAY_BE_OMITTED, check_omitted, heads_mask
 from hooked_whisper.weights.openai import DIMS, config_from_dims
-from hooked_whisper.weights.pieces import RawTensor
+from hooked_whisper.weights.pieces import RawTensor, safetensors_tensors
 from hooked_whisper.weights.rename import match_tensors, openai_name
 from hooked_whisper.weights.vocabulary import as_it_says, told_by_files
 

@@ -35,7 +35,6 @@ from hooked_whisper.errors import (
 from hooked_whisper.io import as_path, bytes_of, make_folder, replacing, write_tensors
 from hooked_whisper.weights.files import (
     FLOAT_DTYPES,
-    FileTensor,
     RowsTensor,
     StoredTensor,
     check_floats,
@@ -43,9 +42,9 @@ from hooked_whisper.weights.files import (
     check_types,
     is_file,
     read_json,
-    safetensors_tensors,
 )
 from hooked_whisper.weights.loaded import LoadedWeights
+from hooked_whisper.weights.pieces import RawTensor, safetensors_tensors
 from hooked_whisper.weights.rename import check_names, expected_shapes, match_tensors
 
 FORMAT = "hooked_whisper"
@@ -157,7 +156,7 @@ def read_native_folder(folder: Path) -> LoadedWeights:
     )
 
 
-def _checksum(cfg: HookedWhisperConfig, tensors: Mapping[str, Tensor | FileTensor]) -> str:
+def _checksum(cfg: HookedWhisperConfig, tensors: Mapping[str, Tensor | RawTensor]) -> str:
     """Of all that decides what the model computes; hooks' switches and its name do not."""
     values = cfg.to_dict()
     plain = {name: values[name] for name in values if not name.startswith(("use_", "model_name"))}

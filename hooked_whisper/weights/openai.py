@@ -103,7 +103,7 @@ def read_openai_file(
     state_dict = checkpoint["model_state_dict"]
     if not isinstance(state_dict, dict):
         raise CheckpointError(f"'model_state_dict' in {path} is a {type(state_dict).__name__}.")
-    stored = torch_tensors(path, "model_state_dict", state_dict)
+    stored = torch_tensors(path, state_dict)
     cfg = config_from_dims(checkpoint["dims"], model_name or path.stem, f"'dims' of {path}")
     tensors = match_tensors(stored, cfg, openai_name, str(path))
     return as_it_says(LoadedWeights(cfg=cfg, tensors=tensors, source=str(path)), None, d_vocab)

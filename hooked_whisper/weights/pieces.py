@@ -1,14 +1,32 @@
-"""Tensors whose bytes lie at a known place of a file, and what becomes of them in reading."""
+"""Tensors whose bytes lie at a known place of a file, and what becomes of them in reading.
 
+They are read into the memory where they stay: a mapped file's pages would count as this process's,
+and every page of new memory that is only passed through costs as much as reading it.
+"""
+
+import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hooked_whisper.errors import CheckpointError
+from hooked_whisper.errors import CheckpointError, shown
+from hooked_whisper.io import bytes_of
 from hooked_whisper.weights.files import PieceTensor
+
+_SAFETENSORS_DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U32": torch.uint32,
+}
 
 
 @dataclass(frozen=True)
@@ -28,11 +46,17 @@ class RawTensor(PieceTensor):
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, start: int, stop: int) -> Tensor:
-        row_shape = self.shape[1:]
-        row_bytes = math.prod(row_shape) * self.dtype.itemsize
-        data = read_bytes(self.path, self.place + start * row_bytes, (stop - start) * row_bytes)
-        values = torch.frombuffer(data, dtype=self.dtype)
-        return values.reshape(stop - start, *row_shape) if self.shape else values.reshape(())
+        values = torch.empty(
+            (stop - start, *self.shape[1:]) if self.shape else (), dtype=self.dtype
+        )
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        read_into(self.path, self.place + start * row_bytes, bytes_of(values))
+        return values
+
+    def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        if device.type != "cpu" or dtype != self.dtype:
+            return super().take(device, dtype)
+        return self.rows(0, self.shape[0] if self.shape else 1)
 
 
 @dataclass(frozen=True)
@@ -82,22 +106,64 @@ class ScaledTensor(PieceTensor):
         return self.integers.rows(start, stop).float().mul_(factor)
 
 
-def read_bytes(path: Path, place: int, n_bytes: int) -> bytearray:
-    """Bytes of a file from a place on.
+def safetensors_tensors(path: Path, header: dict[str, str] | None = None) -> dict[str, RawTensor]:
+    """Every tensor of a safetensors file by its name there.
+
+    Args:
+        path: The file.
+        header: Takes the texts that are in the file beside its tensors.
+
+    Raises:
+        CheckpointError: Another kind of file, one that was cut short, or quantised tensors.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:  # checks sizes and places
+            texts = file.metadata() or {}
+        with path.open("rb") as opened:
+            n_header = int.from_bytes(opened.read(8), "little")
+            rows = json.loads(opened.read(n_header))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors ({error}): it was cut short or is "
+            "another kind of file. Download or save it again."
+        ) from error
+    if header is not None:
+        header |= texts
+    rows.pop("__metadata__", None)
+    found: dict[str, RawTensor] = {}
+    for key, row in rows.items():
+        dtype = _SAFETENSORS_DTYPES.get(row["dtype"])
+        if dtype is None:
+            raise CheckpointError(
+                f"{shown(key)} in {path} holds {row['dtype']} values; weights are F16, "
+                "BF16, F32 or F64. Save the model unquantised."
+            )
+        place = 8 + n_header + row["data_offsets"][0]
+        found[key] = RawTensor(path, key, tuple(row["shape"]), dtype, place)
+    return found
+
+
+def read_into(path: Path, place: int, data: memoryview) -> None:
+    """Fill memory with the bytes of a file from a place on.
 
     Raises:
         CheckpointError: The file ends before, or cannot be read.
     """
-    data = bytearray(n_bytes)
+    n_read = 0
     try:
-        with path.open("rb") as file:
-            file.seek(place)
-            n_read = file.readinto(data)
+        file = os.open(path, os.O_RDONLY)
+        try:
+            while n_read < len(data):  # Linux reads 2 GB at most
+                n_more = os.preadv(file, [data[n_read:]], place + n_read)
+                if not n_more:
+                    break
+                n_read += n_more
+        finally:
+            os.close(file)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
-    if n_read < n_bytes:
+    if n_read < len(data):
         raise CheckpointError(
-            f"{path} ends at byte {place + n_read}, and {n_bytes} were to be read from {place} on: "
-            "it was cut short. Download or convert it again."
+            f"{path} ends at byte {place + n_read}, and {len(data)} were to be read from {place} "
+            "on: it was cut short. Download or convert it again."
         )
-    return data

@@ -40,7 +40,7 @@ from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.mlx import MLX_FILES, is_mlx, read_mlx_folder
 from hooked_whisper.weights.native import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_native_folder
 from hooked_whisper.weights.openai import load_release, read_openai_file
-from hooked_whisper.weights.pieces import read_bytes
+from hooked_whisper.weights.pieces import read_into
 from hooked_whisper.weights.towers import is_tower, prefix_of
 from hooked_whisper.weights.vocabulary import (
     NAMES,
@@ -225,7 +225,8 @@ def _check_file(path: Path) -> None:
 
 def _read_file(path: Path, d_vocab: int | None) -> LoadedWeights:
     """A checkpoint in one file, by how it begins."""
-    magic = bytes(read_bytes(path, 0, min(4, path.stat().st_size)))
+    magic = bytearray(min(4, path.stat().st_size))
+    read_into(path, 0, memoryview(magic))
     if magic == GGML_MAGIC:
         return read_ggml_file(path, d_vocab)
     if magic == b"GGUF":

@@ -4,11 +4,15 @@ A pickle can ask for any amount of memory in a few bytes, and a tensor of
 stride 0 claims any shape over one number: both are looked for before memory is given.
 """
 
+import ctypes
+import mmap
 import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,11 @@ from torch import Tensor
 
 from hooked_whisper.errors import CheckpointError, shown
 from hooked_whisper.weights.files import (
-    FileTensor,
     MemoryTensor,
+    PieceTensor,
     StoredTensor,
-    TensorFile,
     check_plain,
+    is_file,
 )
 
 MAX_MADE_BYTES = 2**28
@@ -32,13 +36,60 @@ _N_LEGACY_PICKLES = 5
 """Before torch 1.6: a number, the version, the machine's sizes, the content, names of storages."""
 
 
-def torch_tensors(path: Path, where: str | None, values: Any) -> dict[str, StoredTensor]:
+@dataclass(frozen=True)
+class MappedTensor(PieceTensor):
+    """A tensor of a mapped file, whose pages are given back once they were copied.
+
+    They would count as this process's memory for as long as the mapping lives.
+    """
+
+    path: Path
+    n_bytes: int
+    """Of the file, as long as it is what was checked."""
+    key: str
+    value: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.value.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self.value.dtype
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.value[start:stop] if self.shape else self.value
+
+    def pieces(self) -> Iterator[tuple[Any, Tensor]]:
+        if not is_file(self.path) or self.path.stat().st_size < self.n_bytes:
+            raise CheckpointError(
+                f"{self.path} was cut short while it was read. Download or save it again."
+            )
+        for rows, piece in super().pieces():
+            yield rows, piece
+            _give_back(piece)
+
+
+def _give_back(piece: Tensor) -> None:
+    """Tell the system that a mapped file's pages behind a tensor are not needed at the moment."""
+    storage = piece.untyped_storage()
+    first = piece.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    # A tensor with strides of 0 claims more than it has, and there other memory may lie.
+    end = min(piece.data_ptr() + piece.nbytes, storage.data_ptr() + storage.nbytes())
+    _madvise()(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)
+
+
+@cache
+def _madvise() -> Any:
+    return ctypes.CDLL(None).madvise
+
+
+def torch_tensors(path: Path, values: Any) -> dict[str, StoredTensor]:
     """The tensors of a file that `torch.save` wrote, once they are plain and no larger than it.
 
     Args:
         path: The file.
-        where: The key of the dictionary of tensors in it; None where the file is that itself.
-        values: What that dictionary holds.
+        values: Tensors by name.
 
     Raises:
         CheckpointError: It is no dictionary of plain tensors, or claims more than the file has.
@@ -47,15 +98,8 @@ def torch_tensors(path: Path, where: str | None, values: Any) -> dict[str, Store
     check_claims(values, path)
     if not is_mappable(path):
         return {key: MemoryTensor(value, owned=True) for key, value in values.items()}
-
-    def find() -> Any:
-        content = _read_checked(path)
-        return (content if where is None else content[where]).__getitem__
-
-    file = TensorFile(path, find)
-    return {
-        key: FileTensor(file, key, tuple(value.shape), value.dtype) for key, value in values.items()
-    }
+    n_bytes = path.stat().st_size
+    return {key: MappedTensor(path, n_bytes, key, value) for key, value in values.items()}
 
 
 def check_claims(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -88,10 +132,6 @@ def read_torch(path: Path) -> Any:
             holds pickled objects. None of them is executed.
     """
     _check_pickles(path)
-    return _read_checked(path)
-
-
-def _read_checked(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to call it in unsafe ways
@@ -107,6 +147,8 @@ def _check_pickles(path: Path) -> None:
     """
     try:
         claim = _claim_in_zip(path) if is_mappable(path) else _claim_in_legacy(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # a broken or hostile file can raise anything at all
         raise CheckpointError(f"{path} {_why_unreadable(error)}") from error
     if claim:
@@ -124,6 +166,12 @@ def _claim_in_zip(path: Path) -> str | None:
         if sum(member.file_size for member in members) > path.stat().st_size:
             return "holds parts that overlap"
         for member in members:
+            if member.filename.endswith("/byteorder") and archive.read(member) != b"little":
+                # torch.load would swap the bytes in memory that is given back here
+                raise CheckpointError(
+                    f"{path} was written by a machine that puts the big end of numbers first, or "
+                    "is damaged. Save it again on another machine."
+                )
             if member.filename.endswith(".pkl"):
                 with archive.open(member) as file:
                     if claim := _claim_in_pickle(file):

@@ -13,9 +13,9 @@ from hooked_whisper.weights.files import (
     MemoryTensor,
     RowsTensor,
     equal_tensors,
-    safetensors_tensors,
 )
-from hooked_whisper.weights.torch_files import torch_tensors
+from hooked_whisper.weights.pieces import safetensors_tensors
+from hooked_whisper.weights.torch_files import read_torch, torch_tensors
 
 CPU = torch.device("cpu")
 
@@ -24,8 +24,8 @@ def open_file(kind, tensors, folder):
     if kind == "safetensors":
         save_file(tensors, folder / "a.safetensors")
         return safetensors_tensors(folder / "a.safetensors")
-    torch.save({"model_state_dict": tensors}, folder / "a.pt")
-    return torch_tensors(folder / "a.pt", "model_state_dict", tensors)
+    torch.save(tensors, folder / "a.pt")
+    return torch_tensors(folder / "a.pt", read_torch(folder / "a.pt"))
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])

@@ -79,9 +79,6 @@ def test_a_file_that_breaks_while_it_is_read_leaves_the_model(
 ):
     path = write_pt(checkpoint)
     loaded = load_weights(path)
-    # Drop the mapping that checking left behind, as reading a larger file does by itself.
-    for tensor in loaded.tensors.values():
-        tensor.file.close()
     path.write_bytes(path.read_bytes()[:5000])
     module = make_module(tiny_cfg, device="cpu")
     before = contents(module)

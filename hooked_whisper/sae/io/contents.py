@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 
 from hooked_whisper.errors import CheckpointError, SAEFileError
-from hooked_whisper.weights.files import (
-    FLOAT_DTYPES,
-    read_json,
-    safetensors_tensors,
-)
+from hooked_whisper.weights.files import FLOAT_DTYPES, read_json
+from hooked_whisper.weights.pieces import safetensors_tensors
 from hooked_whisper.weights.torch_files import read_torch
 
 STATE_KEYS = ("model", "state_dict", "model_state_dict")
