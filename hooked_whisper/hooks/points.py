@@ -84,6 +84,9 @@ class HookPoint(lens.HookPoint):
         sizes: Lengths of axes that the model's configuration does not tell.
     """
 
+    __setattr__ = object.__setattr__
+    """A plain attribute's: there are hundreds of points, and none has parameters or modules."""
+
     def __init__(
         self, axes: str, flag: str | None = None, sizes: Mapping[str, int] | None = None
     ) -> None:

@@ -1,5 +1,6 @@
 """Whisper's encoder: two convolutions, sinusoidal positions, pre-LayerNorm blocks."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,7 +25,10 @@ class Encoder(TransformerStack):
         self.conv2 = Conv1d(
             cfg.d_model, cfg.d_model, kernel_size=3, stride=FRAMES_PER_POSITION, padding=1
         )
-        self.register_buffer("positional_embedding", sinusoids(cfg.n_audio_ctx, cfg.d_model))
+        positions = torch.empty(cfg.n_audio_ctx, cfg.d_model)
+        if not positions.is_meta:  # else weights are on their way
+            positions = sinusoids(cfg.n_audio_ctx, cfg.d_model)
+        self.register_buffer("positional_embedding", positions)
         self.positional_embedding: Tensor
         self.blocks = nn.ModuleList(EncoderBlock(cfg) for _ in range(cfg.n_audio_layers))
         self.ln_final = LayerNorm(cfg)

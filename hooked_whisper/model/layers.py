@@ -23,6 +23,10 @@ from hooked_whisper.hooks.points import HookPoint, is_watched
 class Linear(nn.Linear):
     """A linear map in the dtype of what it is given."""
 
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # else weights are on their way
+            super().reset_parameters()
+
     @property
     def has_bias(self) -> bool:
         """Whether it adds anything."""
@@ -39,6 +43,10 @@ class Linear(nn.Linear):
 
 class Conv1d(nn.Conv1d):
     """A convolution over time in the dtype of what it is given."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
     def forward(
         self, x: Float[Tensor, "batch d_in frame"]
@@ -196,7 +204,6 @@ def sinusoids(length: int, channels: int, max_timescale: float = 10_000) -> Tens
 
     Source: Vaswani et al. 2017, section 3.5, in the layout of openai-whisper
     (all sines first), in its own order of operations so that the bits agree.
-    They are computed, hence real also in a model that is built on the meta device.
     """
     step = math.log(max_timescale) / (channels // 2 - 1)
     rates = torch.exp(-step * torch.arange(channels // 2, device="cpu"))

@@ -10,6 +10,7 @@ from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.device import as_device
 from hooked_whisper.model import adapters, processing
 from hooked_whisper.model.calls import WhisperBase
+from hooked_whisper.model.layers import sinusoids
 from hooked_whisper.weights.huggingface import from_hf_state
 from hooked_whisper.weights.loaded import LoadedWeights, assign_weights
 from hooked_whisper.weights.openai import from_openai_state
@@ -117,6 +118,9 @@ class LoadedWhisper(WhisperBase):
     ) -> "Self":
         with torch.device("meta"):
             model = cls(loaded.cfg)
+        if loaded.omitted:
+            positions = sinusoids(loaded.cfg.n_audio_ctx, loaded.cfg.d_model)
+            model.encoder.positional_embedding = positions
         assign_weights(model, loaded, device=device, dtype=dtype)
         own, heads = model.alignment_heads, loaded.alignment_heads
         model.alignment_heads = (own if heads is None else heads.to_sparse()).to(device)

@@ -37,7 +37,7 @@ from hooked_whisper.weights.files import (
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.pieces import safetensors_tensors
 from hooked_whisper.weights.rename import expected_shapes, huggingface_name, sizes
-from hooked_whisper.weights.torch_files import read_torch, torch_tensors
+from hooked_whisper.weights.torch_files import read_stored, torch_tensors
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -87,7 +87,7 @@ def read_adapter_tensors(folder: Path) -> dict[str, StoredTensor]:
     if path.suffix == ".safetensors":
         found: dict[str, StoredTensor] = {**safetensors_tensors(path)}
     else:
-        values = read_torch(path)
+        values = read_stored(path)
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} holds a {type(values).__name__}, and no tensors.")
         found = torch_tensors(path, values)

@@ -5,7 +5,9 @@ a piece is still in the processor's cache when it is looked at.
 """
 
 import math
+import mmap
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +20,8 @@ from hooked_whisper.errors import ArchitectureError, CheckpointError, shown
 
 PIECE_BYTES = 2**19
 """Most bytes that are read and converted at once."""
+_HUGE_BYTES = 2**21
+"""Of a huge page."""
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -119,7 +123,7 @@ class PieceTensor:
 
     def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Its values, in memory that belongs to the caller alone."""
-        out = torch.empty(self.shape, device=device, dtype=dtype)
+        out = new_memory(self.shape, device, dtype)
         for rows, piece in self.pieces():
             out[rows].copy_(piece)
         return out
@@ -134,6 +138,20 @@ class PieceTensor:
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
             yield slice(start, stop), self.rows(start, stop)
+
+
+def new_memory(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor to be filled; a large one is in huge pages where Linux has them.
+
+    Small pages of new memory take longer to be had than to be filled.
+    """
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or n_bytes < _HUGE_BYTES:
+        return torch.empty(shape, device=device, dtype=dtype)
+    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):  # other systems, and a Linux without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).reshape(shape)
 
 
 def check_finite(name: str, value: Tensor, stored: StoredTensor, source: str) -> None:
@@ -173,7 +191,7 @@ def check_plain(tensors: Mapping[Any, Any], path: object) -> None:
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{shown(key)} in {path} is a {type(value).__name__}; weights are tensors by name."
+                f"{shown(key)} in {path} is a {kind_of(value)}; weights are tensors by name."
             )
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             kind = "meta" if value.is_meta else "quantised or sparse"
@@ -186,6 +204,11 @@ def check_plain(tensors: Mapping[Any, Any], path: object) -> None:
                 f"{shown(key)} in {path} holds {str(value.dtype).removeprefix('torch.')} values; "
                 f"weights are one of {allowed}. Save the model unquantised."
             )
+
+
+def kind_of(value: object) -> str:
+    """What to call a value in errors; a tensor is one wherever it is."""
+    return "Tensor" if isinstance(value, StoredTensor) else type(value).__name__
 
 
 def check_floats(stored: Mapping[str, StoredTensor], path: object) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import (
@@ -36,7 +36,7 @@ from hooked_whisper.weights.native import CONFIG_FILE, WEIGHTS_FILE, heads_mask
 from hooked_whisper.weights.pieces import safetensors_tensors
 from hooked_whisper.weights.rename import huggingface_name, match_tensors
 from hooked_whisper.weights.sizes import SIZES, config_of_sizes
-from hooked_whisper.weights.torch_files import read_torch, torch_tensors
+from hooked_whisper.weights.torch_files import are_one, read_stored, torch_tensors
 from hooked_whisper.weights.towers import (
     encoder_alone,
     has_decoder,
@@ -214,16 +214,12 @@ def _read_file(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file; an unembedding that is the embedding in memory too goes once."""
     if path.suffix == ".safetensors":
         return {**safetensors_tensors(path)}
-    values = read_torch(path)
+    values = read_stored(path)
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}, and no tensors by name.")
-    pair: list[Any] = [
-        values.get(key) for key in (_UNEMBEDDING, "model.decoder.embed_tokens.weight")
-    ]
-    if all(isinstance(value, Tensor) for value in pair):
-        first, second = ((value.data_ptr(), value.shape, value.stride()) for value in pair)
-        if first == second:
-            values = {key: value for key, value in values.items() if key != _UNEMBEDDING}
+    pair = (values.get(key) for key in (_UNEMBEDDING, "model.decoder.embed_tokens.weight"))
+    if are_one(*pair):
+        values = {key: value for key, value in values.items() if key != _UNEMBEDDING}
     return torch_tensors(path, values)
 
 

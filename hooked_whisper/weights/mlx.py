@@ -8,11 +8,11 @@ a group of neighbours in a row.
 Source: `convert.py` and `whisper.py` in mlx-examples; `mlx.nn.quantize`.
 """
 
+import io
 import re
-import struct
-import zipfile
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,12 @@ from hooked_whisper.weights.files import (
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.native import CONFIG_FILE, MAY_BE_OMITTED, check_omitted, heads_mask
 from hooked_whisper.weights.openai import DIMS, config_from_dims
-from hooked_whisper.weights.pieces import RawTensor, safetensors_tensors
+from hooked_whisper.weights.pieces import (
+    SummedTensor,
+    read_part,
+    safetensors_tensors,
+    zip_parts,
+)
 from hooked_whisper.weights.rename import match_tensors, openai_name
 from hooked_whisper.weights.vocabulary import as_it_says, told_by_files
 
@@ -49,6 +54,7 @@ _DTYPES = {
 }
 _MOST_HEADS = 10_000
 _MOST_COLUMN_BYTES = 2**20
+_MOST_HEADER_BYTES = 2**12
 _BITS = (2, 4, 8)
 """Those of which a word holds a whole number."""
 
@@ -147,30 +153,24 @@ def npz_tensors(path: Path) -> dict[str, StoredTensor]:
 
     found: dict[str, StoredTensor] = {}
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            members = archive.infolist()
-            if sum(member.file_size for member in members) > path.stat().st_size:
-                raise ValueError("its parts overlap, or are compressed")
-            for member in members:
-                with archive.open(member) as part:
-                    version = npy.read_magic(part)
-                    if version != (1, 0):
-                        raise ValueError(f"{member.filename!r} is in version {version} of npy")
-                    shape, by_columns, dtype = npy.read_array_header_1_0(part)
-                    n_header = part.tell()
-                file.seek(member.header_offset + 26)
-                n_name, n_extra = struct.unpack("<2H", file.read(4))
-                place = member.header_offset + 30 + n_name + n_extra + n_header
-                name = member.filename.removesuffix(".npy")
-                if member.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{name!r} is compressed, which savez does not do")
-                if dtype.str not in _DTYPES:
-                    raise ValueError(f"{name!r} holds {dtype.str}")
-                order = shape[::-1] if by_columns else shape
-                tensor = RawTensor(path, name, tuple(order), _DTYPES[dtype.str], place)
-                if tensor.n_bytes != member.file_size - n_header:
-                    raise ValueError(f"{name!r} is {shape} and has {member.file_size} bytes")
-                found[name] = _by_rows(tensor) if by_columns and len(shape) > 1 else tensor
+        for file_name, part in zip_parts(path).items():
+            begin = read_part(path, replace(part, n_bytes=min(part.n_bytes, _MOST_HEADER_BYTES)))
+            file = io.BytesIO(begin)
+            version = npy.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"{file_name!r} is in version {version} of npy")
+            shape, by_columns, dtype = npy.read_array_header_1_0(file)
+            place, header = part.place + file.tell(), begin[: file.tell()]
+            name = file_name.removesuffix(".npy")
+            if dtype.str not in _DTYPES:
+                raise ValueError(f"{name!r} holds {dtype.str}")
+            order, kind = tuple(shape[::-1] if by_columns else shape), _DTYPES[dtype.str]
+            tensor = SummedTensor(path, name, order, kind, place, part.crc, zlib.crc32(header))
+            if tensor.n_bytes != part.n_bytes - len(header):
+                raise ValueError(f"{name!r} is {shape} and has {part.n_bytes} bytes")
+            found[name] = _by_rows(tensor) if by_columns and len(shape) > 1 else tensor
+    except CheckpointError:
+        raise
     except Exception as error:  # zipfile and numpy raise a dozen kinds on what is damaged
         raise CheckpointError(
             f"{path} cannot be read as numpy arrays ({str(error)[:120]}): it was cut short, "
@@ -179,7 +179,7 @@ def npz_tensors(path: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _by_rows(tensor: RawTensor) -> StoredTensor:
+def _by_rows(tensor: SummedTensor) -> StoredTensor:
     """A small matrix that lies column by column, as MLX writes the alignment heads."""
     if len(tensor.shape) != 2 or tensor.n_bytes > _MOST_COLUMN_BYTES:
         raise ValueError(f"{tensor.key!r} lies column by column")

@@ -20,10 +20,16 @@ from hooked_whisper.errors import (
 )
 from hooked_whisper.io import as_path
 from hooked_whisper.weights.alignment_heads import release_heads
-from hooked_whisper.weights.files import MemoryTensor, StoredTensor, check_plain, check_types
+from hooked_whisper.weights.files import (
+    MemoryTensor,
+    StoredTensor,
+    check_plain,
+    check_types,
+    kind_of,
+)
 from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.rename import match_tensors, openai_name
-from hooked_whisper.weights.torch_files import read_torch, torch_tensors
+from hooked_whisper.weights.torch_files import read_stored, torch_tensors
 from hooked_whisper.weights.vocabulary import as_it_says
 from hooked_whisper.weights.wrapped import plain_state, unwrapped
 
@@ -90,10 +96,10 @@ def read_openai_file(
     path: Path, model_name: str | None = None, d_vocab: int | None = None
 ) -> LoadedWeights:
     """Weights of a checkpoint file with `dims` and `model_state_dict`, as OpenAI's are."""
-    checkpoint = read_torch(path)
+    checkpoint = read_stored(path)
     parts = ("dims", "model_state_dict")
     if not isinstance(checkpoint, dict) or any(part not in checkpoint for part in parts):
-        held = type(checkpoint).__name__
+        held = kind_of(checkpoint)
         if isinstance(checkpoint, dict):
             held = shown(list(checkpoint)[:8])
         raise CheckpointError(
@@ -102,7 +108,7 @@ def read_openai_file(
         )
     state_dict = checkpoint["model_state_dict"]
     if not isinstance(state_dict, dict):
-        raise CheckpointError(f"'model_state_dict' in {path} is a {type(state_dict).__name__}.")
+        raise CheckpointError(f"'model_state_dict' in {path} is a {kind_of(state_dict)}.")
     stored = torch_tensors(path, state_dict)
     cfg = config_from_dims(checkpoint["dims"], model_name or path.stem, f"'dims' of {path}")
     tensors = match_tensors(stored, cfg, openai_name, str(path))

@@ -7,6 +7,9 @@ and every page of new memory that is only passed through costs as much as readin
 import json
 import math
 import os
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from hooked_whisper.errors import CheckpointError, shown
 from hooked_whisper.io import bytes_of
-from hooked_whisper.weights.files import PieceTensor
+from hooked_whisper.weights.files import PieceTensor, new_memory
 
 _SAFETENSORS_DTYPES = {
     "F16": torch.float16,
@@ -46,9 +49,8 @@ class RawTensor(PieceTensor):
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, start: int, stop: int) -> Tensor:
-        values = torch.empty(
-            (stop - start, *self.shape[1:]) if self.shape else (), dtype=self.dtype
-        )
+        shape = (stop - start, *self.shape[1:]) if self.shape else ()
+        values = new_memory(shape, torch.device("cpu"), self.dtype)
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         read_into(self.path, self.place + start * row_bytes, bytes_of(values))
         return values
@@ -57,6 +59,34 @@ class RawTensor(PieceTensor):
         if device.type != "cpu" or dtype != self.dtype:
             return super().take(device, dtype)
         return self.rows(0, self.shape[0] if self.shape else 1)
+
+
+@dataclass(frozen=True)
+class SummedTensor(RawTensor):
+    """One whose CRC-32 the file has, over bytes before it and all of its own."""
+
+    crc: int | None
+    before: int = 0
+    """CRC-32 of the bytes before it."""
+
+    def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        if device.type == "cpu" and dtype == self.dtype:
+            out = super().take(device, dtype)
+            self._check(zlib.crc32(bytes_of(out), self.before))
+            return out
+        out, crc = new_memory(self.shape, device, dtype), self.before
+        for rows, piece in self.pieces():
+            crc = zlib.crc32(bytes_of(piece), crc)
+            out[rows].copy_(piece)
+        self._check(crc)
+        return out
+
+    def _check(self, crc: int) -> None:
+        if self.crc is not None and crc != self.crc:
+            raise CheckpointError(
+                f"{self.key!r} in {self.path} is damaged: its checksum is {crc:08x}, and the file "
+                f"says {self.crc:08x}. Download or save it again."
+            )
 
 
 @dataclass(frozen=True)
@@ -141,6 +171,46 @@ def safetensors_tensors(path: Path, header: dict[str, str] | None = None) -> dic
         place = 8 + n_header + row["data_offsets"][0]
         found[key] = RawTensor(path, key, tuple(row["shape"]), dtype, place)
     return found
+
+
+@dataclass(frozen=True)
+class ZipPart:
+    """A part of a zip that lies in it as it is."""
+
+    place: int
+    n_bytes: int
+    crc: int | None
+
+
+def zip_parts(path: Path) -> dict[str, ZipPart]:
+    """The parts of a zip by name.
+
+    Raises:
+        CheckpointError: Parts that are compressed or overlap, and so hold more than the file.
+    """
+    found: dict[str, ZipPart] = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        members = archive.infolist()
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > path.stat().st_size:
+            raise CheckpointError(
+                f"{path} holds compressed parts, or ones that overlap: they would take far more "
+                "memory than the file has bytes. Save it again, uncompressed."
+            )
+        for member in members:
+            file.seek(member.header_offset + 26)
+            n_name, n_extra = struct.unpack("<2H", file.read(4))
+            place = member.header_offset + 30 + n_name + n_extra
+            # torch.save writes 0 where it was told to count none.
+            found[member.filename] = ZipPart(place, member.file_size, member.CRC or None)
+    return found
+
+
+def read_part(path: Path, part: ZipPart) -> bytes:
+    """The bytes of a part of a zip."""
+    data = bytearray(part.n_bytes)
+    read_into(path, part.place, memoryview(data))
+    return bytes(data)
 
 
 def read_into(path: Path, place: int, data: memoryview) -> None:

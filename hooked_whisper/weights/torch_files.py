@@ -4,15 +4,15 @@ A pickle can ask for any amount of memory in a few bytes, and a tensor of
 stride 0 claims any shape over one number: both are looked for before memory is given.
 """
 
-import ctypes
-import mmap
+import io
+import math
+import pickle
 import pickletools
 import re
 import warnings
-import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,66 +22,89 @@ from torch import Tensor
 from hooked_whisper.errors import CheckpointError, shown
 from hooked_whisper.weights.files import (
     MemoryTensor,
-    PieceTensor,
     StoredTensor,
     check_plain,
-    is_file,
 )
+from hooked_whisper.weights.pieces import RawTensor, SummedTensor, ZipPart, read_part, zip_parts
 
 MAX_MADE_BYTES = 2**28
 """Most that calls in a pickle may make of the texts in it."""
 
+_MOST_OBJECTS = 2**20
+"""Of which a pickle keeps the numbers; an optimizer's state of a large Whisper has 50,000."""
 _ZIP = b"PK\x03\x04"
 _N_LEGACY_PICKLES = 5
 """Before torch 1.6: a number, the version, the machine's sizes, the content, names of storages."""
 
 
-@dataclass(frozen=True)
-class MappedTensor(PieceTensor):
-    """A tensor of a mapped file, whose pages are given back once they were copied.
+class _Places(pickle.Unpickler):
+    """Reads the pickle of a file with tensors as places in that file.
 
-    They would count as this process's memory for as long as the mapping lives.
+    It knows what a dictionary of tensors is made of, and nothing that could do anything.
     """
 
-    path: Path
-    n_bytes: int
-    """Of the file, as long as it is what was checked."""
-    key: str
-    value: Tensor
+    def __init__(self, path: Path, parts: Mapping[str, ZipPart], folder: str) -> None:
+        super().__init__(io.BytesIO(read_part(path, parts[f"{folder}/data.pkl"])))
+        self.path, self.parts, self.folder = path, parts, folder
 
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return tuple(self.value.shape)
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _KNOWN:
+            raise pickle.UnpicklingError(f"{module}.{name} is unknown here")
+        return _KNOWN[module, name]
 
-    @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        return self.value.dtype
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        return self.value[start:stop] if self.shape else self.value
-
-    def pieces(self) -> Iterator[tuple[Any, Tensor]]:
-        if not is_file(self.path) or self.path.stat().st_size < self.n_bytes:
-            raise CheckpointError(
-                f"{self.path} was cut short while it was read. Download or save it again."
-            )
-        for rows, piece in super().pieces():
-            yield rows, piece
-            _give_back(piece)
+    def persistent_load(self, pid: Any) -> Any:
+        kind, dtype, key, _, size = pid
+        part = self.parts[f"{self.folder}/data/{key}"]
+        if kind != "storage" or size * dtype.itemsize != part.n_bytes:
+            raise pickle.UnpicklingError(f"the storage {key!r} has another size")
+        return self.path, part, dtype
 
 
-def _give_back(piece: Tensor) -> None:
-    """Tell the system that a mapped file's pages behind a tensor are not needed at the moment."""
-    storage = piece.untyped_storage()
-    first = piece.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-    # A tensor with strides of 0 claims more than it has, and there other memory may lie.
-    end = min(piece.data_ptr() + piece.nbytes, storage.data_ptr() + storage.nbytes())
-    _madvise()(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)
+def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> RawTensor:
+    """A tensor that lies in its storage row after row; others are left to `torch.load`."""
+    path, part, dtype = storage
+    rows = torch.empty(shape, dtype=dtype, device="meta")
+    end = (offset + rows.numel()) * dtype.itemsize
+    if offset < 0 or end > part.n_bytes or (rows.stride() != stride and rows.numel() > 1):
+        raise pickle.UnpicklingError("no rows one after the other")
+    if rows.nbytes == part.n_bytes:
+        return SummedTensor(path, "", tuple(shape), dtype, part.place, part.crc)
+    return RawTensor(path, "", tuple(shape), dtype, part.place + offset * dtype.itemsize)
 
 
-@cache
-def _madvise() -> Any:
-    return ctypes.CDLL(None).madvise
+def _data(data: Any, *_: Any) -> Any:
+    """What is in a `Parameter`."""
+    return data
+
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _data,
+    ("torch", "HalfStorage"): torch.float16,
+    ("torch", "BFloat16Storage"): torch.bfloat16,
+    ("torch", "FloatStorage"): torch.float32,
+    ("torch", "DoubleStorage"): torch.float64,
+}
+
+
+def read_stored(path: Path) -> Any:
+    """What `torch.save` wrote, of which tensors stay in the file where they are simple.
+
+    Raises:
+        CheckpointError: As `read_torch` does.
+    """
+    _check_pickles(path)
+    if is_mappable(path):
+        try:
+            parts = zip_parts(path)
+            folder = next(iter(parts)).partition("/")[0]
+            order = parts.get(f"{folder}/byteorder")
+            if order is None or read_part(path, order) == b"little":
+                return _Places(path, parts, folder).load()
+        except Exception:  # what is wrong, or only unusual, `torch.load` finds out
+            pass
+    return _load(path)
 
 
 def torch_tensors(path: Path, values: Any) -> dict[str, StoredTensor]:
@@ -89,25 +112,39 @@ def torch_tensors(path: Path, values: Any) -> dict[str, StoredTensor]:
 
     Args:
         path: The file.
-        values: Tensors by name.
+        values: Tensors by name, as `read_stored` gives them.
 
     Raises:
         CheckpointError: It is no dictionary of plain tensors, or claims more than the file has.
     """
-    check_plain(values, path)
+    rest = {
+        key: value
+        for key, value in values.items()
+        if not (isinstance(key, str) and isinstance(value, RawTensor))
+    }
+    check_plain(rest, path)
     check_claims(values, path)
-    if not is_mappable(path):
-        return {key: MemoryTensor(value, owned=True) for key, value in values.items()}
-    n_bytes = path.stat().st_size
-    return {key: MappedTensor(path, n_bytes, key, value) for key, value in values.items()}
+    owned = not is_mappable(path)  # else it is the file's, as long as that is mapped
+    return {
+        key: MemoryTensor(value, owned) if key in rest else replace(value, key=key)
+        for key, value in values.items()
+    }
 
 
-def check_claims(tensors: Mapping[str, Tensor], path: Path) -> None:
+def are_one(first: Any, second: Any) -> bool:
+    """Whether two values that `read_stored` gave are one tensor that the file has once."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        same = first.data_ptr() == second.data_ptr() and first.shape == second.shape
+        return same and first.stride() == second.stride()
+    return isinstance(first, RawTensor) and first == second
+
+
+def check_claims(tensors: Mapping[str, Any], path: Path) -> None:
     """Refuse tensors that are together larger than the file that they are in."""
-    claimed = sum(value.numel() * value.element_size() for value in tensors.values())
-    held = path.stat().st_size
+    sizes = {key: math.prod(each.shape) * each.dtype.itemsize for key, each in tensors.items()}
+    claimed, held = sum(sizes.values()), path.stat().st_size
     if claimed > held:
-        largest = max(tensors, key=lambda key: tensors[key].numel())
+        largest = max(sizes, key=sizes.__getitem__)
         raise CheckpointError(
             f"the tensors in {path} claim {claimed} bytes, and the file has {held}: "
             f"{shown(largest)} is {tuple(tensors[largest].shape)}. They are expanded or share "
@@ -132,6 +169,10 @@ def read_torch(path: Path) -> Any:
             holds pickled objects. None of them is executed.
     """
     _check_pickles(path)
+    return _load(path)
+
+
+def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to call it in unsafe ways
@@ -159,23 +200,10 @@ def _check_pickles(path: Path) -> None:
 
 
 def _claim_in_zip(path: Path) -> str | None:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            return "holds compressed parts, which torch.save never writes"
-        if sum(member.file_size for member in members) > path.stat().st_size:
-            return "holds parts that overlap"
-        for member in members:
-            if member.filename.endswith("/byteorder") and archive.read(member) != b"little":
-                # torch.load would swap the bytes in memory that is given back here
-                raise CheckpointError(
-                    f"{path} was written by a machine that puts the big end of numbers first, or "
-                    "is damaged. Save it again on another machine."
-                )
-            if member.filename.endswith(".pkl"):
-                with archive.open(member) as file:
-                    if claim := _claim_in_pickle(file):
-                        return claim
+    for name, part in zip_parts(path).items():
+        if name.endswith(".pkl"):
+            if claim := _claim_in_pickle(io.BytesIO(read_part(path, part))):
+                return claim
     return None
 
 
@@ -198,6 +226,8 @@ def _claim_in_pickle(file: Any) -> str | None:
             return "makes a bytearray of any length"
         if n_calls * longest > MAX_MADE_BYTES:
             return "makes many values of one long text"
+        if name == "LONG_BINPUT" and argument > _MOST_OBJECTS:
+            return "counts its objects up to any number"
     return None
 
 

@@ -93,7 +93,7 @@ def test_npz_that_is_cut_compressed_or_foreign(write):
         with pytest.raises(CheckpointError, match=r"weights\.npz cannot be read as numpy arrays"):
             HookedWhisper.from_pretrained(folder)
     np.savez_compressed(path, **arrays)
-    with pytest.raises(CheckpointError, match="is compressed, which savez does not do"):
+    with pytest.raises(CheckpointError, match="holds compressed parts"):
         HookedWhisper.from_pretrained(folder)
     np.savez(path, **arrays, more=np.array(["text"], object), allow_pickle=True)
     with pytest.raises(CheckpointError, match=r"'more' holds \|O"):
