@@ -84,7 +84,7 @@ class HookPoint(lens.HookPoint):
         sizes: Lengths of axes that the model's configuration does not tell.
     """
 
-    __setattr__ = object.__setattr__
+    __setattr__ = object.__setattr__  # type: ignore[assignment]
     """A plain attribute's: there are hundreds of points, and none has parameters or modules."""
 
     def __init__(

@@ -6,7 +6,7 @@ a piece is still in the processor's cache when it is looked at.
 
 import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,9 @@ _HUGE_BYTES = 2**21
 """Of a huge page."""
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+Look = Callable[[Tensor], None]
 
 
 @runtime_checkable
@@ -121,23 +124,33 @@ class PieceTensor:
         """Its rows from `start` to before `stop`; the whole of what has no axes."""
         raise NotImplementedError
 
-    def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Its values, in memory that belongs to the caller alone."""
+    def take(self, device: torch.device, dtype: torch.dtype, look: Look | None = None) -> Tensor:
+        """Its values, in memory that belongs to the caller alone.
+
+        Args:
+            look: Sees every piece of them while the processor's cache has it.
+        """
         out = new_memory(self.shape, device, dtype)
         for rows, piece in self.pieces():
             out[rows].copy_(piece)
+            if look is not None:
+                look(out[rows])
         return out
 
     def pieces(self) -> Iterator[tuple[Any, Tensor]]:
-        """Its values, some rows at a time, and which rows: to be used before more is asked for."""
+        """Its values, some rows at a time, and which rows."""
+        for rows in self.steps():
+            yield rows, self.rows(0, 1) if rows is ... else self.rows(rows.start, rows.stop)
+
+    def steps(self) -> Iterator[Any]:
+        """Which rows are read at a time; `...` for what has no axes."""
         if not self.shape:
-            yield ..., self.rows(0, 1)
+            yield ...
             return
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         step = max(1, PIECE_BYTES // max(1, row_bytes))
         for start in range(0, self.shape[0], step):
-            stop = min(start + step, self.shape[0])
-            yield slice(start, stop), self.rows(start, stop)
+            yield slice(start, min(start + step, self.shape[0]))
 
 
 def new_memory(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -154,25 +167,34 @@ def new_memory(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype)
     return torch.frombuffer(memory, dtype=dtype).reshape(shape)
 
 
+def is_finite(value: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    return all(math.isfinite(bound) for bound in value.detach().aminmax())
+
+
 def check_finite(name: str, value: Tensor, stored: StoredTensor, source: str) -> None:
-    """Refuse NaN and infinity among weights that were copied; one quick pass over them.
+    """Refuse NaN and infinity among weights that were copied."""
+    if not is_finite(value):
+        raise not_finite(name, value.dtype, stored, source)
+
+
+def not_finite(name: str, dtype: torch.dtype, stored: StoredTensor, source: str) -> CheckpointError:
+    """The error for a tensor that is not finite in a dtype.
 
     Args:
         name: Its name here; the file's own goes before it.
-        value: What `stored.take` gave; its dtype may hold less than the stored one.
-        stored: Looked at again where a value is not finite, to tell why.
+        dtype: What was wanted; it may hold less than the stored one.
+        stored: Looked at again, to tell why.
     """
-    if all(bound.isfinite() for bound in value.detach().aminmax()):
-        return
     name = getattr(stored, "key", name)
     largest = stored.take(torch.device("cpu"), stored.dtype).double().abs().max()
     if largest.isfinite():
-        raise CheckpointError(
+        return CheckpointError(
             f"{name!r} in {source} holds values of up to {float(largest):.3g}, which overflow in "
-            f"{str(value.dtype).removeprefix('torch.')}. Load it with dtype=torch.float32 or "
+            f"{str(dtype).removeprefix('torch.')}. Load it with dtype=torch.float32 or "
             "torch.bfloat16."
         )
-    raise CheckpointError(
+    return CheckpointError(
         f"{name!r} in {source} holds NaN or infinite values. The training that made it diverged, "
         "or the file is damaged: use an earlier checkpoint, or download it again."
     )

@@ -16,7 +16,13 @@ from hooked_whisper.errors import (
     WeightShapeError,
     shown,
 )
-from hooked_whisper.weights.files import FLOAT_DTYPES, StoredTensor, check_finite
+from hooked_whisper.weights.files import (
+    FLOAT_DTYPES,
+    PieceTensor,
+    StoredTensor,
+    is_finite,
+    not_finite,
+)
 from hooked_whisper.weights.rename import check_names
 
 if TYPE_CHECKING:
@@ -86,10 +92,24 @@ def assign_weights(
     values = {name: places[name].detach().to(device=device, dtype=dtype) for name in loaded.omitted}
     for name in sorted(loaded.tensors, key=lambda name: -places[name].numel()):
         stored = loaded.tensors.pop(name)
-        values[name] = stored.take(device, dtype)
-        check_finite(name, values[name], stored, loaded.source)
+        values[name] = _finite(name, stored, device, dtype, loaded.source)
     for name, value in values.items():
         _put(module, name, value)
+
+
+def _finite(
+    name: str, stored: StoredTensor, device: torch.device, dtype: torch.dtype, source: str
+) -> Tensor:
+    """A tensor's values, once it is sure that all of them are finite."""
+    seen: list[bool] = []
+    if isinstance(stored, PieceTensor) and device.type == "cpu":
+        value = stored.take(device, dtype, lambda piece: seen.append(is_finite(piece)))
+    else:  # another device would be waited for at each piece
+        value = stored.take(device, dtype)
+        seen.append(is_finite(value))
+    if not all(seen):
+        raise not_finite(name, dtype, stored, source)
+    return value
 
 
 def check_dtype(dtype: object) -> torch.dtype:

@@ -32,7 +32,7 @@ from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.native import CONFIG_FILE, MAY_BE_OMITTED, check_omitted, heads_mask
 from hooked_whisper.weights.openai import DIMS, config_from_dims
 from hooked_whisper.weights.pieces import (
-    SummedTensor,
+    RawTensor,
     read_part,
     safetensors_tensors,
     zip_parts,
@@ -96,8 +96,8 @@ class GroupTensor(PieceTensor):
         return (self.words.shape[0], self.words.shape[1] * (32 // self.n_bits))
 
     def rows(self, start: int, stop: int) -> Tensor:
-        words = self.words.rows(start, stop).view(torch.int32)
-        shifts = torch.arange(0, 32, self.n_bits, dtype=torch.int32)
+        words = self.words.rows(start, stop).view(torch.uint8)
+        shifts = torch.arange(0, 8, self.n_bits, dtype=torch.uint8)
         integers = words[..., None].bitwise_right_shift(shifts) & (2**self.n_bits - 1)
         grouped = integers.reshape(stop - start, -1, self.group).float()
         scales, biases = (part.rows(start, stop).float() for part in (self.scales, self.biases))
@@ -165,7 +165,7 @@ def npz_tensors(path: Path) -> dict[str, StoredTensor]:
             if dtype.str not in _DTYPES:
                 raise ValueError(f"{name!r} holds {dtype.str}")
             order, kind = tuple(shape[::-1] if by_columns else shape), _DTYPES[dtype.str]
-            tensor = SummedTensor(path, name, order, kind, place, part.crc, zlib.crc32(header))
+            tensor = RawTensor(path, name, order, kind, place, part.crc, zlib.crc32(header))
             if tensor.n_bytes != part.n_bytes - len(header):
                 raise ValueError(f"{name!r} is {shape} and has {part.n_bytes} bytes")
             found[name] = _by_rows(tensor) if by_columns and len(shape) > 1 else tensor
@@ -179,7 +179,7 @@ def npz_tensors(path: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _by_rows(tensor: SummedTensor) -> StoredTensor:
+def _by_rows(tensor: RawTensor) -> StoredTensor:
     """A small matrix that lies column by column, as MLX writes the alignment heads."""
     if len(tensor.shape) != 2 or tensor.n_bytes > _MOST_COLUMN_BYTES:
         raise ValueError(f"{tensor.key!r} lies column by column")

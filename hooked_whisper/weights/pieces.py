@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hooked_whisper.errors import CheckpointError, shown
 from hooked_whisper.io import bytes_of
-from hooked_whisper.weights.files import PieceTensor, new_memory
+from hooked_whisper.weights.files import Look, PieceTensor, new_memory
 
 _SAFETENSORS_DTYPES = {
     "F16": torch.float16,
@@ -43,6 +43,11 @@ class RawTensor(PieceTensor):
     place: int
     """The first byte's."""
 
+    crc: int | None = None
+    """CRC-32 of some bytes before it and all of its own, where the file has that."""
+    crc_before: int = 0
+    """Of the bytes before it."""
+
     @property
     def n_bytes(self) -> int:
         """Its size in the file."""
@@ -50,43 +55,33 @@ class RawTensor(PieceTensor):
 
     def rows(self, start: int, stop: int) -> Tensor:
         shape = (stop - start, *self.shape[1:]) if self.shape else ()
-        values = new_memory(shape, torch.device("cpu"), self.dtype)
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        read_into(self.path, self.place + start * row_bytes, bytes_of(values))
-        return values
+        return self._read(start, torch.empty(shape, dtype=self.dtype))
 
-    def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        if device.type != "cpu" or dtype != self.dtype:
-            return super().take(device, dtype)
-        return self.rows(0, self.shape[0] if self.shape else 1)
-
-
-@dataclass(frozen=True)
-class SummedTensor(RawTensor):
-    """One whose CRC-32 the file has, over bytes before it and all of its own."""
-
-    crc: int | None
-    before: int = 0
-    """CRC-32 of the bytes before it."""
-
-    def take(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        if device.type == "cpu" and dtype == self.dtype:
-            out = super().take(device, dtype)
-            self._check(zlib.crc32(bytes_of(out), self.before))
-            return out
-        out, crc = new_memory(self.shape, device, dtype), self.before
-        for rows, piece in self.pieces():
-            crc = zlib.crc32(bytes_of(piece), crc)
-            out[rows].copy_(piece)
-        self._check(crc)
-        return out
-
-    def _check(self, crc: int) -> None:
-        if self.crc is not None and crc != self.crc:
+    def take(self, device: torch.device, dtype: torch.dtype, look: Look | None = None) -> Tensor:
+        is_there = device.type == "cpu" and dtype == self.dtype
+        out, crc = new_memory(self.shape, device, dtype), self.crc_before
+        for rows in self.steps():
+            here = out[rows]
+            piece = here if is_there else torch.empty(here.shape, dtype=self.dtype)
+            self._read(0 if rows is ... else rows.start, piece)
+            if self.crc is not None:
+                crc = zlib.crc32(bytes_of(piece), crc)
+            if not is_there:
+                here.copy_(piece)
+            if look is not None:
+                look(here)
+        if self.crc not in (None, crc):
             raise CheckpointError(
                 f"{self.key!r} in {self.path} is damaged: its checksum is {crc:08x}, and the file "
                 f"says {self.crc:08x}. Download or save it again."
             )
+        return out
+
+    def _read(self, start: int, values: Tensor) -> Tensor:
+        """The values of some rows, from a row on."""
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        read_into(self.path, self.place + start * row_bytes, bytes_of(values))
+        return values
 
 
 @dataclass(frozen=True)

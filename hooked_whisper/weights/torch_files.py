@@ -25,7 +25,7 @@ from hooked_whisper.weights.files import (
     StoredTensor,
     check_plain,
 )
-from hooked_whisper.weights.pieces import RawTensor, SummedTensor, ZipPart, read_part, zip_parts
+from hooked_whisper.weights.pieces import RawTensor, ZipPart, read_part, zip_parts
 
 MAX_MADE_BYTES = 2**28
 """Most that calls in a pickle may make of the texts in it."""
@@ -67,9 +67,8 @@ def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> RawT
     end = (offset + rows.numel()) * dtype.itemsize
     if offset < 0 or end > part.n_bytes or (rows.stride() != stride and rows.numel() > 1):
         raise pickle.UnpicklingError("no rows one after the other")
-    if rows.nbytes == part.n_bytes:
-        return SummedTensor(path, "", tuple(shape), dtype, part.place, part.crc)
-    return RawTensor(path, "", tuple(shape), dtype, part.place + offset * dtype.itemsize)
+    crc = part.crc if rows.nbytes == part.n_bytes else None
+    return RawTensor(path, "", tuple(shape), dtype, part.place + offset * dtype.itemsize, crc)
 
 
 def _data(data: Any, *_: Any) -> Any:

@@ -525,10 +525,10 @@ MUTANTS = [
     ),
     Mutant(
         "mlx-words",
-        "integers of a word of MLX are read from its upper end",
+        "integers of a byte of MLX are read from its upper end",
         "weights/mlx.py",
-        "shifts = torch.arange(0, 32, self.n_bits, dtype=torch.int32)",
-        "shifts = torch.arange(0, 32, self.n_bits, dtype=torch.int32).flip(0)",
+        "shifts = torch.arange(0, 8, self.n_bits, dtype=torch.uint8)",
+        "shifts = torch.arange(0, 8, self.n_bits, dtype=torch.uint8).flip(0)",
         ("weights/test_mlx.py",),
     ),
     Mutant(

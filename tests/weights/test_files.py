@@ -14,8 +14,8 @@ from hooked_whisper.weights.files import (
     RowsTensor,
     equal_tensors,
 )
-from hooked_whisper.weights.pieces import safetensors_tensors
-from hooked_whisper.weights.torch_files import read_torch, torch_tensors
+from hooked_whisper.weights.pieces import RawTensor, safetensors_tensors
+from hooked_whisper.weights.torch_files import read_stored, torch_tensors
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ def open_file(kind, tensors, folder):
         save_file(tensors, folder / "a.safetensors")
         return safetensors_tensors(folder / "a.safetensors")
     torch.save(tensors, folder / "a.pt")
-    return torch_tensors(folder / "a.pt", read_torch(folder / "a.pt"))
+    return torch_tensors(folder / "a.pt", read_stored(folder / "a.pt"))
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
@@ -60,11 +60,38 @@ def test_what_was_taken_outlives_the_file(kind, tmp_path):
     assert torch.equal(taken, tensor)
 
 
-def test_transposed_tensors_of_a_pt_file_are_read_right(tmp_path):
-    tensor = torch.randn(5, 4).T
-    assert torch.equal(
-        open_file("pt", {"a": tensor}, tmp_path)["a"].take(CPU, tensor.dtype), tensor
-    )
+@pytest.mark.parametrize("wanted", [torch.float16, torch.float32])
+def test_parts_of_one_storage_in_a_pt_file(tmp_path, wanted):
+    whole = torch.randn(6, 4)
+    tensors = {"first": whole[:2], "rest": whole[2:], "all": whole, "one": torch.tensor(3.5)}
+    for more in ({}, {"turned": torch.randn(5, 4).T, "column": whole[:, 1]}):  # which torch reads
+        found = open_file("pt", tensors | more, tmp_path)
+        assert all(isinstance(each, RawTensor) for each in found.values()) == (not more)
+        for name, tensor in (tensors | more).items():
+            assert torch.equal(found[name].take(CPU, wanted), tensor.to(wanted)), name
+
+
+@pytest.mark.parametrize("wanted", [torch.float16, torch.float32])
+def test_a_flipped_bit_in_a_pt_file(tmp_path, wanted):
+    tensor = torch.arange(4000.0)
+    found = open_file("pt", {"a": tensor}, tmp_path)["a"]
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    data[data.index(tensor.numpy().tobytes()) + 4001] ^= 2
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"'a' in .*a\.pt is damaged: its checksum is"):
+        found.take(CPU, wanted)
+
+
+def test_a_pt_file_without_checksums(tmp_path):
+    from torch.serialization import get_crc32_options, set_crc32_options
+
+    before = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        found = open_file("pt", {"a": torch.arange(9.0)}, tmp_path)
+    finally:
+        set_crc32_options(before)
+    assert found["a"].take(CPU, torch.float32).tolist() == list(range(9))
 
 
 def test_a_borrowed_tensor_is_copied_and_an_owned_one_handed_over():

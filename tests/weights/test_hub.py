@@ -212,6 +212,7 @@ def test_a_repository_without_a_file(hub, load, missing, message):
         load()
 
 
+@pytest.mark.slow
 def test_HF_ENDPOINT_of_a_user(hub, serve, tmp_path):
     environment = {**os.environ, "HF_ENDPOINT": serve(hub)}
     run = subprocess.run(

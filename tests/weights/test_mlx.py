@@ -115,6 +115,15 @@ def test_an_array_that_claims_more_than_it_holds(write):
         HookedWhisper.from_pretrained(folder)
 
 
+def test_a_flipped_bit_in_an_array(write):
+    folder, _ = write(NPZ)
+    data = bytearray((folder / NPZ).read_bytes())
+    data[data.index(b"decoder.ln.weight.npy") + 21 + 128 + 20] ^= 1
+    (folder / NPZ).write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"'decoder\.ln\.weight' in .* is damaged: its check"):
+        HookedWhisper.from_pretrained(folder)
+
+
 def change(folder, **values):
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

@@ -83,13 +83,28 @@ def test_a_pickle_that_cannot_be_looked_through(checkpoint, write_pt, tmp_path):
         load_weights(path)
 
 
+def test_a_pickle_that_numbers_its_objects_beyond_any_count(checkpoint, write_pt, tmp_path):
+    with (
+        zipfile.ZipFile(write_pt(checkpoint)) as old,
+        zipfile.ZipFile(tmp_path / "n.pt", "w") as new,
+    ):
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("data.pkl"):
+                assert data[:5] == b"\x80\x02}q\x00"
+                data = b"\x80\x02}r\x00\x00\x00\x70" + data[5:]
+            new.writestr(name, data)
+    with pytest.raises(CheckpointError, match="counts its objects up to any number"):
+        load_weights(tmp_path / "n.pt")
+
+
 def test_a_compressed_pickle(checkpoint, write_pt, tmp_path):
     with (
         zipfile.ZipFile(write_pt(checkpoint)) as old,
         zipfile.ZipFile(tmp_path / "z.pt", "w", zipfile.ZIP_DEFLATED) as new,
     ):
         for name in old.namelist():
-            new.writestr(name, old.read(name) + b"\0" * 10**7)
+            new.writestr(name, old.read(name) + b"\0" * 10**4)
     with pytest.raises(CheckpointError, match="holds compressed parts"):
         load_weights(tmp_path / "z.pt")
 
@@ -119,11 +134,20 @@ def test_native_claims(make_model, tiny_cfg, tmp_path, change, omits, message):
         load_weights(tmp_path)
 
 
-@pytest.fixture
-def added(make_hf, tiny_cfg, tmp_path):
+@pytest.fixture(scope="module")
+def finetune(make_hf, tiny_cfg, tmp_path_factory):
     """A folder of an English model with one token more."""
-    make_hf(replace(tiny_cfg, d_vocab=51865)).save_pretrained(tmp_path / "added")
-    return tmp_path / "added"
+    folder = tmp_path_factory.mktemp("finetune")
+    make_hf(replace(tiny_cfg, d_vocab=51865, d_model=12)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def added(finetune, tmp_path):
+    """The same folder, to which files may be added."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(finetune / name)
+    return tmp_path
 
 
 @pytest.mark.parametrize(
