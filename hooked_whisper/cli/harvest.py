@@ -14,6 +14,7 @@ from hooked_whisper.cli.store import summary
     opt.out_option("The folder of the store", "MODEL-store"),
     opt.option("--dtype", type=opt.DTYPE, default="fp16", help="What is stored."),
     opt.flag("--all-frames", help="Store the padding of the window too."),
+    opt.flag("--approximate", help="Have the encoder see 2 s of padding, not the window's."),
     opt.option(
         "--text",
         type=click.Choice(["label", "transcript"]),
@@ -64,6 +65,9 @@ def harvest(args: opt.Options) -> None:
     from hooked_whisper.distributed import is_first_rank, torchrun_group
     from hooked_whisper.store import harvest as run
 
+    if args.all_frames and args.approximate:
+        raise click.UsageError("give one of --all-frames and --approximate.")
+    frames = "all" if args.all_frames else "approximate" if args.approximate else "speech"
     with torchrun_group() as own_device:
         paths = args.recordings
         chosen: Any = paths[0] if len(paths) == 1 else list(paths)
@@ -74,10 +78,10 @@ def harvest(args: opt.Options) -> None:
             chosen,
             list(args.hooks) or opt.RESIDUAL_STREAM,
             args.out_path("store"),
-            frames="all" if args.all_frames else "speech",
+            frames=frames,
             note=args.remark,
             progress=not args.quiet,
-            **args.besides("hooks", "all_frames", "remark"),
+            **args.besides("hooks", "all_frames", "approximate", "remark"),
         )
         if not is_first_rank():
             return

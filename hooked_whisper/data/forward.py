@@ -10,6 +10,7 @@ from torch import Tensor
 from hooked_whisper.config import Stack
 from hooked_whisper.data.batches import pad_tokens
 from hooked_whisper.data.hook_rows import RowHook, RowHooks, RowKind
+from hooked_whisper.hooks.passes import PassInfo, running
 from hooked_whisper.hooks.points import is_watched
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
@@ -74,6 +75,7 @@ def collect_rows(
     rows: TokenRows | Callable[[Float[Tensor, "batch pos d_model"]], TokenRows] = (),
     *,
     all_frames: bool = False,
+    n_padding: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """The rows of some windows at every hook, one window after the other.
@@ -85,6 +87,8 @@ def collect_rows(
         rows: The tokens of each, for hooks in the decoder; or what makes them of
             the encoder's output.
         all_frames: Keep the padding of the window too.
+        n_padding: Positions of padding that the encoder's blocks see behind each sound: an
+            approximation, for hooks of the encoder alone. None is the whole window.
         dtype: What to keep rows in; None is the model's.
 
     Returns:
@@ -103,8 +107,8 @@ def collect_rows(
     counts = row_counts(mel, all_frames=all_frames)
     last = _block_to_cut(model, hooks.stop_encoder)
     with model.hooks(collectors("encoder.", counts)):
-        if last is not None:
-            _run_by_window(model, mel, counts["encoder"], last)
+        if last is not None or n_padding is not None:
+            _run_by_window(model, mel, counts["encoder"], hooks.stop_encoder, last, n_padding)
             return found
         encoder_output = model(mel, stop_at_layer=_stop("encoder", hooks.stop_encoder))
     if hooks.needs_tokens:
@@ -132,11 +136,33 @@ def _block_to_cut(model: HookedWhisper, stop: int | None) -> int | None:
     return None if is_watched(*model.encoder.blocks[stop - 1].modules()) else stop - 1
 
 
-def _run_by_window(model: HookedWhisper, mel: Mel, counts: Sequence[int], last: int) -> None:
-    """The encoder through block `last`, that one at the positions that are kept alone.
+def _run_by_window(
+    model: HookedWhisper,
+    mel: Mel,
+    counts: Sequence[int],
+    stop: int | None,
+    last: int | None,
+    n_padding: int | None,
+) -> None:
+    """The encoder as far as block `stop`, window by window from where something is left out.
 
-    These attend to all positions, so that they are what they are in a whole pass.
+    Args:
+        model: The model.
+        mel: Of the windows.
+        counts: Positions of each that are kept.
+        stop: The first block not to run; None runs all.
+        last: The block that is run at the positions that are kept alone, which attend to all
+            others, so that they are what they are in a whole pass; None for none.
+        n_padding: Positions behind these that all blocks see; None is all, side by side.
     """
-    resid = model(mel, stop_at_layer=("encoder", last))
+    encoder, first = model.encoder, 0 if last is None or n_padding is not None else last
+    resid = model(mel, stop_at_layer=("encoder", first))
     for number, count in enumerate(counts):
-        model.encoder.blocks[last](resid[number : number + 1], n_queries=count)
+        seen = None if n_padding is None else count + n_padding
+        with running(PassInfo(n_positions=mel.n_positions[number : number + 1])):
+            window = resid[number : number + 1, :seen]
+            window = encoder.run_blocks(window, start=first, stop=stop if last is None else last)
+            if last is not None:
+                encoder.blocks[last](window, n_queries=count)
+            elif stop is None:
+                encoder.finish(window)

@@ -140,15 +140,16 @@ class SpliceSite:
         Raises:
             SpliceError: There is more than one vector by position.
         """
-        if value[0, 0].numel() != self.d_in:
+        width = prod(value.shape[2:])
+        if width != self.d_in:
             raise SpliceError(
-                f"the autoencoder reads {self.d_in} of the {value[0, 0].numel()} numbers that a "
-                f"position has at {self.hook_in!r}; here each position needs one vector."
+                f"the autoencoder reads {self.d_in} of the {width} numbers that a position "
+                f"has at {self.hook_in!r}; here each position needs one vector."
             )
         columns = slice(None) if chosen is None else list(chosen)
         parts = value.reshape(-1, self.d_in).split(VECTORS_AT_ONCE)
         latents = torch.cat([self.encode(part)[:, columns].float().cpu() for part in parts])
-        return latents.view(*value.shape[:2], -1)
+        return latents.view(*value.shape[:2], latents.shape[-1])
 
     def reconstruct(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """An activation of `hook_in` encoded, and decoded to one of `hook_out`."""

@@ -94,18 +94,17 @@ def feature_activations(
         InputError: Activations that are not finite.
     """
     model, collector, lengths = site.model, LatentCollector(), [0]
-    chosen, all_frames, first = list(options.chosen), options.all_frames, 0
+    all_frames, first = options.all_frames, 0
     if site.stack == "decoder" and not all_frames and has_tokenizer(model.cfg):
         first = model.to_tokens("").shape[1] - 1
     desc = f"{site.kind}s"
     with progress_bar(total=len(windows), desc=desc, unit="window", show=options.progress) as bar:
         for batch in window_batches(model, windows, options.batch_size):
-            values = site.read(_activation(site, batch))[..., chosen]
-            for row, window in zip(values, batch.windows, strict=True):
+            for row, window in zip(_activation(site, batch), batch.windows, strict=True):
                 last = len(window.tokens or ()) if site.stack == "decoder" else window.n_positions
                 if site.stack == "encoder" and all_frames:
                     last = len(row)
-                counted = row[first:last]
+                [counted] = site.read(row[None, first:last], options.chosen)
                 if not bool(torch.isfinite(counted).all()):
                     raise InputError(
                         f"{site.hook_name!r} is NaN or infinite in {window.name}; nothing can be "

@@ -1,14 +1,12 @@
 """What a feature page is about: an autoencoder's latents or a hook's neurons; and its options."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -20,6 +18,7 @@ from hooked_whisper.hooks.splice_site import SpliceSite
 from hooked_whisper.hooks.splicing import splice_site
 from hooked_whisper.io import as_path
 from hooked_whisper.model.whisper import HookedWhisper
+from hooked_whisper.sae.evaluation.resume import Resume, resume_of
 from hooked_whisper.speech.mel import Mel
 from hooked_whisper.speech.tokens import has_tokenizer
 
@@ -65,16 +64,26 @@ class FeatureSite:
         stop = sites.stop_encoder if self.stack == "encoder" else sites.stop_decoder
         return None if stop is None else (self.stack, stop)
 
-    def before(self, mel: Any) -> Tensor:
-        """What recordings are when they come to the hook: the stream before its block.
+    @property
+    def hook_out(self) -> str:
+        """What changes with them: what is read, but for transcoders."""
+        return self.hook_name if self.splice is None else self.splice.hook_out
+
+    @property
+    def resume(self) -> Resume | None:
+        """From where on the encoder is run where they are edited."""
+        return resume_of(self.hook_name, self.hook_out, self.model.cfg)
+
+    def before(self, mel: Mel) -> Tensor:
+        """What recordings are when they come to the hook: the stream at `resume`.
 
         In the decoder, the encoder's output; before the encoder's first block, the mel.
         """
         if self.stack == "decoder":
             return self.model(mel)
-        if self._block is None:
+        if self.resume is None:
             return mel.values
-        return self.model(mel, stop_at_layer=("encoder", self._block))
+        return self.model(mel, stop_at_layer=("encoder", self.resume.block))
 
     def behind(self, stream: Tensor, n_positions: Int[Tensor, " batch"]) -> Tensor:
         """The encoder's output from there on, with whatever is hooked in.
@@ -85,17 +94,10 @@ class FeatureSite:
         """
         if self.stack == "decoder":
             return stream
-        if self._block is None:
+        if self.resume is None:
             return self.model(Mel(stream, n_positions * FRAMES_PER_POSITION))
-        return self.model.run_from(("encoder", self._block), stream, n_positions=n_positions)
-
-    @property
-    def _block(self) -> int | None:
-        """The encoder's block that the hook is in; None before the first."""
-        parts = self.hook_name.split(".")
-        if parts[1] == "ln_final":
-            return self.model.cfg.n_audio_layers
-        return int(parts[2]) if parts[1] == "blocks" else None
+        layer: tuple[Stack, int] = ("encoder", self.resume.block)
+        return self.model.run_from(layer, stream, n_positions=n_positions)
 
     def name_of(self, feature: int) -> str:
         """A feature's name: its number, or head and place."""
@@ -104,41 +106,14 @@ class FeatureSite:
         head, place = divmod(feature, self.n // self.n_heads)
         return f"{head}.{place}"
 
-    def read(self, value: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch pos feature"]:
-        """The features of an activation, in float32 on the CPU."""
-        if self.splice is None:
-            return value.flatten(2).float().cpu()
-        return self.splice.latents(value)
-
-    @contextmanager
-    def scaled(self, features: Sequence[int], factors: Sequence[float]) -> Iterator[None]:
-        """Have one feature of each row of a batch multiplied, at all of its positions.
-
-        An autoencoder is spliced in with its error term, so that nothing else changes.
-
-        Args:
-            features: Which one, for each row.
-            factors: With what; 0 ablates.
-        """
-        rows = torch.arange(len(features))
-        chosen = torch.tensor(features)
-
-        def edit(value: Tensor, hook: Any) -> Tensor:
-            flat = value.flatten(2).clone()
-            by = torch.tensor(factors, dtype=flat.dtype, device=flat.device)
-            flat[rows, :, chosen] *= by[:, None]
-            return flat.view(value.shape)
-
-        if self.splice is None:
-            with self.model.hooks([(self.hook_name, edit)]):
-                yield
-            return
-        before = set(self.model.hook_dict)
-        with self.model.saes({self.hook_name: self.splice.sae}, use_error_term=True):
-            new = [name for name in self.model.hook_dict if name not in before]
-            latents = [name for name in new if name.endswith("hook_sae_acts_post")]
-            with self.model.hooks([(latents, edit)]):
-                yield
+    def read(
+        self, value: Float[Tensor, "batch pos *width"], chosen: Sequence[int]
+    ) -> Float[Tensor, "batch pos feature"]:
+        """Some features of an activation, in float32 on the CPU."""
+        some = None if list(chosen) == list(range(self.n)) else chosen  # all need no copy
+        if self.splice is not None:
+            return self.splice.latents(value, some)
+        return value.flatten(2)[..., slice(None) if some is None else list(some)].float().cpu()
 
 
 def feature_site(model: HookedWhisper, source: Any, hook_name: str | None) -> FeatureSite:

@@ -15,10 +15,14 @@ from hooked_whisper.io import checksum_of_model
 FORMAT = "hooked_whisper.activations/1"
 
 DTYPE_NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PADDING_SEEN = 100
+"""Positions of padding behind the sound, 2 s, that the encoder sees with `frames="approximate"`."""
 FRAME_RULES = {
     "speech": "rows of positions that hold sound: ceil(samples / 160) mel frames of 10 ms, and "
     "half as many encoder positions of 20 ms, rounded up; the rest of the window is padding",
     "all": "rows of the whole window, padding included",
+    "approximate": "rows as of speech, but of an encoder whose blocks see the sound and the "
+    f"{PADDING_SEEN} positions of padding behind it, not the whole window: an approximation",
 }
 _SHARD_BYTES = 2**28
 _MOST_PER_SHARD = 1024
@@ -30,7 +34,7 @@ class HarvestOptions:
 
     Args:
         dtype: What rows are stored in.
-        frames: `"speech"`, or `"all"` with the padding.
+        frames: `"speech"`, `"all"` with the padding, or `"approximate"`; see `FRAME_RULES`.
         batch_size: Windows side by side in one pass.
         recordings_per_shard: Recordings of one shard; None is as many as
             full windows fill 256 MiB with.

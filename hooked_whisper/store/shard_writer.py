@@ -16,7 +16,7 @@ from hooked_whisper.data.hook_rows import RowHooks, RowKind
 from hooked_whisper.data.loading import Loaded, ReadingRules
 from hooked_whisper.errors import RecordingsError
 from hooked_whisper.speech.mel import Mel
-from hooked_whisper.store.fingerprint import HarvestOptions
+from hooked_whisper.store.fingerprint import PADDING_SEEN, HarvestOptions
 from hooked_whisper.store.shards import TOKENS, ShardRows, shard_name
 
 
@@ -134,7 +134,8 @@ class ShardWriter:
         return windows
 
     def _run(self, windows: list[ShardWindow]) -> None:
-        config, all_frames = self.config, self.config.options.frames == "all"
+        config, frames = self.config, self.config.options.frames
+        all_frames = frames == "all"
         mel = Mel.cat([window.mel for window in windows if window.mel is not None])
         mel = mel.to(config.model.device, config.model.dtype)
         tokens_of = self._transcribe if config.rules.text == "transcript" else self._begin
@@ -144,6 +145,7 @@ class ShardWriter:
             mel,
             partial(tokens_of, windows),
             all_frames=all_frames,
+            n_padding=PADDING_SEEN if frames == "approximate" else None,
             dtype=config.options.dtype,
         )
         if "decoder" in config.hooks.kinds:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hooked_whisper.data.hook_rows import choose_hooks
+from hooked_whisper.data.hook_rows import RowHooks, choose_hooks
 from hooked_whisper.data.loading import (
     Loaded,
     ReadingRules,
@@ -79,7 +79,8 @@ def harvest(
         folder: Where the store is; made where it is missing.
         dtype: What to store: `"fp32"`, `"fp16"` or `"bf16"`.
         frames: `"speech"`: rows of positions that hold sound; `"all"`: of the
-            whole window.
+            whole window. `"approximate"`: rows as of speech, in less time, of an encoder that
+            sees the sound and 2 s of padding instead of the window that Whisper was trained on.
         text: Where the decoder's tokens come from, if its hooks are asked
             for: the recordings' `"label"`, or the model's own `"transcript"`.
         language: Of the tokens' beginning; a label `language` goes first. None has a
@@ -113,6 +114,8 @@ def harvest(
     source = as_recordings(recordings, text_column=text_column, audio_column=audio_column)
     rules = ReadingRules(model.cfg, long, text if chosen.needs_tokens else None, language, task)
     _check_model(model, note)
+    if frames == "approximate":
+        _check_without_padding(model, chosen)
     _check_texts(source, rules)
     plan = Plan(
         WriterConfig(model, chosen, rules, options, strict=strict),
@@ -231,6 +234,17 @@ def _check_model(model: Any, note: str) -> None:
             f"{hooked[0]!r} has hooks or an SAE, and a manifest cannot tell what they do. Call "
             "model.reset_hooks() and reset_saes(), or say what they do: harvest(..., note=...)."
         )
+
+
+def _check_without_padding(model: Any, hooks: RowHooks) -> None:
+    """Refuse what an encoder that sees less than the window does not have, or not in one width."""
+    for hook in hooks.each:
+        axes = model.hook_dict[hook.name].axes
+        if hook.name.startswith("decoder.") or {"query", "key"} <= set(axes):
+            raise StoreError(
+                f'frames is "approximate", and {hook.name!r} needs the whole window. Store hooks '
+                'of the encoder other than its patterns, or take frames="speech".'
+            )
 
 
 def _check_texts(recordings: Recordings, rules: ReadingRules) -> None:

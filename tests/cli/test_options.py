@@ -197,6 +197,7 @@ CASES = [
     ("harvest", "--out s", "folder", Path("s")),
     ("harvest", "--dtype bf16", "dtype", "bf16"),
     ("harvest", "--all-frames", "frames", "all"),
+    ("harvest", "--approximate", "frames", "approximate"),
     ("harvest", "--text transcript", "text", "transcript"),
     ("harvest", "--language de", "language", "de"),
     ("harvest", "--task translate", "task", "translate"),

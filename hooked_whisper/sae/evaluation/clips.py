@@ -99,7 +99,8 @@ def top_clips(
     check_batch_size(batch_size)
     found = list(as_recordings(recordings))
     best: list[list[tuple[float, int, float, Clip]]] = [[] for _ in chosen]
-    for batch, values in encoder_latents(model, site, found, batch_size, chosen, progress=progress):
+    options: dict[str, Any] = {"all_frames": all_frames, "progress": progress}
+    for batch, values in encoder_latents(model, site, found, batch_size, chosen, **options):
         # A window without any speech has no moment; `top_activations` wants one position.
         lengths = batch.mel.n_positions.clamp(min=1)
         moments = top_activations(

@@ -204,7 +204,8 @@ class _Judging:
         self.skipped: list[SkippedRecording] | None = None
         self.n_read = self.n_judged = 0
         self.is_done = False
-        self.resumes = {site: resume_of(site, self.model.cfg) for site in sites}
+        cfg = self.model.cfg
+        self.resumes = {site: resume_of(site.hook_in, site.hook_out, cfg) for site in sites}
         self.kept = Kept({each.stream for each in self.resumes.values() if each})
 
     def run(self, progress: bool, save_to: str | os.PathLike[str] | None) -> list[SAEEvaluation]:

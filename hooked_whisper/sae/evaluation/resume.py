@@ -1,4 +1,4 @@
-"""From where on the encoder is run where an autoencoder's values replace its own."""
+"""From where on the encoder is run where other values replace its own."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.hooks.splice_site import SpliceSite
 
 KEPT_BYTES = 512 << 20
 """Of encoder outputs and streams that are kept from one time through the recordings to the next."""
@@ -56,7 +55,7 @@ class Resume(NamedTuple):
     Args:
         stream: The hook of the residual stream there.
         block: The first block that runs; their number where none does.
-        is_behind: The autoencoder replaces this stream itself, so that no hooks are needed.
+        is_behind: It is this stream that is replaced, so that no hooks are needed.
     """
 
     stream: str
@@ -64,13 +63,19 @@ class Resume(NamedTuple):
     is_behind: bool = False
 
 
-def resume_of(site: SpliceSite, cfg: HookedWhisperConfig) -> Resume | None:
-    """The last place before an autoencoder; None in the decoder, and before the first block."""
-    if site.hook_in == site.hook_out:
-        behind = re.fullmatch(r"encoder\.blocks\.(\d+)\.hook_resid_post", site.hook_in)
+def resume_of(hook_in: str, hook_out: str, cfg: HookedWhisperConfig) -> Resume | None:
+    """The last place before an activation; None in the decoder, and before the first block.
+
+    Args:
+        hook_in: What is read.
+        hook_out: What is replaced.
+        cfg: Of the model.
+    """
+    if hook_in == hook_out:
+        behind = re.fullmatch(r"encoder\.blocks\.(\d+)\.hook_resid_post", hook_in)
         if behind:
-            return Resume(site.hook_in, int(behind[1]) + 1, is_behind=True)
-    blocks = [_block_of(name, cfg) for name in (site.hook_in, site.hook_out)]
+            return Resume(hook_in, int(behind[1]) + 1, is_behind=True)
+    blocks = [_block_of(name, cfg) for name in (hook_in, hook_out)]
     known = [block for block in blocks if block is not None]
     if len(known) < len(blocks):
         return None

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,8 +18,9 @@ from hooked_whisper.analysis.selectivity import (
     Unit,
     selectivity,
 )
-from hooked_whisper.config import POSITION_S
+from hooked_whisper.config import POSITION_S, Stack
 from hooked_whisper.data.batches import WindowBatch, check_batch_size, window_batches
+from hooked_whisper.data.hook_rows import choose_hooks
 from hooked_whisper.data.position_labels import position_labels
 from hooked_whisper.data.recordings import Recording
 from hooked_whisper.data.sources import as_recordings
@@ -141,7 +143,8 @@ def latents_by_speech(
     windows: list[AudioWindow] = []
     n_positions: list[int] = []
     has_words = all(recording.words is not None for recording in found)
-    for batch, latents in encoder_latents(model, site, found, batch_size, progress=progress):
+    options: dict[str, Any] = {"all_frames": all_frames, "progress": progress}
+    for batch, latents in encoder_latents(model, site, found, batch_size, **options):
         n_pos = latents.shape[1]
         lengths = [n_pos] * len(batch) if all_frames else batch.mel.n_positions.tolist()
         windows += batch.windows
@@ -217,9 +220,12 @@ def encoder_latents(
     batch_size: int,
     chosen: Sequence[int] | None = None,
     *,
+    all_frames: bool = False,
     progress: bool = True,
 ) -> Iterator[tuple[WindowBatch, Float[Tensor, "batch pos latent"]]]:
     """The latents of the windows of recordings, on the CPU, a batch at a time.
+
+    Padding beyond the last position of a batch that holds sound or a word is left out.
 
     Args:
         model: The model.
@@ -227,6 +233,7 @@ def encoder_latents(
         recordings: The recordings.
         batch_size: Windows side by side.
         chosen: Some of the latents; None is all.
+        all_frames: Keep all padding.
         progress: Show a progress bar.
     """
     if site.stack != "encoder":
@@ -236,13 +243,23 @@ def encoder_latents(
         )
     skipped: list[SkippedRecording] = []
     windows = each_window(model.cfg, recordings, skipped)
-    total = len(recordings)
+    total, block = len(recordings), choose_hooks(model, site.hook_in).stop_encoder
+    stop: tuple[Stack, int] | None = None if block is None else ("encoder", block)
     with progress_bar(total=total, desc="latents", unit="recording", show=progress) as bar:
         for batch in window_batches(model, windows, batch_size):
-            _, cache = model.run_with_cache(batch.mel, names_filter=site.hook_in)
-            yield batch, site.latents(cache[site.hook_in], chosen)
+            _, cache = model.run_with_cache(
+                batch.mel, names_filter=site.hook_in, stop_at_layer=stop
+            )
+            last = None if all_frames else _n_needed(batch)
+            yield batch, site.latents(cache[site.hook_in][:, :last], chosen)
             bar.update(sum(window.start_s == 0 for window in batch.windows))
     warn_of_skipped(skipped, len(recordings))
+
+
+def _n_needed(batch: WindowBatch) -> int:
+    """The positions of the longest window of a batch, by its sound or the words that it has."""
+    ends_s = [word.end_s for window in batch.windows for word in window.words or ()]
+    return max(1, int(batch.mel.n_positions.max()), *(ceil(end / POSITION_S) for end in ends_s))
 
 
 def _speakers(known: Sequence[Any], counts: Sequence[int]) -> list[Labels]:

@@ -43,14 +43,14 @@ def test_numbers_are_those_of_whole_runs(
         options: dict[str, Any] = {"tokens": ROWS, "progress": False, "hook_name_out": name_out}
         return evaluate_sae(sae, tiny_model, short_mel, name, **options).to_dict()
 
-    def noted(site: Any, cfg: Any) -> Any:
-        found.append(real(site, cfg))
+    def noted(*of: Any) -> Any:
+        found.append(real(*of))
         return found[-1]
 
     monkeypatch.setattr(evaluate, "resume_of", noted)
     resumed = judge()
     assert found[0] is None if stream is None else found[0][:2] == (stream, block)
-    monkeypatch.setattr(evaluate, "resume_of", lambda site, cfg: None)
+    monkeypatch.setattr(evaluate, "resume_of", lambda *of: None)
     monkeypatch.setattr(resume, "KEPT_BYTES", 0)
     assert leaves(resumed) == pytest.approx(leaves(judge()), abs=1e-5, nan_ok=True)
 
