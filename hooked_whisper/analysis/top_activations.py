@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -106,34 +107,32 @@ def greatest(
     """
     n_apart = max(1, least_apart)
     stride = int(positions.max()) + n_apart + 1 if len(positions) else 1
-    time = rows * stride + positions  # rising, and rows are further apart than neighbours
+    time = (rows * stride + positions).numpy()  # rising, and rows are further apart than neighbours
+    found = values.numpy()  # of few numbers at a time, of which NumPy makes less ado
     taken: list[int] = []
     if sources is not None:
-        left = values.clone()
+        left, source = found.copy(), sources.numpy()
         while len(taken) < n and (i := _argmax(left)) is not None:
             taken.append(i)
-            _cross_out(left, sources, int(sources[i]), int(sources[i]))
-    left = values.clone()
+            _cross_out(left, source, source[i], source[i])
+    left = found.copy()
     for i in taken:
-        _cross_out(left, time, int(time[i]) - n_apart + 1, int(time[i]) + n_apart - 1)
+        _cross_out(left, time, time[i] - n_apart + 1, time[i] + n_apart - 1)
     while len(taken) < n and (i := _argmax(left)) is not None:
         taken.append(i)
-        _cross_out(left, time, int(time[i]) - n_apart + 1, int(time[i]) + n_apart - 1)
-    return sorted(taken, key=lambda i: (-float(values[i]), i))
+        _cross_out(left, time, time[i] - n_apart + 1, time[i] + n_apart - 1)
+    return sorted(taken, key=lambda i: (-float(found[i]), i))
 
 
-def _argmax(values: Float[Tensor, " entry"]) -> int | None:
+def _argmax(values: np.ndarray) -> int | None:
     """The first of the greatest; None where all are -inf."""
     if not len(values):
         return None
     i = int(values.argmax())
-    return i if values[i] > -torch.inf else None
+    return i if values[i] > -np.inf else None
 
 
-def _cross_out(
-    values: Float[Tensor, " entry"], rising: Int64[Tensor, " entry"], low: int, high: int
-) -> None:
+def _cross_out(values: np.ndarray, rising: np.ndarray, low: int, high: int) -> None:
     """Have the entries at `low` to `high`, by numbers that rise, be -inf."""
-    first = int(torch.searchsorted(rising, low))
-    end = int(torch.searchsorted(rising, high, right=True))
-    values[first:end] = -torch.inf
+    first, end = rising.searchsorted(low), rising.searchsorted(high, side="right")
+    values[first:end] = -np.inf

@@ -171,11 +171,11 @@ def encode_values(
         `low`, `high` and `bytes` in base64. A number comes back within
         (high - low) / 510.
     """
-    flat = values.detach().double().cpu().flatten()
-    if not bool(torch.isfinite(flat).all()):
+    flat = values.detach().double().cpu().flatten().numpy()
+    if not np.isfinite(flat).all():
         raise InputError("values that are NaN or infinite cannot be written as bytes.")
     low = (float(flat.min()) if len(flat) else 0.0) if low is None else float(low)
     high = (float(flat.max()) if len(flat) else 0.0) if high is None else float(high)
     scaled = (flat - low) / ((high - low) or 1.0) * 255
-    raw = scaled.round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
+    raw = scaled.round().clip(0, 255).astype(np.uint8).tobytes()
     return {"low": low, "high": high, "bytes": base64.b64encode(raw).decode()}
