@@ -107,20 +107,20 @@ def greatest(
     """
     n_apart = max(1, least_apart)
     stride = int(positions.max()) + n_apart + 1 if len(positions) else 1
-    time = (rows * stride + positions).numpy()  # rising, and rows are further apart than neighbours
-    found = values.numpy()  # of few numbers at a time, of which NumPy makes less ado
+    # Rising, and rows are further apart than neighbours. NumPy makes less ado of few numbers.
+    time, found = (rows * stride + positions).numpy(), values.numpy()
     taken: list[int] = []
     if sources is not None:
         left, source = found.copy(), sources.numpy()
         while len(taken) < n and (i := _argmax(left)) is not None:
             taken.append(i)
-            _cross_out(left, source, source[i], source[i])
+            _cross_out(left, source, int(source[i]), int(source[i]))
     left = found.copy()
     for i in taken:
-        _cross_out(left, time, time[i] - n_apart + 1, time[i] + n_apart - 1)
+        _cross_out(left, time, int(time[i]) - n_apart + 1, int(time[i]) + n_apart - 1)
     while len(taken) < n and (i := _argmax(left)) is not None:
         taken.append(i)
-        _cross_out(left, time, time[i] - n_apart + 1, time[i] + n_apart - 1)
+        _cross_out(left, time, int(time[i]) - n_apart + 1, int(time[i]) + n_apart - 1)
     return sorted(taken, key=lambda i: (-float(found[i]), i))
 
 

@@ -10,7 +10,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from hooked_whisper.analysis.selectivity import ActiveLatents, LatentCollector
-from hooked_whisper.data.batches import WindowBatch, window_batches
+from hooked_whisper.data.batches import window_batches
+from hooked_whisper.data.forward import collect_rows, row_counts
+from hooked_whisper.data.hook_rows import choose_hooks
 from hooked_whisper.data.windows import AudioWindow
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InputError
@@ -97,14 +99,14 @@ def feature_activations(
     all_frames, first = options.all_frames, 0
     if site.stack == "decoder" and not all_frames and has_tokenizer(model.cfg):
         first = model.to_tokens("").shape[1] - 1
-    desc = f"{site.kind}s"
+    hooks, desc = choose_hooks(model, site.hook_name), f"{site.kind}s"
     with progress_bar(total=len(windows), desc=desc, unit="window", show=options.progress) as bar:
         for batch in window_batches(model, windows, options.batch_size):
-            for row, window in zip(_activation(site, batch), batch.windows, strict=True):
-                last = len(window.tokens or ()) if site.stack == "decoder" else window.n_positions
-                if site.stack == "encoder" and all_frames:
-                    last = len(row)
-                [counted] = site.read(row[None, first:last], options.chosen)
+            rows = collect_rows(model, hooks, batch.mel, batch.rows, all_frames=all_frames)
+            counts = row_counts(batch.mel, batch.rows, all_frames=all_frames)[site.stack]
+            of_windows = rows[site.hook_name].split(counts)
+            for own, window in zip(of_windows, batch.windows, strict=True):
+                [counted] = site.read(own[None, first:], options.chosen)
                 if not bool(torch.isfinite(counted).all()):
                     raise InputError(
                         f"{site.hook_name!r} is NaN or infinite in {window.name}; nothing can be "
@@ -117,15 +119,6 @@ def feature_activations(
     is_text = site.stack == "decoder"
     tokens = tuple(window.tokens or () for window in windows) if is_text else ()
     return FeatureActivations(options.chosen, windows, first, offsets, collector.result(), tokens)
-
-
-def _activation(site: FeatureSite, batch: WindowBatch) -> Tensor:
-    """The hook's activation on some windows."""
-    tokens = batch.tokens if site.stack == "decoder" else None
-    _, cache = site.model.run_with_cache(
-        batch.mel, tokens, names_filter=site.hook_name, stop_at_layer=site.stop_at_layer
-    )
-    return cache[site.hook_name]
 
 
 def token_names(model: HookedWhisper, tokens: Sequence[int]) -> list[str]:

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, Stack
-from hooked_whisper.data.hook_rows import choose_hooks
 from hooked_whisper.errors import InputError, SpliceError
 from hooked_whisper.hooks.names import stack_of
 from hooked_whisper.hooks.splice_site import SpliceSite
@@ -56,13 +55,6 @@ class FeatureSite:
     def stack(self) -> Stack:
         """Encoder positions are 20 ms of sound, decoder positions are tokens."""
         return stack_of(self.hook_name)
-
-    @property
-    def stop_at_layer(self) -> tuple[Stack, int] | None:
-        """How far the model has to run."""
-        sites = choose_hooks(self.model, self.hook_name)
-        stop = sites.stop_encoder if self.stack == "encoder" else sites.stop_decoder
-        return None if stop is None else (self.stack, stop)
 
     @property
     def hook_out(self) -> str:

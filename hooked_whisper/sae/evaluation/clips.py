@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from hooked_whisper.analysis.top_activations import Moment, top_activations
 from hooked_whisper.data.batches import check_batch_size
@@ -100,7 +101,8 @@ def top_clips(
     found = list(as_recordings(recordings))
     best: list[list[tuple[float, int, float, Clip]]] = [[] for _ in chosen]
     options: dict[str, Any] = {"all_frames": all_frames, "progress": progress}
-    for batch, values in encoder_latents(model, site, found, batch_size, chosen, **options):
+    for batch, parts in encoder_latents(model, site, found, batch_size, chosen, **options):
+        values = pad_sequence(parts, batch_first=True)
         # A window without any speech has no moment; `top_activations` wants one position.
         lengths = batch.mel.n_positions.clamp(min=1)
         moments = top_activations(

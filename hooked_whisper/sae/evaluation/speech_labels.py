@@ -18,8 +18,9 @@ from hooked_whisper.analysis.selectivity import (
     Unit,
     selectivity,
 )
-from hooked_whisper.config import POSITION_S, Stack
+from hooked_whisper.config import FRAMES_PER_POSITION, POSITION_S
 from hooked_whisper.data.batches import WindowBatch, check_batch_size, window_batches
+from hooked_whisper.data.forward import collect_rows, row_counts
 from hooked_whisper.data.hook_rows import choose_hooks
 from hooked_whisper.data.position_labels import position_labels
 from hooked_whisper.data.recordings import Recording
@@ -32,6 +33,7 @@ from hooked_whisper.hooks.splicing import splice_site
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.sae.evaluation.readout import Choice, LabelReadout, readout
 from hooked_whisper.speech.labels import steps_within
+from hooked_whisper.speech.mel import Mel
 
 Level = Literal["frame", "word", "recording"]
 
@@ -144,18 +146,16 @@ def latents_by_speech(
     n_positions: list[int] = []
     has_words = all(recording.words is not None for recording in found)
     options: dict[str, Any] = {"all_frames": all_frames, "progress": progress}
-    for batch, latents in encoder_latents(model, site, found, batch_size, **options):
-        n_pos = latents.shape[1]
-        lengths = [n_pos] * len(batch) if all_frames else batch.mel.n_positions.tolist()
-        windows += batch.windows
-        n_positions += lengths
-        for row, (window, length) in enumerate(zip(batch.windows, lengths, strict=True)):
-            own = latents[row, :length]
+    for batch, of_windows in encoder_latents(model, site, found, batch_size, **options):
+        for window, latents in zip(batch.windows, of_windows, strict=True):
+            own = latents if all_frames else latents[: window.n_positions]
+            windows.append(window)
+            n_positions.append(len(own))
             frames.add(own)
             whole.add(own.amax(dim=0, keepdim=True))
             for word in window.words or () if has_words else ():
-                steps = steps_within(word, n_pos, POSITION_S)
-                words.add(latents[row, steps.start : steps.stop].amax(dim=0, keepdim=True))
+                steps = steps_within(word, len(latents), POSITION_S)
+                words.add(latents[steps.start : steps.stop].amax(dim=0, keepdim=True))
     return LatentsBySpeech(
         windows,
         tuple(n_positions),
@@ -222,10 +222,10 @@ def encoder_latents(
     *,
     all_frames: bool = False,
     progress: bool = True,
-) -> Iterator[tuple[WindowBatch, Float[Tensor, "batch pos latent"]]]:
+) -> Iterator[tuple[WindowBatch, list[Float[Tensor, "pos latent"]]]]:
     """The latents of the windows of recordings, on the CPU, a batch at a time.
 
-    Padding beyond the last position of a batch that holds sound or a word is left out.
+    Padding behind the last position of a window that holds sound or a word is left out.
 
     Args:
         model: The model.
@@ -243,23 +243,27 @@ def encoder_latents(
         )
     skipped: list[SkippedRecording] = []
     windows = each_window(model.cfg, recordings, skipped)
-    total, block = len(recordings), choose_hooks(model, site.hook_in).stop_encoder
-    stop: tuple[Stack, int] | None = None if block is None else ("encoder", block)
+    total, hooks = len(recordings), choose_hooks(model, site.hook_in)
     with progress_bar(total=total, desc="latents", unit="recording", show=progress) as bar:
         for batch in window_batches(model, windows, batch_size):
-            _, cache = model.run_with_cache(
-                batch.mel, names_filter=site.hook_in, stop_at_layer=stop
-            )
-            last = None if all_frames else _n_needed(batch)
-            yield batch, site.latents(cache[site.hook_in][:, :last], chosen)
+            mel = _with_words(batch)
+            rows = collect_rows(model, hooks, mel, all_frames=all_frames)[site.hook_in]
+            counts = row_counts(mel, all_frames=all_frames)["encoder"]
+            yield batch, [site.latents(own[None], chosen)[0] for own in rows.split(counts)]
             bar.update(sum(window.start_s == 0 for window in batch.windows))
     warn_of_skipped(skipped, len(recordings))
 
 
-def _n_needed(batch: WindowBatch) -> int:
-    """The positions of the longest window of a batch, by its sound or the words that it has."""
-    ends_s = [word.end_s for window in batch.windows for word in window.words or ()]
-    return max(1, int(batch.mel.n_positions.max()), *(ceil(end / POSITION_S) for end in ends_s))
+def _with_words(batch: WindowBatch) -> Mel:
+    """A batch's mels, which hold sound as long as it is there or a word is; one position at least.
+
+    Some files have words that end behind their sound.
+    """
+    mel = batch.mel
+    ends_s = [max((word.end_s for word in each.words or ()), default=0) for each in batch.windows]
+    ends = mel.n_frames.new_tensor([ceil(end_s / POSITION_S) for end_s in ends_s])
+    frames = FRAMES_PER_POSITION * ends.clamp(min=1)
+    return Mel(mel.values, mel.n_frames.maximum(frames.clamp(max=mel.shape[-1])))
 
 
 def _speakers(known: Sequence[Any], counts: Sequence[int]) -> list[Labels]:
