@@ -21,7 +21,11 @@ FILES = (SCORES, "edges.csv", "circuit.json", "circuit.png", "circuit.html", "gr
         default="eap-ig-inputs",
         help="Edges patched one by one, or estimated from gradients.",
     ),
-    opt.option("--steps", type=opt.COUNT_FROM_1, default=5, help="Points of integrated gradients."),
+    opt.option(
+        "--steps",
+        type=opt.COUNT_FROM_1,
+        help="Points of integrated gradients.  [default: 4, of activations 1]",
+    ),
     opt.option(
         "--direction",
         type=click.Choice(["noising", "denoising"]),
