@@ -27,7 +27,7 @@ def carried_seconds(
     edges: Iterable[Edge | str],
     *,
     window_s: float = 0.1,
-    n_steps: int = 4,
+    n_steps: int = 5,
     max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> dict[str, list[tuple[float, float, float]]]:
     """How much of what edges that read the encoder's stream carry comes from which seconds.

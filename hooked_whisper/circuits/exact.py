@@ -68,6 +68,7 @@ class EdgeRuns(BaseRun):
         self.max_bytes = max_bytes
         self.graph = EdgeGraph.of(model.cfg)
         self._qkv: tuple[Any, dict[str, Tensor]] | None = None
+        self._pattern: Tensor | None = None
 
     def patched(self, differences: Differences, todo: Bool[Tensor, " edge"]) -> Iterator[Measured]:
         """The metric with each of some edges patched, a few at a time, without gradients."""
@@ -203,6 +204,9 @@ class EdgeRuns(BaseRun):
             linear = {"q": attention.query, "k": attention.key, "v": attention.value}[part]
             read = {**self._base_qkv(site), part: attention.project(linear, x)}
             n = len(changes)
+            if part == "v" and (pattern := self._base_pattern(site)) is not None:
+                found.append(pattern @ (read["v"] - self._base_qkv(site)["v"]).transpose(1, 2))
+                continue
             if site.sublayer == "cross_q":  # rows of one recording are so many queries of it
                 read["q"] = read["q"].flatten(0, 1)[None]
                 new = attention.attend(**read)[0].unflatten(1, (n, -1))[0]
@@ -225,8 +229,21 @@ class EdgeRuns(BaseRun):
                 k, v = self._cross[attention.key], self._cross[attention.value]
             q = attention.project(attention.query, x)
             place = (site.stack, site.layer, site.sublayer == "attn")
-            self._qkv = place, {"q": q, "k": k, "v": v}
+            self._qkv, self._pattern = (place, {"q": q, "k": k, "v": v}), None
         return self._qkv[1]
+
+    def _base_pattern(self, site: ReadSite) -> Float[Tensor, "1 head query key"] | None:
+        """A layer's pattern in the encoder, by which other values are read; None if it is large."""
+        qkv, cfg = self._base_qkv(site), self.model.cfg
+        size = 4 * cfg.n_audio_heads * cfg.n_audio_ctx**2
+        is_exact = qkv["q"].dtype in (torch.float32, torch.float64)
+        if site.stack != "encoder" or size > self.max_bytes // 4 or not is_exact:
+            return None
+        if self._pattern is None:
+            q, k = (qkv[part].transpose(1, 2) * qkv[part].shape[-1] ** -0.25 for part in "qk")
+            scores = q @ k.mT
+            self._pattern = torch.softmax(scores, dim=-1, out=scores)
+        return self._pattern
 
     def _written(
         self, site: ReadSite, heads: Float[Tensor, "receiver pos d_head"], chosen: list[int]

@@ -36,7 +36,7 @@ Pair = tuple[Example, Example | WhisperCache]
 """A clean run and a corrupted one; or what nodes write on average, of `reference_means`."""
 
 _KEPT = [*WRITTEN, "*.hook_resid_pre", "*.hook_resid_post", "encoder.ln_final.hook_normalized"]
-_STEPS = {"eap-ig-inputs": 4, "eap-ig-activations": 1}
+_STEPS = {"eap-ig-inputs": 5, "eap-ig-activations": 1}
 """Of integrated gradients, unless told otherwise: within a tenth of the exact scores' time."""
 _ALIKE = 1e-6
 """The relative difference of a metric in two runs up to which it is the same."""
@@ -64,7 +64,7 @@ def find_circuit(
 
         eap                 of the run that is patched; one backward pass
         eap-ig-inputs       of runs whose embeddings are on their way to the other run's;
-                            `n_steps` passes (4)
+                            `n_steps` passes (5)
         eap-ig-activations  of runs in which the sender's layer is on its way; `n_steps` passes
                             for each layer's heads and each MLP (1)
 

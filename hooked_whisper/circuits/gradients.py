@@ -186,15 +186,23 @@ class EdgeGradients:
         attention = attention_of(self.model, site)
         name = "attn" if site.sublayer == "attn" else "cross_attn"
         place = f"{site.stack}.blocks.{site.layer}.{name}.hook_"
-        gradients = []
-        for part in {"attn": "qkv", "cross_q": "q", "cross_kv": "kv"}[site.sublayer]:
-            found = tensors.get(f"{place}{part}{GRADIENT_SUFFIX}")
-            if found is None:
-                return None
-            weight = getattr(attention, f"W_{part.upper()}").to(found.dtype)
-            read = torch.einsum("phd,hmd->hpm", found[0], weight)
-            gradients.append(_through_norm(norm, stream, read))
-        return torch.cat(gradients)
+        parts = {"attn": "qkv", "cross_q": "q", "cross_kv": "kv"}[site.sublayer]
+        names = [f"{place}{part}{GRADIENT_SUFFIX}" for part in parts]
+        if any(name not in tensors for name in names):
+            return None
+        wide = stream.float()
+        unit, scale = _normalized(norm, wide)
+        n = attention.n_heads
+        gradients = wide.new_empty(n * len(parts), *wide.shape)
+        for i, part in enumerate(parts):
+            read = gradients[i * n : (i + 1) * n]
+            weight = getattr(attention, f"W_{part.upper()}").float() * norm.weight.float()[:, None]
+            weight = weight - weight.mean(dim=1, keepdim=True)  # what all dimensions have in common
+            scaled = tensors[names[i]][0].float().transpose(0, 1) / scale
+            torch.bmm(scaled, weight.mT, out=read)
+            along = (scaled * (unit @ weight)).sum(dim=-1, keepdim=True) / unit.shape[-1]
+            read.addcmul_(along, unit, value=-1)
+        return gradients
 
 
 def _through_norm(
@@ -204,9 +212,16 @@ def _through_norm(
 
     Source: Ba et al. 2016; the scale moves with the stream, as the norm's own backward has it.
     """
-    wide, gradient = stream.float(), gradient.float() * norm.weight.float()
-    centred = wide - wide.mean(dim=-1, keepdim=True)
-    scale = (centred.pow(2).mean(dim=-1, keepdim=True) + norm.eps).sqrt()
-    unit = centred / scale
+    gradient = gradient.float() * norm.weight.float()
+    unit, scale = _normalized(norm, stream.float())
     along = (gradient * unit).mean(dim=-1, keepdim=True)
     return (gradient - gradient.mean(dim=-1, keepdim=True) - unit * along) / scale
+
+
+def _normalized(
+    norm: Any, stream: Float[Tensor, "pos d_model"]
+) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, "pos 1"]]:
+    """A stream as a LayerNorm has it before its weights, and what it was divided by."""
+    centred = stream - stream.mean(dim=-1, keepdim=True)
+    scale = (centred.pow(2).mean(dim=-1, keepdim=True) + norm.eps).sqrt()
+    return centred / scale, scale

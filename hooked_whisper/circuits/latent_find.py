@@ -46,7 +46,7 @@ def find_latent_circuit(
     n_latents: int = 16,
     n_exact: int = 0,
     direction: Direction = "noising",
-    n_steps: int = 4,
+    n_steps: int = 5,
     max_bytes: int = DEFAULT_MAX_BYTES,
     progress: bool = True,
 ) -> EdgeScores:

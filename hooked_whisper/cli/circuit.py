@@ -24,7 +24,7 @@ FILES = (SCORES, "edges.csv", "circuit.json", "circuit.png", "circuit.html", "gr
     opt.option(
         "--steps",
         type=opt.COUNT_FROM_1,
-        help="Points of integrated gradients.  [default: 4, of activations 1]",
+        help="Points of integrated gradients.  [default: 5, of activations 1]",
     ),
     opt.option(
         "--direction",
