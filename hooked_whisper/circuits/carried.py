@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.circuits.contributions import WRITTEN, Differences, read_by
-from hooked_whisper.circuits.find import KEPT, Pair, baselines, runs_of
+from hooked_whisper.circuits.find import _KEPT, Pair, baselines, runs_of
 from hooked_whisper.circuits.gradients import EMBEDDED, EdgeGradients
 from hooked_whisper.circuits.graph import Edge, EdgeGraph
 from hooked_whisper.config import POSITION_S
@@ -61,7 +61,7 @@ def carried_seconds(
     per_window = max(1, round(window_s / POSITION_S))
     numbers = EdgeGraph.of(model.cfg).numbers_of(edges)
     value, other = baselines(model, base, source, metric, 0)
-    of_base = read_by(model, base, KEPT)
+    of_base = read_by(model, base, _KEPT)
     differences = Differences(model, read_by(model, source, WRITTEN), of_base, max_bytes)
     gradients = _ByPosition(model, base, metric, of_base, differences)
     sums: dict[Edge, Tensor] = {}

@@ -35,7 +35,7 @@ from hooked_whisper.patching.saved import going_on
 Pair = tuple[Example, Example | WhisperCache]
 """A clean run and a corrupted one; or what nodes write on average, of `reference_means`."""
 
-KEPT = [*WRITTEN, "*.hook_resid_pre", "*.hook_resid_post", "encoder.ln_final.hook_normalized"]
+_KEPT = [*WRITTEN, "*.hook_resid_pre", "*.hook_resid_post", "encoder.ln_final.hook_normalized"]
 _STEPS = {"eap-ig-inputs": 5, "eap-ig-activations": 1}
 """Of integrated gradients, unless told otherwise: within a tenth of the exact scores' time."""
 _ALIKE = 1e-6
@@ -247,7 +247,7 @@ def cut_text(
 
 def logits_of_means(model: HookedWhisper, base: Example, means: WhisperCache) -> Tensor:
     """The logits if all that is added up for them is what nodes write on average."""
-    _, of_base = model.run_with_cache(base.mel, base.tokens, names_filter=KEPT)
+    _, of_base = model.run_with_cache(base.mel, base.tokens, names_filter=_KEPT)
     last = f"decoder.blocks.{model.cfg.n_text_layers - 1}.hook_resid_post"
     differences = Differences(model, means, of_base, 1)
     changes = sum(differences.of(node) for node in differences.graph.senders_of("decoder"))
@@ -265,6 +265,7 @@ def _empty_result(
     """The table to fill."""
     graph, nan = EdgeGraph.of(model.cfg), torch.full((len(runs),), torch.nan)
     names = sorted({metric_name(each) for each in metrics})
+    put_in = [each if isinstance(each, Example) else dict(each.items()) for _, each in runs]
     conditions = {
         "graph": list(astuple(graph)),
         "method": method,
@@ -279,16 +280,9 @@ def _empty_result(
         ", ".join(names),
         graph,
         method,
-        conditions=conditions | run_fingerprints(model, metrics, runs),
+        conditions=conditions
+        | fingerprints(model, metrics, patched_runs=[run for run, _ in runs], runs_put_in=put_in),
     )
-
-
-def run_fingerprints(
-    model: HookedWhisper, metrics: Sequence[Metric], runs: Sequence[Any]
-) -> dict[str, Any]:
-    """What a search is told apart by."""
-    put_in = [each if isinstance(each, Example) else dict(each.items()) for _, each in runs]
-    return fingerprints(model, metrics, patched_runs=[run for run, _ in runs], runs_put_in=put_in)
 
 
 def _exact(
@@ -315,7 +309,7 @@ def _estimated(
     max_bytes: int,
 ) -> Iterator[Any]:
     """The edges of a pair from gradients; values are the metric of the base run and the change."""
-    of_base = read_by(model, base, KEPT)
+    of_base = read_by(model, base, _KEPT)
     differences = Differences(model, read_by(model, source, WRITTEN), of_base, max_bytes)
     gradients = EdgeGradients(model, base, metric, of_base, differences)
     value = gradients.base_value

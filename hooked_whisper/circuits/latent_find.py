@@ -8,31 +8,28 @@ Source: Marks et al. 2024 "Sparse Feature Circuits", section 3: latents and erro
 by attribution patching and integrated gradients.
 """
 
-import os
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from hooked_whisper.circuits.find import (
-    baselines,
-    refuse_hooks,
-    run_fingerprints,
-    runs_of,
-)
-from hooked_whisper.circuits.graph import EdgeGraph
-from hooked_whisper.circuits.latent_runs import LatentPair
+from hooked_whisper.circuits.contributions import Differences, read_by
+from hooked_whisper.circuits.exact import EdgeRuns
+from hooked_whisper.circuits.find import _KEPT, baselines, refuse_hooks, runs_of
+from hooked_whisper.circuits.gradients import EMBEDDED, EdgeGradients
+from hooked_whisper.circuits.graph import EdgeGraph, Latent, ReadSite
 from hooked_whisper.circuits.latents import LatentGraph, block_of_hook
 from hooked_whisper.circuits.scores import EdgeScores, Method
+from hooked_whisper.config import Stack
 from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError, check_count
 from hooked_whisper.metrics.base import metric_name
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.grid import Direction, metric_for_each
 from hooked_whisper.patching.partial_forward import DEFAULT_MAX_BYTES
-from hooked_whisper.patching.partial_result import fingerprint
-from hooked_whisper.patching.saved import going_on
+from hooked_whisper.patching.resume_point import StreamPosition
 from hooked_whisper.sae.base import SAE
 
 _METHODS = ("exact", "eap", "eap-ig-inputs")
@@ -52,8 +49,6 @@ def find_latent_circuit(
     n_steps: int = 5,
     max_bytes: int = DEFAULT_MAX_BYTES,
     progress: bool = True,
-    resume: EdgeScores | None = None,
-    save_to: str | os.PathLike[str] | None = None,
 ) -> EdgeScores:
     """What each edge does to a metric where latents of autoencoders are nodes of the graph.
 
@@ -74,8 +69,6 @@ def find_latent_circuit(
         n_steps: Points on the way between the runs, for integrated gradients.
         max_bytes: About how much memory runs side by side may take.
         progress: Show a progress bar on stderr.
-        resume: Unfinished scores of the same call, as for `find_circuit`.
-        save_to: A file that keeps what is done as it goes, as there.
 
     Returns:
         Scores whose graph is a `LatentGraph`: choose, save and draw circuits as of any others.
@@ -96,7 +89,7 @@ def find_latent_circuit(
     by_block = {block_of_hook(hook): sae for hook, sae in saes.items()}
     effects = {block: torch.zeros(sae.cfg.d_sae) for block, sae in by_block.items()}
     for each, (base, source) in zip(metrics, runs, strict=True):
-        found = LatentPair(model, by_block, EdgeGraph.of(model.cfg), each, base, source, max_bytes)
+        found = _Pair(model, by_block, EdgeGraph.of(model.cfg), each, base, source, max_bytes)
         for block, effect in found.effects_of_latents().items():
             effects[block] += effect
     chosen = []
@@ -104,45 +97,26 @@ def find_latent_circuit(
         best = effect.abs().argsort(descending=True, stable=True)[:n_latents]
         chosen.append((stack, layer, tuple(sorted(best.tolist()))))
     graph = LatentGraph(*_sizes(model), latents=tuple(chosen))
-    steps = {"exact": 0, "eap": 1}.get(method, n_steps)
-    if n_exact >= len(graph.edges):
-        steps = 0  # nothing is left to be estimated
-    settings = {"method": method, "steps": steps, "n_exact": n_exact}
-    autoencoders = [sae.state_dict() for sae in by_block.values()]
-    result = _empty(model, graph, runs, metrics, direction, settings, autoencoders)
-    for number, (each, run) in enumerate(zip(metrics, runs, strict=True)):
-        result.set_baselines(number, *baselines(model, *run, each, number))
-    with (
-        going_on(
-            result,
-            save_to,
-            resume,
-            "search for a circuit",
-            lambda: f"{result.n_done} of {result.n_cells} edges",
-        ) as keep,
-        progress_bar(
-            total=result.n_cells, initial=result.n_done, desc="edges", show=progress
-        ) as bar,
-    ):
-        pairs_of = [
-            partial(LatentPair, model, by_block, graph, each, *run, max_bytes)
-            for each, run in zip(metrics, runs, strict=True)
-        ]
-        is_new = [bool(row.isnan().all()) for row in result.values]
-        for number in [i for i, new in enumerate(is_new) if new and steps]:
-            result.values[number] = pairs_of[number]().estimated(steps)
-            if n_exact and number == len(runs) - 1:  # the largest are to be measured now
-                best = result.scores().abs().argsort(descending=True)[:n_exact]
-                result.values[:, best] = torch.nan
-            bar.update(result.n_done - bar.n)
-            keep()
-        for number, todo in enumerate(result.values.isnan()):
-            if not todo.any():
-                continue
-            for numbers, values in pairs_of[number]().exact(todo):
+    result = _empty(graph, len(runs), metrics, method, direction, n_exact)
+    n_all = len(graph.edges)
+    with progress_bar(total=len(runs) * n_all, desc="edges", show=progress) as bar:
+        for number, (each, (base, source)) in enumerate(zip(metrics, runs, strict=True)):
+            result.set_baselines(number, *baselines(model, base, source, each, number))
+            pair = _Pair(model, by_block, graph, each, base, source, max_bytes)
+            if method == "exact":
+                for numbers, values in pair.exact(torch.ones(n_all, dtype=torch.bool)):
+                    result.values[number, numbers] = values.float().cpu()
+            else:
+                result.values[number] = pair.estimated(1 if method == "eap" else n_steps)
+            bar.update(n_all)
+    if n_exact and method != "exact":
+        best = result.scores().abs().argsort(descending=True)[:n_exact]
+        for number, (each, (base, source)) in enumerate(zip(metrics, runs, strict=True)):
+            todo = torch.zeros(n_all, dtype=torch.bool)
+            todo[best] = True
+            pair = _Pair(model, by_block, graph, each, base, source, max_bytes)
+            for numbers, values in pair.exact(todo):
                 result.values[number, numbers] = values.float().cpu()
-                bar.update(len(numbers))
-                keep()
     return result
 
 
@@ -172,26 +146,235 @@ def _sizes(model: HookedWhisper) -> tuple[int, int, int, int]:
 
 
 def _empty(
-    model: HookedWhisper,
-    graph: LatentGraph,
-    runs: Sequence[Any],
-    metrics: Sequence[Any],
-    direction: Direction,
-    settings: dict[str, Any],
-    autoencoders: Sequence[Any],
+    graph: LatentGraph, n: int, metrics: Sequence[Any], method: Method, direction: str, n_exact: int
 ) -> EdgeScores:
-    """The table to fill."""
-    nan = torch.full((len(runs),), torch.nan)
+    nan = torch.full((n,), torch.nan)
     return EdgeScores(
-        torch.full((len(runs), len(graph.edges)), torch.nan),
-        {"pair": list(range(len(runs))), "edge": [str(edge) for edge in graph.edges]},
+        torch.full((n, len(graph.edges)), torch.nan),
+        {"pair": list(range(n)), "edge": [str(edge) for edge in graph.edges]},
         nan,
         nan.clone(),
         direction,
         ", ".join(sorted({metric_name(each) for each in metrics})),
         graph,
-        settings["method"],
-        conditions={"graph": graph.to_list(), **settings}
-        | run_fingerprints(model, metrics, runs)
-        | {"autoencoders": fingerprint(autoencoders)},
+        method,
+        conditions={"graph": graph.to_list(), "method": method, "n_exact": n_exact},
     )
+
+
+def writes_of(
+    sae: SAE, x: Float[Tensor, "1 pos d_model"], numbers: Sequence[int]
+) -> Float[Tensor, "node pos d_model"]:
+    """What some latents, all others together, and the error add up to a stream.
+
+    The decoder's bias is among the others.
+    """
+    latents = sae.encode(x.to(sae.dtype))
+    whole, nothing = sae.decode(latents), sae.decode(torch.zeros_like(latents))
+    found = []
+    for number in numbers:
+        alone = torch.zeros_like(latents)
+        alone[..., number] = latents[..., number]
+        found.append((sae.decode(alone) - nothing)[0])
+    rest = whole[0] - sum(found, torch.zeros_like(whole[0]))
+    return torch.stack([*found, rest, x[0].to(sae.dtype) - whole[0]]).to(x.dtype)
+
+
+class _Differences(Differences):
+    """With what latents and errors add."""
+
+    graph: EdgeGraph
+
+    def add(self, nodes: Sequence[Latent], changes: Float[Tensor, "node pos d_model"]) -> None:
+        """Keep what some nodes write in one run less what they write in the other."""
+        self.of_latents = getattr(self, "of_latents", {}) | dict(zip(nodes, changes, strict=True))
+
+    def of(self, node: Any) -> Tensor:
+        """The difference of what one node writes."""
+        return self.of_latents[node] if isinstance(node, Latent) else super().of(node)
+
+    def is_zero(self, node: Any) -> bool:
+        """Whether a node writes the same in both runs."""
+        return not self.of(node).any() if isinstance(node, Latent) else super().is_zero(node)
+
+    def of_all(self, senders: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
+        """Those of some senders, as many at a time as fit in memory."""
+        n = max(1, self.max_bytes // (4 * self.of(senders[0]).nbytes))
+        for first in range(0, len(senders), n):
+            yield first, torch.stack([self.of(node) for node in senders[first : first + n]])
+
+
+class _Pair:
+    """One pair of runs, and its autoencoders' nodes."""
+
+    def __init__(
+        self,
+        model: HookedWhisper,
+        saes: Mapping[tuple[Stack, int], SAE],
+        graph: EdgeGraph,
+        metric: Any,
+        base: Any,
+        source: Any,
+        max_bytes: int,
+    ) -> None:
+        self.model, self.saes, self.graph, self.metric = model, saes, graph, metric
+        self.base, self.max_bytes = base, max_bytes
+        names = [*_KEPT, *(f"{s}.blocks.{n}.hook_resid_post" for s, n in saes)]
+        self.of_base, of_source = (read_by(model, run, names) for run in (base, source))
+        self.differences = _Differences(model, of_source, self.of_base, max_bytes)
+        self.streams = {
+            block: tuple(run["{}.blocks.{}.hook_resid_post".format(*block)] for run in
+                         (self.of_base, of_source))
+            for block in saes
+        }  # fmt: skip
+        if isinstance(graph, LatentGraph):
+            for block, (ours, theirs) in self.streams.items():
+                nodes = graph.nodes_behind(*block)
+                numbers = [int(node.which) for node in nodes[:-2]]
+                changes = writes_of(saes[block], theirs, numbers)
+                changes = changes - writes_of(saes[block], ours, numbers)
+                self.differences.add(nodes, changes)
+
+    @property
+    def gradients(self) -> "_Gradients":
+        """Of the metric in this pair."""
+        return _Gradients(
+            self.model,
+            self.base,
+            self.metric,
+            self.of_base,
+            self.differences,
+            self.graph,
+            self.saes,
+        )
+
+    def effects_of_latents(self) -> dict[tuple[Stack, int], Float[Tensor, " latent"]]:
+        """The effect of each latent by itself, to first order."""
+        found = {}
+        for block, gradient in self.gradients.at_blocks(0.0).items():
+            sae, (ours, theirs) = self.saes[block], self.streams[block]
+            change = sae.encode(theirs.to(sae.dtype)) - (latents := sae.encode(ours.to(sae.dtype)))
+            with torch.enable_grad():
+                leaf = latents.detach().requires_grad_()
+                (sae.decode(leaf)[0] * gradient.to(sae.dtype)).sum().backward(inputs=[leaf])
+            assert leaf.grad is not None
+            found[block] = (change * leaf.grad)[0].sum(dim=0).float().cpu()
+        return found
+
+    def estimated(self, n_steps: int) -> Float[Tensor, " edge"]:
+        """The metric with each edge patched, from gradients."""
+        gradients, total = self.gradients, torch.zeros(len(self.graph.edges))
+        for step in range(n_steps):
+            share = 0.0 if n_steps == 1 else (step + 0.5) / n_steps
+            for site, product in gradients.products(share):
+                total[site.edges] += product.T.flatten() / n_steps
+        return gradients.base_value + total
+
+    def exact(self, todo: Tensor) -> Iterator[Any]:
+        """The metric with some edges patched for true."""
+        runs = _Runs(self.model, self.base, self.metric, self.max_bytes)
+        runs.graph, runs.saes = self.graph, self.saes
+        yield from runs.patched(self.differences, todo)
+
+
+class _Gradients(EdgeGradients):
+    """Estimates with latents among the nodes."""
+
+    def __init__(self, *args: Any) -> None:
+        *plain, graph, self.saes = args
+        super().__init__(*plain)
+        self.plain, self.graph = self.graph, graph
+
+    def _gradients_at(self, share: float) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
+        """Streams, and the gradient at each site of the model itself."""
+        tensors = self._run([] if share == 0 else EMBEDDED, share, ("encoder", 0))
+        found = {}
+        for site in self.plain.sites:
+            if (gradient := self._gradient(site, tensors)) is not None:
+                found[site.stack, site.layer, site.sublayer] = gradient
+        return tensors, found
+
+    def _behind(self, block: tuple[Stack, int], found: dict[Any, Tensor]) -> Tensor:
+        """The metric's gradient at the stream behind a block: what all later sites read of it."""
+        later = [
+            site
+            for site in self.plain.sites
+            if site.reads == block[0] and (site.layer > block[1] or site.sublayer == "cross_kv")
+        ]
+        keys = [(site.stack, site.layer, site.sublayer) for site in later]
+        return sum((found[key].sum(dim=0) for key in keys if key in found), torch.zeros(()))
+
+    def at_blocks(self, share: float) -> dict[tuple[Stack, int], Float[Tensor, "pos d_model"]]:
+        """That gradient behind each block with an autoencoder."""
+        _, found = self._gradients_at(share)
+        return {block: self._behind(block, found) for block in self.saes}
+
+    def products(self, share: float) -> Iterator[tuple[ReadSite, Tensor]]:
+        """Differences times gradients at each site."""
+        tensors, found = self._gradients_at(share)
+        for site in self.graph.sites:
+            key = (site.stack, site.layer, site.sublayer)
+            if site.sublayer == "latents":
+                gradient = self._of_latents(site, tensors, found)
+            elif key in found:
+                gradient = found[key]
+            else:
+                continue
+            product = torch.zeros(len(site.receivers), len(site.senders))
+            for first, some in self.differences.of_all(site.senders):
+                part = gradient.flatten(1) @ some.flatten(1).to(gradient.dtype).T
+                product[:, first : first + len(some)] = part.cpu()
+            yield site, product
+
+    def _of_latents(
+        self, site: ReadSite, tensors: Mapping[str, Tensor], found: dict[Any, Tensor]
+    ) -> Float[Tensor, "receiver pos d_model"]:
+        """The gradient at the stream, as each latent and the error read it."""
+        last = site.layer == self.model.cfg.n_layers(site.stack) - 1
+        name = "resid_post" if last else "resid_pre"
+        stream = tensors[f"{site.stack}.blocks.{site.layer + (not last)}.hook_{name}"]
+        behind = self._behind((site.stack, site.layer), found)
+        numbers = [int(node.which) for node in site.receivers[:-2]]  # type: ignore[union-attr]
+        with torch.enable_grad():
+            x = stream.detach().float().requires_grad_()
+            writes = writes_of(self.saes[site.stack, site.layer], x, numbers)
+            sums = (writes * behind).sum(dim=(1, 2))
+            return torch.cat([torch.autograd.grad(each, x, retain_graph=True)[0] for each in sums])
+
+
+class _Runs(EdgeRuns):
+    """Patched runs with latents among the receivers."""
+
+    saes: Mapping[tuple[Stack, int], SAE]
+
+    def _latent_rows(
+        self, site: ReadSite, changes: Float[Tensor, "sender pos d_model"], chosen: list[int]
+    ) -> Float[Tensor, "row pos d_model"]:
+        """The streams behind an autoencoder one of whose nodes reads something else."""
+        stream = self._behind(site.stack, site.layer)
+        sae = self.saes[site.stack, site.layer]
+        numbers = [int(node.which) for node in site.receivers[:-2]]  # type: ignore[union-attr]
+        base = writes_of(sae, stream, numbers)
+        rows, n = [], len(site.receivers)
+        for sender in sorted({number // n for number in chosen}):
+            moved = writes_of(sae, stream + changes[sender][None], numbers) - base
+            rows += [stream[0] + moved[number % n] for number in chosen if number // n == sender]
+        return torch.stack(rows)
+
+    def _encoder_rows(self, site: ReadSite, differences: Any, todo: Tensor) -> Iterator[Any]:
+        if site.sublayer != "latents":
+            yield from super()._encoder_rows(site, differences, todo)
+            return
+        for first, numbers in self._by_sender(site, todo):
+            change = differences.of(site.senders[first])[None]
+            start = site.first + first * len(site.receivers)
+            for number in numbers:
+                yield [number], self._latent_rows(site, change, [number - start])
+
+    def _rows_of(
+        self, site: ReadSite, changes: Tensor, chosen: list[int]
+    ) -> tuple[Tensor, StreamPosition]:
+        if site.sublayer == "latents":
+            rows = self._latent_rows(site, changes, chosen)
+            return rows, StreamPosition(site.layer + 1, 0)
+        return super()._rows_of(site, changes, chosen)
