@@ -18,6 +18,8 @@ Axis names, used in every shape annotation and in every cache:
 """
 
 from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import field as dataclass_field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from hooked_whisper.errors import ConfigError, NoDecoderError
@@ -38,6 +40,9 @@ POSITION_S = 1 / POSITIONS_PER_SECOND
 
 D_VOCABS = (51864, 51865, 51866)
 """Whisper's vocabularies: English only, 99 languages, 100 languages (from large-v3 on)."""
+END_OF_TEXT = {51864: 50256, 51865: 50257, 51866: 50257}
+"""`<|endoftext|>` of each: the first token that is no text."""
+_BYTES = {bytes([byte]) for byte in range(256)}
 _TEXT_SIZES = ("n_text_ctx", "n_text_layers", "n_text_heads", "d_vocab")
 """What an encoder alone has none of."""
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
@@ -46,12 +51,15 @@ FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens that a fine-tune has behind those of one of Whisper's vocabularies.
+    """What a fine-tune's vocabulary has other than one of Whisper's.
 
     Args:
-        base: The vocabulary that its first tokens are: 51864, 51865 or 51866 of them.
+        base: The vocabulary whose special tokens it has: 51864, 51865 or 51866 tokens.
         special: Tokens behind them that are no text, as `<|...|>` are, each with its id.
         text: Those that are text, as they are written.
+        ordinary: Tokens of text before the special ones, where they are not OpenAI's: in
+            GPT-2's letters for bytes, one a line in the order of ids, which is that of merging.
+            None are others that could not be read: texts are refused, and ids spelled out.
 
     Raises:
         ConfigError: Another base, ids that are none or are twice, or that the base has.
@@ -60,6 +68,7 @@ class Vocabulary:
     base: int
     special: tuple[tuple[str, int], ...] = ()
     text: tuple[tuple[str, int], ...] = ()
+    ordinary: str | None = dataclass_field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if self.base not in D_VOCABS:
@@ -74,17 +83,49 @@ class Vocabulary:
                 )
         if len({row[0] for row in rows}) < len(rows) or len({row[1] for row in rows}) < len(rows):
             raise ConfigError("a vocabulary has two tokens of one text or of one id.")
+        if self.ordinary:
+            self.ranks()
+
+    def ranks(self) -> dict[bytes, int]:
+        """The id of each token in `ordinary`."""
+        letters, ranks = byte_letters(), {}
+        lines = (self.ordinary or "").split("\n")
+        for number, line in enumerate(lines):
+            if line and not set(line) <= set(letters):
+                raise ConfigError(f"the ordinary token {line[:60]!r} is not in GPT-2's letters.")
+            if line:
+                ranks[bytes(letters[letter] for letter in line)] = number
+        n_most = END_OF_TEXT[self.base]
+        if len(ranks) < sum(map(bool, lines)) or len(lines) > n_most or not _BYTES <= set(ranks):
+            raise ConfigError(
+                f"a vocabulary's ordinary tokens must be each byte and others, none twice, at most "
+                f"{n_most} before the special ones."
+            )
+        return ranks
 
     @classmethod
     def from_dict(cls, values: Any) -> "Vocabulary":
         """The vocabulary that `HookedWhisperConfig.to_dict` wrote."""
-        parts = ("base", "special", "text")
-        if not isinstance(values, dict) or set(values) != set(parts):
-            raise ConfigError(f"a vocabulary has {parts}, and not {str(values)[:60]}.")
+        parts = {"base", "special", "text", "ordinary"}
+        if not isinstance(values, dict) or set(values) | {"ordinary"} != parts:
+            raise ConfigError(f"a vocabulary has {sorted(parts)}, and not {str(values)[:60]}.")
         special, text = values["special"], values["text"]
+        ordinary = values.get("ordinary", "")
+        if not isinstance(ordinary, str | None):
+            raise ConfigError(f"the ordinary tokens of a vocabulary are {str(ordinary)[:60]}.")
         if not all(isinstance(row, list | tuple) for part in (special, text) for row in part or ()):
             raise ConfigError("the tokens of a vocabulary are pairs of text and id.")
-        return cls(values["base"], tuple(map(tuple, special)), tuple(map(tuple, text)))
+        return cls(values["base"], tuple(map(tuple, special)), tuple(map(tuple, text)), ordinary)
+
+
+@cache
+def byte_letters() -> dict[str, int]:
+    """GPT-2's letter for each byte: itself where it can be seen, else one from 256 on."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {
+        chr(256 + place): byte for place, byte in enumerate(hidden)
+    }
 
 
 @dataclass(frozen=True)
@@ -319,6 +360,8 @@ class HookedWhisperConfig:
         values = asdict(self)
         if self.vocabulary is None:
             del values["vocabulary"]
+        elif self.vocabulary.ordinary == "":
+            del values["vocabulary"]["ordinary"]
         return values
 
 

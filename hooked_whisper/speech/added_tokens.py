@@ -1,4 +1,4 @@
-"""openai-whisper's tokenizer with the tokens that a fine-tune has added to its vocabulary."""
+"""openai-whisper's tokenizer with the tokens that a fine-tune has added, or has instead."""
 
 from functools import cache
 from typing import Any
@@ -7,6 +7,7 @@ import tiktoken
 from whisper.tokenizer import Tokenizer
 
 from hooked_whisper.config import HookedWhisperConfig, Vocabulary
+from hooked_whisper.errors import TokenError
 
 
 def with_added_tokens(
@@ -32,6 +33,11 @@ def with_added_tokens(
     ids = frozenset(texts.values())
 
     def encode(text: str, **options: Any) -> list[int]:
+        if cfg.vocabulary is not None and cfg.vocabulary.ordinary is None:
+            raise TokenError(
+                f"the tokenizer of {cfg.model_name!r} has ordinary tokens of its own, which could "
+                "not be read. Give token ids, made with its own tokenizer."
+            )
         allowed = options.pop("allowed_special", set())
         allowed = allowed if allowed == "all" else {*allowed, *texts}
         return list(own.encoding.encode(text, allowed_special=allowed, **options))
@@ -42,6 +48,8 @@ def with_added_tokens(
 
     begin = first if timestamps else own.encoding.n_vocab
     vars(own).update(encode=encode, decode=decode, text_ids=ids, timestamp_begin=begin)
+    if cfg.vocabulary.ordinary is None:
+        vars(own).update(non_speech_tokens=())
     return own
 
 
@@ -49,10 +57,14 @@ def with_added_tokens(
 def _encoding(base: tiktoken.Encoding, vocabulary: Vocabulary, d_vocab: int) -> tiktoken.Encoding:
     """The tokens of both; ids that nobody has named are spelled as `<|id|>`."""
     named = dict((*vocabulary.special, *vocabulary.text))
-    rest = set(range(vocabulary.base, d_vocab)) - set(named.values())
+    ranks = base._mergeable_ranks
+    if vocabulary.ordinary != "":
+        ranks = vocabulary.ranks() if vocabulary.ordinary else {b"\0": d_vocab}  # it needs one
+    taken = {*ranks.values(), *base._special_tokens.values(), *named.values()}
+    rest = set(range(d_vocab)) - taken
     return tiktoken.Encoding(
         name=f"{base.name} with added tokens",
         pat_str=base._pat_str,
-        mergeable_ranks=base._mergeable_ranks,
+        mergeable_ranks=ranks,
         special_tokens={**base._special_tokens, **{f"<|{each}|>": each for each in rest}, **named},
     )

@@ -49,7 +49,6 @@ from hooked_whisper.weights.vocabulary import (
     own_vocabulary,
     told_by,
     told_by_files,
-    warn_of_other_tokens,
 )
 from hooked_whisper.weights.wrapped import (
     MemoryAdapter,
@@ -85,7 +84,6 @@ def read_huggingface_folder(folder: Path, d_vocab: int | None = None) -> LoadedW
     if not has_decoder(stored):
         told_of_absence(values, str(path))
         return as_it_says(encoder_alone(values, stored, name, str(folder)), None, d_vocab)
-    warn_of_other_tokens(folder, cfg)
     generation = read_generation(folder)
     told = told_by(values, generation) or told_by_files(folder)
     loaded = LoadedWeights(

@@ -40,7 +40,6 @@ from hooked_whisper.weights.loaded import LoadedWeights
 from hooked_whisper.weights.mlx import MLX_FILES, is_mlx, read_mlx_folder
 from hooked_whisper.weights.native import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_native_folder
 from hooked_whisper.weights.openai import load_release, read_openai_file
-from hooked_whisper.weights.pieces import read_into
 from hooked_whisper.weights.towers import is_tower, prefix_of
 from hooked_whisper.weights.vocabulary import (
     NAMES,
@@ -138,7 +137,7 @@ def _adapter_folder(found: Source, download_root: Any) -> Path | None:
     if fetch(CONFIG_FILE) is not None or (config := fetch(ADAPTER_CONFIG)) is None:
         return None
     fetch.revision = config.parent.name
-    next((path for name in ADAPTER_FILES if (path := fetch(name)) is not None), None)
+    next((path for name in ADAPTER_FILES if (path := fetch(name))), None)
     return config.parent
 
 
@@ -225,8 +224,8 @@ def _check_file(path: Path) -> None:
 
 def _read_file(path: Path, d_vocab: int | None) -> LoadedWeights:
     """A checkpoint in one file, by how it begins."""
-    magic = bytearray(min(4, path.stat().st_size))
-    read_into(path, 0, memoryview(magic))
+    with path.open("rb") as file:
+        magic = file.read(4)
     if magic == GGML_MAGIC:
         return read_ggml_file(path, d_vocab)
     if magic == b"GGUF":
@@ -345,7 +344,9 @@ def _needed(
     told = told_by(values, read_generation(folder))
     has_more = values["vocab_size"] not in NAMES  # than a release, which these files name
     beside = [*TOKENIZER_FILES[:3], "special_tokens_map.json"] if has_more else []
-    return WEIGHT_FILES, beside or ([] if told else list(TOKENIZER_FILES[:2]))  # the small ones
+    beside = beside or ([] if told else list(TOKENIZER_FILES[:2]))  # the small ones
+    words = ["vocab.json", "merges.txt"] if fetch("vocab.json") else ["tokenizer.json"]
+    return WEIGHT_FILES, [*beside, *words]
 
 
 class _Fetcher:

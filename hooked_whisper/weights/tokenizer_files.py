@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.weights.vocabulary import NAMES, byte_letters, whisper_tokenizer
+from hooked_whisper.config import HookedWhisperConfig, Vocabulary, byte_letters
+from hooked_whisper.weights.vocabulary import NAMES, whisper_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
@@ -23,12 +23,13 @@ _NO_SPEECH = {"<|nospeech|>": "<|nocaptions|>"}
 def tokenizer_files(cfg: HookedWhisperConfig) -> dict[str, str]:
     """The texts of the files from which `WhisperTokenizer` and `WhisperProcessor` load.
 
-    There are none where the vocabulary begins with none of OpenAI's.
+    There are none where the vocabulary begins with none of OpenAI's, or could not be read.
     """
-    if cfg.base_vocab not in NAMES:
+    if cfg.base_vocab not in NAMES or (cfg.vocabulary and cfg.vocabulary.ordinary is None):
         return {}
     tokens = whisper_tokenizer(cfg)
-    vocab, merges = _spelled_vocabulary(tokens.encoding)
+    own = cfg.vocabulary if cfg.vocabulary and cfg.vocabulary.ordinary else None
+    vocab, merges = _spelled_vocabulary(own or tokens.encoding)
     old = {} if cfg.base_vocab == 51866 else _NO_SPEECH
     special = {old.get(name, name): each for name, each in tokens.special_tokens.items()}
     is_special = {name: each < tokens.timestamp_begin for name, each in special.items()}
@@ -125,9 +126,12 @@ def _english_spellings() -> str:
 
 
 @cache
-def _spelled_vocabulary(encoding: "tiktoken.Encoding") -> tuple[dict[str, int], list[str]]:
+def _spelled_vocabulary(
+    tokens: "tiktoken.Encoding | Vocabulary",
+) -> tuple[dict[str, int], list[str]]:
     """Ordinary tokens in GPT-2's letters for bytes, and the merges that make them."""
-    ranks: dict[bytes, int] = encoding._mergeable_ranks
+    own = isinstance(tokens, Vocabulary)
+    ranks: dict[bytes, int] = tokens.ranks() if own else tokens._mergeable_ranks
     letters = {byte: letter for letter, byte in byte_letters().items()}
     spelled = {token: "".join(map(letters.__getitem__, token)) for token in ranks}
     merges = []

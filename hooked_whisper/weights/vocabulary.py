@@ -17,13 +17,12 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from hooked_whisper.config import HookedWhisperConfig, Vocabulary
+from hooked_whisper.config import END_OF_TEXT, HookedWhisperConfig, Vocabulary, byte_letters
 from hooked_whisper.errors import ArchitectureError, CheckpointError, ConfigError, shown
 from hooked_whisper.weights.files import FirstRows, is_file, read_json
 from hooked_whisper.weights.loaded import LoadedWeights
@@ -43,6 +42,7 @@ TOKENIZER_FILES = (
 _N_ORDINARY = 50256
 _ORDINARY = ("a5b171fd969735e7", "1f9e9f77b8f8f7a8")
 """Checksums of the ordinary tokens, English only and of all languages, one a line."""
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 _SPECIAL = re.compile(r"<\|.*\|>")
 _EMBEDDING = "decoder.token_embedding.weight"
 _ENGLISH, _MULTILINGUAL = frozenset({51864}), frozenset({51865, 51866})
@@ -136,16 +136,19 @@ def told_by_words(words: Sequence[bytes], name: str) -> Told | None:
 def own_vocabulary(
     folder: Path | None, cfg: HookedWhisperConfig, told: Told | None
 ) -> Vocabulary | None:
-    """The vocabulary of a fine-tune that has more tokens than a release, as its files name them.
+    """The vocabulary of a fine-tune that has other tokens than a release, as its files name them.
 
-    None where nothing says which release's it begins with, and where as many tokens as another
-    release has are not all named.
+    None where it has a release's, where nothing says which release's it begins with, and where as
+    many tokens as another release has are not all named.
     """
-    sizes = sorted(told.sizes if told is not None else ())
+    sizes = sorted(told.sizes if told is not None else {cfg.d_vocab} & set(NAMES))
     if len(sizes) > 1:
         sizes = [51866] if cfg.n_mels == 128 else [51865]
-    if not sizes or sizes[0] >= cfg.d_vocab:
+    if not sizes or sizes[0] > cfg.d_vocab:
         return None
+    ordinary = "" if folder is None else ordinary_tokens(folder, sizes[0], told is not None)
+    if sizes[0] == cfg.d_vocab:
+        return None if ordinary == "" else Vocabulary(sizes[0], ordinary=ordinary)
     special: dict[int, str] = {}
     text: dict[int, str] = {}
     for token, number, is_special in _named_tokens(folder) if folder is not None else ():
@@ -155,30 +158,81 @@ def own_vocabulary(
     if cfg.d_vocab in NAMES and len(special) + len(text) < cfg.d_vocab - sizes[0]:
         return None
     try:
-        return Vocabulary(sizes[0], _by_id(special), _by_id(text))
+        return Vocabulary(sizes[0], _by_id(special), _by_id(text), ordinary)
     except ConfigError as error:
         raise CheckpointError(f"the tokenizer's files in {folder}: {error}") from error
 
 
-def warn_of_other_tokens(folder: Path, cfg: HookedWhisperConfig) -> None:
-    """Warn where a tokenizer's files have other ordinary tokens than OpenAI's vocabulary."""
-    if cfg.base_vocab not in NAMES:
-        return
-    name = "vocab.json" if is_file(folder / "vocab.json") else "tokenizer.json"
-    values = _json(folder / name)
-    ids = values if name == "vocab.json" else values.get("model")
-    ids = ids.get("vocab") if name != "vocab.json" and isinstance(ids, dict) else ids
-    if not isinstance(ids, dict) or len(ids) < _N_ORDINARY:
-        return
-    by_id = {number: token for token, number in ids.items() if type(number) is int}
-    text = "\n".join(by_id.get(number, "") for number in range(_N_ORDINARY))
-    if xxhash.xxh3_64(text.encode("utf-8", "replace")).hexdigest() not in _ORDINARY:
+def ordinary_tokens(folder: Path, base: int, is_told: bool) -> str | None:
+    """The tokens of text that a tokenizer's files name, as `Vocabulary.ordinary` has them.
+
+    Empty where they are OpenAI's, or nothing names them; None, with a warning, where they are
+    others that do not fit into openai-whisper's decoding.
+
+    Args:
+        folder: Where these files are.
+        base: The vocabulary whose special tokens the model has.
+        is_told: Whether a config says so, which goes before the tokenizer's files.
+    """
+    letters, held = byte_letters(), {}
+    ids, merges = _json(folder / "vocab.json"), _lines(folder / "merges.txt")
+    if not _are_openais(ids, merges):
+        held = _json(folder / "tokenizer.json")
+        model = held.get("model")
+        if isinstance(model, dict) and isinstance(model.get("vocab"), dict):
+            ids, merges = model["vocab"], model.get("merges")
+    if not set(letters) <= set(ids) or _are_openais(ids, merges):
+        return ""
+    try:
+        pairs = [each.split(" ") if isinstance(each, str) else each for each in merges]
+        made = [first + second for first, second in pairs]
+        numbers = [ids[token] for token in made]
+        if not merges or numbers != sorted(set(numbers)) or not _is_plain(held):
+            raise ValueError("they are not merged in the order of their ids by GPT-2's rule")
+        kept = {ids[token]: token for token in (*letters, *made)}
+        end = END_OF_TEXT[base]
+        if max(kept) >= end or (not is_told and ids.get("<|endoftext|>", end) != end):
+            raise ValueError(f"special tokens are not from {end} on, as Whisper's are")
+        lines = "\n".join(kept.get(number, "") for number in range(max(kept) + 1))
+        return Vocabulary(base, ordinary=lines).ordinary
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         warnings.warn(
-            f"{folder / name} has other ordinary tokens than OpenAI's vocabulary, by which texts "
-            "are encoded and decoded here: give this model token ids, and decode what it writes "
-            "with its own tokenizer.",
+            f"the tokenizer in {folder} has other ordinary tokens than OpenAI's, and cannot be "
+            f"read ({str(error)[:120]}): give this model token ids, and decode what it writes with "
+            "its own tokenizer.",
             stacklevel=2,
         )
+        return None
+
+
+def _are_openais(ids: Mapping[str, Any], merges: Any) -> bool:
+    """Whether ordinary tokens and the number of merges, where there are any, are OpenAI's."""
+    tokens, numbers = list(ids)[:_N_ORDINARY], list(ids.values())[:_N_ORDINARY]
+    if numbers != list(range(_N_ORDINARY)):
+        by_id = {number: token for token, number in ids.items() if type(number) is int}
+        tokens = [by_id.get(number, "") for number in range(_N_ORDINARY)]
+    checksum = xxhash.xxh3_64("\n".join(tokens).encode("utf-8", "replace")).hexdigest()
+    n_merges = len(merges) if isinstance(merges, list) else 0
+    return checksum in _ORDINARY and (not n_merges or n_merges >= _N_ORDINARY - 256)
+
+
+def _is_plain(held: Mapping[str, Any]) -> bool:
+    """Whether texts are cut before merging as GPT-2 does, and not changed."""
+    cut = held.get("pre_tokenizer", _BYTE_LEVEL)
+    return (
+        held.get("normalizer") is None
+        and isinstance(cut, dict)
+        and _BYTE_LEVEL.items() <= ({"use_regex": True, **cut}.items())
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    """The merges of `merges.txt`."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n") if is_file(path) else []
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [line for line in lines if line and not line.startswith("#version")]
 
 
 def _by_id(tokens: Mapping[int, str]) -> tuple[tuple[str, int], ...]:
@@ -227,10 +281,13 @@ def _added_rows(values: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], int
 
 def _json(path: Path) -> dict[str, Any]:
     """A tokenizer's file; nothing where it is not there or cannot be read."""
+    import msgspec  # reads a large vocabulary three times as fast
+
     try:
-        return read_json(path) if is_file(path) else {}
-    except CheckpointError:
+        values = msgspec.json.decode(path.read_bytes()) if is_file(path) else {}
+    except (OSError, ValueError, RecursionError):
         return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _content(each: Any) -> Any:
@@ -246,16 +303,6 @@ def _spelled(token: str) -> str:
         return bytes(letters[letter] for letter in token).decode()
     except (KeyError, UnicodeDecodeError):
         return token
-
-
-@cache
-def byte_letters() -> dict[str, int]:
-    """GPT-2's letter for each byte: itself where it can be seen, else one from 256 on."""
-    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in seen]
-    return {chr(byte): byte for byte in seen} | {
-        chr(256 + place): byte for place, byte in enumerate(hidden)
-    }
 
 
 def as_it_says(
@@ -286,6 +333,8 @@ def as_it_says(
                 f"d_vocab is {shown(d_vocab)}; {loaded.source} has {held} tokens, and the first 1 "
                 f"to {held} of them can be kept."
             )
+        if own is not None and own.ordinary != "" and d_vocab in NAMES:
+            loaded.cfg = cfg = replace(cfg, vocabulary=Vocabulary(d_vocab, ordinary=own.ordinary))
         if d_vocab < held:
             loaded.tensors[_EMBEDDING] = FirstRows(loaded.tensors[_EMBEDDING], d_vocab)
             loaded.cfg = replace(cfg, d_vocab=d_vocab)
@@ -341,4 +390,6 @@ def suppressed_tokens(cfg: HookedWhisperConfig) -> list[int]:
     """What OpenAI's decoding never writes: what nobody says, and tokens of the beginning."""
     tokens = whisper_tokenizer(cfg)
     special = (tokens.sot, tokens.translate, tokens.transcribe, tokens.sot_lm, tokens.sot_prev)
-    return sorted({*tokens.non_speech_tokens, *special, tokens.no_speech})
+    is_own = cfg.vocabulary is not None and cfg.vocabulary.ordinary != ""
+    unspoken = () if is_own else tokens.non_speech_tokens
+    return sorted({*unspoken, *special, tokens.no_speech})

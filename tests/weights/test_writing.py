@@ -69,12 +69,19 @@ def test_transformers_reads_it(model, tmp_path):
     assert again.alignment_heads.to_dense().nonzero().tolist() == [[1, 0], [1, 1]]
 
 
-@pytest.mark.parametrize("name", ["tiny.en", "base", "large-v3"])
-def test_generation_is_what_openai_released(make_model, tmp_path, name):
+@pytest.fixture(scope="module", params=["tiny.en", "base", "large-v3"])
+def written(request, make_model, tmp_path_factory):
+    """The name of a release, a small model of its vocabulary, and that as a folder."""
+    model, folder = make_model(_for(request.param, **SMALL)), tmp_path_factory.mktemp("hf") / "a"
+    model.save_pretrained(folder, format="huggingface")
+    return request.param, model, folder
+
+
+def test_generation_is_what_openai_released(written):
     """Against ids of the released generation_config.json."""
-    make_model(_for(name, **SMALL)).save_pretrained(tmp_path / "a", format="huggingface")
-    values = json.loads((tmp_path / "a" / "generation_config.json").read_text())
-    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    name, _, folder = written
+    values = json.loads((folder / "generation_config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     suppressed = values["suppress_tokens"]
     expected = {
         "tiny.en": (50257, 50256, 50256, 50257, 50362, None, 50361, 357, [220, 50256]),
@@ -154,13 +161,11 @@ def test_a_disk_that_fails(make_model, tmp_path, monkeypatch, form):
 TEXT = " Ask not what your country can do for you: 3.5 % äöü 日本語 \U0001f600\n don't"
 
 
-@pytest.mark.parametrize("name", ["tiny.en", "base", "large-v3"])
-def test_transformers_tokenizer_is_openais(make_model, tmp_path, name):
+def test_transformers_tokenizer_is_openais(written):
     from transformers import WhisperProcessor, WhisperTokenizer
 
-    model = make_model(_for(name, **SMALL))
-    model.save_pretrained(tmp_path / "a", format="huggingface")
-    theirs = WhisperProcessor.from_pretrained(tmp_path / "a").tokenizer
+    _, model, folder = written
+    theirs = WhisperProcessor.from_pretrained(folder).tokenizer
     ours = model.to_tokens(TEXT, prepend_sot=False)[0].tolist()
     assert theirs(TEXT, add_special_tokens=False).input_ids == ours
     assert theirs.decode(ours) == TEXT
@@ -172,11 +177,10 @@ def test_transformers_tokenizer_is_openais(make_model, tmp_path, name):
     said = [*model.to_tokens(" one")[0].tolist(), theirs.eos_token_id]
     assert theirs.decode(said, skip_special_tokens=True) == " one"
     if model.is_multilingual:
-        theirs = WhisperTokenizer.from_pretrained(tmp_path / "a", language="de", task="translate")
+        theirs = WhisperTokenizer.from_pretrained(folder, language="de", task="translate")
         expected = model.to_tokens(" eins", language="de", task="translate", append_eot=True)
         assert theirs(" eins").input_ids == expected[0].tolist()
-    again = HookedWhisper.from_pretrained(tmp_path / "a", device="cpu")
-    assert again.cfg.vocabulary is None
+    assert HookedWhisper.from_pretrained(folder, device="cpu").cfg.vocabulary is None
 
 
 def test_added_tokens_are_written_too(make_model, tmp_path):
@@ -199,5 +203,6 @@ def test_a_tokenizer_that_was_trained_anew(make_model, tmp_path):
     ids = json.loads(path.read_text())
     ids["one"], ids["two"] = ids["two"], ids["one"]
     path.write_text(json.dumps(ids))
-    with pytest.warns(UserWarning, match=r"vocab\.json has other ordinary tokens than OpenAI's"):
+    (tmp_path / "a" / "tokenizer.json").unlink()
+    with pytest.warns(UserWarning, match=r"has other ordinary tokens than OpenAI's, and cannot be"):
         HookedWhisper.from_pretrained(tmp_path / "a", device="cpu")
