@@ -285,9 +285,6 @@ def _hint(text: str) -> str:
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
 
 
-# The Hugging Face hub
-
-
 def load_from_hub(
     repo_id: str,
     *,

@@ -130,8 +130,9 @@ def _spelled_vocabulary(
     tokens: "tiktoken.Encoding | Vocabulary",
 ) -> tuple[dict[str, int], list[str]]:
     """Ordinary tokens in GPT-2's letters for bytes, and the merges that make them."""
-    own = isinstance(tokens, Vocabulary)
-    ranks: dict[bytes, int] = tokens.ranks() if own else tokens._mergeable_ranks
+    ranks: dict[bytes, int] = (
+        tokens.ranks() if isinstance(tokens, Vocabulary) else tokens._mergeable_ranks
+    )
     letters = {byte: letter for letter, byte in byte_letters().items()}
     spelled = {token: "".join(map(letters.__getitem__, token)) for token in ranks}
     merges = []

@@ -174,8 +174,9 @@ def ordinary_tokens(folder: Path, base: int, is_told: bool) -> str | None:
         base: The vocabulary whose special tokens the model has.
         is_told: Whether a config says so, which goes before the tokenizer's files.
     """
-    letters, held = byte_letters(), {}
-    ids, merges = _json(folder / "vocab.json"), _lines(folder / "merges.txt")
+    letters, held = byte_letters(), dict[str, Any]()
+    ids: dict[str, Any] = _json(folder / "vocab.json")
+    merges: Any = _lines(folder / "merges.txt")
     if not _are_openais(ids, merges):
         held = _json(folder / "tokenizer.json")
         model = held.get("model")
