@@ -26,7 +26,7 @@ def test_lora_on_real_weights(
     model.save_pretrained(tmp_path / "hf", format="huggingface")
     base = WhisperForConditionalGeneration.from_pretrained(tmp_path / "hf")
     theirs = adapted(base, r=4, target_modules=["q_proj", "v_proj", "fc1"], use_rslora=True)
-    mel = model.to_mel(short[0])
+    mel = model.to_mel(short[0]).values
     tokens = model.to_tokens(" And so, my fellow Americans.", append_eot=True)
     optimizer = torch.optim.SGD([w for w in theirs.parameters() if w.requires_grad], lr=1e-2)
     losses = []
