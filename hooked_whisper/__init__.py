@@ -46,7 +46,9 @@ if not typing.TYPE_CHECKING:  # which would take every name for known
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        from hooked_whisper.arguments import explained
+
+        found = explained(getattr(import_module(f"{__name__}.{_HOMES[name]}"), name))
         globals()[name] = found
         return found
 

@@ -22,7 +22,7 @@ from dataclasses import field as dataclass_field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from hooked_whisper.errors import ConfigError, NoDecoderError
+from hooked_whisper.errors import ConfigError, NoDecoderError, shown
 
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
@@ -320,6 +320,10 @@ class HookedWhisperConfig:
         Raises:
             ConfigError: The two stacks differ in width, which cross-attention does not allow.
         """
+        if not hasattr(dims, "n_audio_state"):
+            raise ConfigError(
+                f"{shown(dims)} has no sizes; from_dims takes openai-whisper's ModelDimensions."
+            )
         if dims.n_audio_state != dims.n_text_state:
             raise ConfigError(
                 f"n_audio_state is {dims.n_audio_state} and n_text_state is {dims.n_text_state}; "

@@ -16,7 +16,8 @@
     │   │   └── AudioLengthError               too short, too long, wrong number of frames
     │   ├── MelError                           a mel with the wrong bands, axes, dtype or values
     │   ├── LabelError                         words or phones whose times cannot be found or read
-    │   └── TokenError                         tokens out of the vocabulary, too many, not integers
+    │   ├── TokenError                         tokens out of the vocabulary, too many, not integers
+    │   └── ArgumentError    (TypeError)       an argument of a type that the function cannot take
     ├── InterventionError        (ValueError)  an edit or a sweep that cannot be done
     │   ├── SiteError                          a part of an activation that does not exist
     │   ├── AlignmentError                     two runs that do not match in length or shape
@@ -84,6 +85,13 @@ def check_number(
     if not is_number or not least <= value <= sys.float_info.max:  # type: ignore[operator]
         bound = "" if least == -math.inf else f" of at least {least:g}"
         raise error(f"{name} is {shown(value)}; it must be a finite number{bound}.")
+
+
+def check_index(name: str, value: object, n: int, error: type[Exception]) -> None:
+    """Raise an error for what is no place among so many, from the front or the back."""
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or not -n <= value < n:  # type: ignore[operator]
+        raise error(f"{name} is {shown(value)}; it must be an integer from {-n} to {n - 1}.")
 
 
 def cut(text: str, most: int) -> str:
@@ -180,6 +188,10 @@ class LabelError(InputError):
 
 class TokenError(InputError):
     """Tokens that are out of the vocabulary, too many, or not integers."""
+
+
+class ArgumentError(InputError, TypeError):
+    """An argument of a type that the function cannot take."""
 
 
 class InterventionError(HookedWhisperError, ValueError):

@@ -39,6 +39,7 @@ from hooked_whisper.analysis.running import HeadMeans, ResidualStatistics
 from hooked_whisper.analysis.sparse_probes import SparseProbe, sparse_probe
 from hooked_whisper.analysis.tables import HEAD_SCORES, head_table, residual_table
 from hooked_whisper.analysis.top_activations import Moment, top_activations
+from hooked_whisper.arguments import explain_arguments
 
 __all__ = [
     "attention_entropy",
@@ -84,3 +85,5 @@ __all__ = [
     "Moment",
     "top_activations",
 ]
+
+explain_arguments(globals())

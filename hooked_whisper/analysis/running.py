@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hooked_whisper.analysis.moments import GrowingHistogram, RunningMoments
 from hooked_whisper.analysis.residual import hoyer_sparsity, kurtosis
+from hooked_whisper.errors import InputError, describe, shown
 
 if TYPE_CHECKING:
     import pandas
@@ -46,6 +47,10 @@ class HeadMeans:
 
         Columns may be added to those of the table.
         """
+        if "layer" not in (
+            scores if isinstance(scores, Mapping) else getattr(scores, "columns", ())
+        ):
+            raise InputError(f"{describe(scores)} is no table of heads. Pass one of head_table.")
         heads = torch.tensor(list(scores["layer"])), torch.tensor(list(scores["head"]))
         for name in [name for name in scores if name not in _NO_SCORES]:
             values = torch.tensor(list(scores[name]), dtype=torch.float64)
@@ -55,7 +60,13 @@ class HeadMeans:
             self._counts[name][heads] += (~values.isnan()).double()
 
     def __getitem__(self, name: str) -> Float[Tensor, "layer head"]:
-        """The mean of a score; NaN for heads that never had one."""
+        """The mean of a score; NaN for heads that never had one.
+
+        Raises:
+            InputError: No table had it.
+        """
+        if name not in self._sums:
+            raise InputError(f"{shown(name)} is no score that was added: {', '.join(self._sums)}.")
         return (self._sums[name] / self._counts[name]).float()
 
     def to_dict(self) -> dict[str, list[list[float]]]:
@@ -149,6 +160,8 @@ class ResidualStatistics:
         Args:
             reach: Leave out the bins that lie further out than this.
         """
+        if not reach > 0:
+            raise InputError(f"reach is {shown(reach)}; it must be over 0.")
         mean, std, _ = self._moments.pooled()
         counts, edges = self._of_all.counts[0], (self._of_all.edges[0] - mean) / (std or 1.0)
         inside = (edges[1:] > -reach) & (edges[:-1] < reach)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from hooked_whisper.config import POSITION_S
@@ -33,7 +33,7 @@ class Moment:
 
 def top_activations(
     activations: Float[Tensor, "batch pos neuron"],
-    n_positions: Sequence[int] | Tensor,
+    n_positions: Sequence[int] | Int[Tensor, "recording"],
     n_top: int = 10,
     *,
     least_apart_s: float | int = 0.2,

@@ -11,6 +11,7 @@ what to compare with       word_pair -> WordPair, reference_means
 look at it                 draw_circuit; reports.circuit_page; save_attribution_graph
 """
 
+from hooked_whisper.arguments import explain_arguments
 from hooked_whisper.circuits.carried import carried_seconds
 from hooked_whisper.circuits.circuit import Circuit
 from hooked_whisper.circuits.curve import FaithfulnessCurve, faithfulness_curve
@@ -58,3 +59,5 @@ __all__ = [
     "save_attribution_graph",
     "word_pair",
 ]
+
+explain_arguments(globals())

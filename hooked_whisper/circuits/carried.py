@@ -12,7 +12,7 @@ from hooked_whisper.circuits.find import _KEPT, Pair, baselines, runs_of
 from hooked_whisper.circuits.gradients import EMBEDDED, EdgeGradients
 from hooked_whisper.circuits.graph import Edge, EdgeGraph
 from hooked_whisper.config import POSITION_S
-from hooked_whisper.errors import InterventionError, check_count, describe
+from hooked_whisper.errors import InterventionError, check_count, check_number, describe
 from hooked_whisper.metrics.base import Metric
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.partial_forward import DEFAULT_MAX_BYTES
@@ -57,6 +57,7 @@ def carried_seconds(
     if len(runs) != 1:
         raise InterventionError(f"{describe(pair)} holds {len(runs)} recordings; pass one of them.")
     check_count("n_steps", n_steps, 1, InterventionError)
+    check_number("window_s", window_s, InterventionError, 0)
     base, source = runs[0]
     per_window = max(1, round(window_s / POSITION_S))
     numbers = EdgeGraph.of(model.cfg).numbers_of(edges)

@@ -9,6 +9,7 @@ nobody speaks       non_speech_sounds
 what is said when   align_words, align_phones, add_alignments: labels of time; write_manifest
 """
 
+from hooked_whisper.arguments import explain_arguments
 from hooked_whisper.data.alignment_heads import AlignmentHeads, find_alignment_heads
 from hooked_whisper.data.batches import WindowBatch, window_batches
 from hooked_whisper.data.labelling import (
@@ -39,3 +40,5 @@ __all__ = [
     "window_batches",
     "write_manifest",
 ]
+
+explain_arguments(globals())

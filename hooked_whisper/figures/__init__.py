@@ -5,6 +5,7 @@ raises `InputError` for names that do not match the numbers, for times that are 
 there is nothing to draw. A `title` is drawn above.
 """
 
+from hooked_whisper.arguments import explain_arguments
 from hooked_whisper.figures.attention import plot_entropy, plot_pattern, plot_patterns
 from hooked_whisper.figures.circuits import CircuitEdge, CircuitNode, plot_circuit
 from hooked_whisper.figures.lenses import (
@@ -62,3 +63,5 @@ __all__ = [
     "plot_training",
     "plot_trajectories",
 ]
+
+explain_arguments(globals())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_whisper.errors import InputError
+from hooked_whisper.errors import InputError, shown
 from hooked_whisper.figures import style
 from hooked_whisper.figures.axes import name_x, name_y, named_tables, open_frame
 
@@ -197,7 +197,10 @@ def plot_histograms(
         name: (histogram.counts, histogram.edges) if hasattr(histogram, "counts") else histogram
         for name, histogram in histograms.items()
     }
-    for name, (counts, edges) in tables.items():
+    for name, table in tables.items():
+        if not isinstance(table, tuple | list) or len(table) != 2:
+            raise InputError(f"{name!r} is {shown(table)}, no histogram: counts and edges.")
+        counts, edges = table
         if len(edges) != len(counts) + 1:
             raise InputError(
                 f"{name!r} has {len(counts)} counts and {len(edges)} edges; edges are one more."

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
+from hooked_whisper.errors import InputError
+
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.colors
@@ -260,6 +262,8 @@ def value_range(
         most = max(abs(least), abs(most))
         least = -most
     least, most = float(least if low is None else low), float(most if high is None else high)
+    if not least <= most:
+        raise InputError(f"the colours go from {least:g} to {most:g}; give a low under the high.")
     if least == most:  # one value: from nothing to it
         least, most = (min(0.0, least), max(0.0, most)) if most else (0.0, 1.0)
     return least, most

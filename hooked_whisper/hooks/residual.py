@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hooked_whisper.config import Stack
@@ -211,8 +211,8 @@ class ResidualAnalysis:
     def logit_attrs(
         self,
         residual_stack: ResidualStack,
-        tokens: int | Tensor,
-        incorrect_tokens: int | Tensor | None = None,
+        tokens: int | Int[Tensor, "..."],
+        incorrect_tokens: int | Int[Tensor, "..."] | None = None,
         pos_slice: Index | None = None,
         *,
         model: Weights,
@@ -238,8 +238,8 @@ class ResidualAnalysis:
 
     def logit_direction(
         self,
-        tokens: int | Tensor,
-        incorrect_tokens: int | Tensor | None = None,
+        tokens: int | Int[Tensor, "..."],
+        incorrect_tokens: int | Int[Tensor, "..."] | None = None,
         pos_slice: Index | None = None,
         *,
         model: Weights,
@@ -254,10 +254,10 @@ class ResidualAnalysis:
             HookNameError: The cache lacks the last LayerNorm's `hook_scale`.
         """
         weight, unembed = model.get_parameter("decoder.ln_final.weight").float(), model.W_U
-        direction = unembed[:, torch.as_tensor(tokens)].float()
+        direction = unembed.T[torch.as_tensor(tokens)].float()
         if incorrect_tokens is not None:
-            direction = direction - unembed[:, torch.as_tensor(incorrect_tokens)].float()
-        direction = direction.movedim(0, -1) * weight
+            direction = direction - unembed.T[torch.as_tensor(incorrect_tokens)].float()
+        direction = direction * weight
         scale = self._read(("decoder", "scale", "ln_final"), pos_slice)
         return (direction - direction.mean(dim=-1, keepdim=True)) / scale
 

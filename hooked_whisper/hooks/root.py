@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 
 from hooked_whisper.config import HookedWhisperConfig
-from hooked_whisper.errors import CacheError
+from hooked_whisper.errors import CacheError, HookNameError, shown
 from hooked_whisper.hooks import splicing
 from hooked_whisper.hooks.attached import AttachedHooks, TemporaryHooks
 from hooked_whisper.hooks.cache import WhisperCache
@@ -84,10 +84,10 @@ class HookedEncoderDecoder(HookedRootModule):
         """The length of each axis of an activation; None where it depends on the input.
 
         That is the batch and, in the decoder, the positions and the keys of self-attention.
-
-        Args:
-            name: A hook, also one of an autoencoder that is spliced in.
+        `name` is a hook, also one of an autoencoder that is spliced in; else: HookNameError.
         """
+        if name not in self.hook_dict:
+            raise HookNameError(f"no hook {shown(name)}; model.hook_names() lists them.")
         point = self.hook_dict[name]
         sizes = {**axis_lengths(self.cfg, name), **point.sizes}
         return tuple(sizes.get(axis) for axis in point.axes)
@@ -144,6 +144,7 @@ class HookedEncoderDecoder(HookedRootModule):
             HookError: Another thread has hooks or autoencoders attached for a while, or,
                 in the other thread: this one has.
         """
+        fwd_hooks, bwd_hooks = list(fwd_hooks), list(bwd_hooks)
         return Temporarily(
             self,
             lambda: TemporaryHooks(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts),
@@ -342,11 +343,9 @@ class HookedEncoderDecoder(HookedRootModule):
             SpliceError: One does not fit; none was attached.
             HookError: As in `hooks`, where two threads have the model at once.
         """
+        wanted = splicing.pairs_of(saes), use_error_term, bool(speech_only)
         return Temporarily(
-            self,
-            lambda: splicing.TemporarySplices(
-                self, splicing.prepare(self, splicing.pairs_of(saes), use_error_term, speech_only)
-            ),
+            self, lambda: splicing.TemporarySplices(self, splicing.prepare(self, *wanted))
         )
 
     def run_with_saes(

@@ -201,7 +201,7 @@ def pairs_of(saes: SAEs) -> list[tuple[NamesFilter, Any]]:
             for name, some in saes.items()
             for sae in (some if isinstance(some, (list, tuple)) else [some])
         ]
-    if not isinstance(saes, Iterable) or isinstance(saes, torch.nn.Module):
+    if not isinstance(saes, Iterable) or isinstance(saes, torch.nn.Module | torch.Tensor):
         raise SpliceError(
             f"saes is a {type(saes).__name__}; pass {{hook_name: sae}} or a list of autoencoders."
         )

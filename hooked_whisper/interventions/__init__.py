@@ -11,6 +11,7 @@ An edit acts the same in one pass and in every step of decoding. What runs are j
 by is in `hooked_whisper.metrics`; many edits at once are in `hooked_whisper.patching`.
 """
 
+from hooked_whisper.arguments import explain_arguments
 from hooked_whisper.interventions.ablation import (
     MeanAblation,
     ResampleAblation,
@@ -81,3 +82,5 @@ __getattr__ = moved_names(
     __name__,
     dict.fromkeys(_METRICS.split(), "metrics") | dict.fromkeys(_PATCHING.split(), "patching"),
 )
+
+explain_arguments(globals())

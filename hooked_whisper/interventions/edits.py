@@ -207,6 +207,8 @@ class Interventions(Temporarily[Any]):
     """
 
     def __init__(self, model: HookedWhisper, *edits: Edit) -> None:
+        if not isinstance(model, HookedWhisper):
+            raise InterventionError(f"{shown(model)} is no model. Pass a HookedWhisper first.")
         for edit in edits:
             if not isinstance(edit, Edit):
                 raise InterventionError(

@@ -1,5 +1,6 @@
 """Steering: add a direction to activations, or take it out of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from hooked_whisper.errors import (
     InterventionError,
     SiteError,
     check_number,
+    shown,
 )
 from hooked_whisper.hooks.cache import WhisperCache
 from hooked_whisper.hooks.passes import first_positions
@@ -169,7 +171,10 @@ def class_mean_difference(
 
 def _class_mean(source: Any, name: Any, all_frames: bool, what: str) -> Tensor:
     """The mean over all rows and positions, in float64."""
-    sources = [source] if isinstance(source, (WhisperCache, Tensor)) else list(source)
+    sources = [source] if isinstance(source, (WhisperCache, Tensor)) else source
+    if not isinstance(sources, Iterable):
+        raise InputError(f"the {what} class is {shown(source)}. Pass caches or tensors.")
+    sources = list(sources)
     if not sources:
         raise InputError(f"the {what} class is empty. Pass at least one cache or tensor.")
     total: Any = 0

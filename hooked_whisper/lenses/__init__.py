@@ -1,5 +1,6 @@
 """What the model would say at every depth, and which parts of it wrote what it says."""
 
+from hooked_whisper.arguments import explain_arguments
 from hooked_whisper.lenses.direct_attribution import Attribution, Component, direct_attribution
 from hooked_whisper.lenses.encoder_lens import EncoderLens, encoder_lens, encoder_outputs
 from hooked_whisper.lenses.logit_lens import (
@@ -36,3 +37,5 @@ __all__ = [
     "TokenTrajectories",
     "token_trajectories",
 ]
+
+explain_arguments(globals())

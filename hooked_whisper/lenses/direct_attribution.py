@@ -18,7 +18,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_whisper.errors import InputError
+from hooked_whisper.errors import InputError, check_index
 from hooked_whisper.lenses.cached_run import (
     CachedRun,
     Positions,
@@ -109,9 +109,14 @@ class Attribution:
             row: Row of the batch.
             pos: Place among `positions`.
         """
+        self._check(row, pos)
         values = self.values[:, row, pos]
         chosen = values.abs().topk(min(n, len(values))).indices.tolist()
         return [(self.components[place].label, float(values[place])) for place in chosen]
+
+    def _check(self, row: int, pos: int) -> None:
+        check_index("row", row, len(self.targets), InputError)
+        check_index("pos", pos, len(self.positions), InputError)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """One line for each component, row of the batch and position."""
@@ -139,6 +144,7 @@ class Attribution:
         """
         from hooked_whisper.figures.lenses import plot_attribution
 
+        self._check(row, pos)
         label = f"logit of {self.target_texts[row][pos].strip()!r}"
         if self.versus_texts is not None:
             label += f" less that of {self.versus_texts[row][pos].strip()!r}"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooked_whisper.errors import InputError
+from hooked_whisper.errors import InputError, check_index
 from hooked_whisper.hooks.passes import running
 from hooked_whisper.model.generate import Generation
 from hooked_whisper.model.language import find_languages
@@ -112,9 +112,12 @@ class EncoderLens:
         from hooked_whisper.figures.lenses import plot_encoder_lens
 
         if self.logprobs is not None:
+            check_index("row", row, self.logprobs.shape[1], InputError)
             probs, label = self.mean_logprobs[:, row].exp(), "probability of the reference"
         else:
-            of_text = [generation.avg_logprob[row] for generation in self.generations or ()]
+            generations = self.generations or ()
+            check_index("row", row, len(generations[0].texts), InputError)
+            of_text = [generation.avg_logprob[row] for generation in generations]
             probs, label = torch.stack(of_text).exp(), "probability of the transcript"
         texts = [of_layer[row] for of_layer in self.texts] if self.generations else None
         return plot_encoder_lens(probs, self.layers, texts, label=label, title=title)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_whisper.errors import InputError, TokenError
+from hooked_whisper.errors import InputError, TokenError, check_index
 from hooked_whisper.lenses.cached_run import (
     Positions,
     Source,
@@ -139,6 +139,7 @@ class LogitLens:
         """The likeliest token at each site and position, coloured by its probability."""
         from hooked_whisper.figures.lenses import plot_logit_lens
 
+        check_index("row", row, len(self.targets), InputError)
         cfg, tops = self.readout.cfg, self.top_tokens[:, row, :, 0]
         texts = [token_texts(cfg, of_site) for of_site in tops]
         targets = token_texts(cfg, self.targets[row])
@@ -202,6 +203,9 @@ class TokenTrajectories:
 
         if over not in ("sites", "positions"):
             raise InputError(f'over is {over!r}; it can be "sites" or "positions".')
+        n_sites, n_rows, n_positions, _ = self.logprobs.shape
+        check_index("row", row, n_rows, InputError)
+        check_index("place", place, n_positions if over == "sites" else n_sites, InputError)
         if over == "sites":
             labels, probs = [site.label for site in self.sites], self.probs[:, row, place]
         else:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.config import FRAMES_PER_POSITION, POSITION_S, POSITIONS_PER_SECOND
-from hooked_whisper.errors import InputError, shown
+from hooked_whisper.errors import InputError, check_index, shown
 from hooked_whisper.lenses.cached_run import Positions, Source, Tokens, last_stream, open_run
 from hooked_whisper.lenses.direct_attribution import Component, logit_path, texts_of_rows
 from hooked_whisper.model.whisper import HookedWhisper
@@ -95,6 +95,7 @@ class SourceAttribution:
         """
         from hooked_whisper.figures.lenses import plot_sources
 
+        check_index("row", row, len(self.targets), InputError)
         what = "logit" if self.versus is None else "difference of logits"
         return plot_sources(
             self.window_values[:, row].T,

@@ -6,6 +6,7 @@ transcripts     WordErrorRate, TokenErrorRate, ExactTranscript, CompressionRatio
 your own        as_metric, as_transcript_metric
 """
 
+from hooked_whisper.arguments import explain_arguments
 from hooked_whisper.metrics.base import Metric, PositionMetric, as_metric
 from hooked_whisper.metrics.sequences import (
     ExactSequence,
@@ -53,3 +54,5 @@ __all__ = [
     "as_metric",
     "as_transcript_metric",
 ]
+
+explain_arguments(globals())

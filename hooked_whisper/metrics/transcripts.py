@@ -86,7 +86,7 @@ class TokenErrorRate(TranscriptMetric):
         check_reference(self.reference)
         if hasattr(self.tokenizer, "cfg"):
             object.__setattr__(self, "tokenizer", get_tokenizer(self.tokenizer.cfg))
-        if not hasattr(self.tokenizer, "encode"):
+        if isinstance(self.tokenizer, str) or not hasattr(self.tokenizer, "encode"):
             raise MetricError(
                 f"{describe(self.tokenizer)} has no tokenizer. Give a HookedWhisper, or one of "
                 "openai-whisper's tokenizers."

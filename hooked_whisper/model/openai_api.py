@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.config import SAMPLE_RATE_HZ
+from hooked_whisper.errors import InputError, shown
 from hooked_whisper.model import own_tokens
 from hooked_whisper.model.calls import WhisperBase, check_values
 from hooked_whisper.model.generate import TokenRules, Unpack
@@ -105,7 +106,9 @@ def install_kv_cache_hooks(model: WhisperBase, cache: Any = None) -> tuple[KVCac
     return KVCache(), []
 
 
-def detect_language(model: WhisperBase, mel: Any, tokenizer: Any = None) -> tuple[Tensor, Any]:
+def detect_language(
+    model: WhisperBase, mel: Mel | Tensor, tokenizer: Any = None
+) -> tuple[Tensor, Any]:
     """The most probable language's token, and all languages' probabilities.
 
     Source: `whisper.decoding.detect_language`, which this calls.
@@ -116,7 +119,7 @@ def detect_language(model: WhisperBase, mel: Any, tokenizer: Any = None) -> tupl
     return detect_language(model, mel.values if isinstance(mel, Mel) else mel, tokenizer)
 
 
-def decode(model: WhisperBase, mel: Any, options: Any = None, **kwargs: Any) -> Any:
+def decode(model: WhisperBase, mel: Mel | Tensor, options: Any = None, **kwargs: Any) -> Any:
     """Decode windows of 30 s with openai-whisper: greedy, sampled, best-of or beam search.
 
     Args:
@@ -134,6 +137,8 @@ def decode(model: WhisperBase, mel: Any, options: Any = None, **kwargs: Any) -> 
 
     if options is None:
         options = DecodingOptions(fp16=model.device.type != "cpu")
+    if not isinstance(options, DecodingOptions):
+        raise InputError(f"options are {shown(options)}; give a whisper.DecodingOptions.")
     given = {"language": options.language, "task": options.task, **kwargs}
     _check_prompt(model, given["language"], given["task"])
     own = own_tokens.decode(model.cfg)

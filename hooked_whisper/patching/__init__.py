@@ -7,6 +7,7 @@ take away until it breaks     greedy_ablation (head_ablations, layer_ablations)
 follow attention through      attention_rollout, gradient_rollout
 """
 
+from hooked_whisper.arguments import explain_arguments
 from hooked_whisper.patching.attribution_patching import attribution_patch
 from hooked_whisper.patching.path_patching import path_patch, path_patch_heads
 from hooked_whisper.patching.paths import Head, HeadInput, MLPLayer, PathEffects
@@ -40,3 +41,5 @@ __all__ = [
     "path_patch",
     "path_patch_heads",
 ]
+
+explain_arguments(globals())

@@ -1,5 +1,6 @@
 """Pages to look at and listen to: each one HTML file that works from disk, without a network."""
 
+from hooked_whisper.arguments import explain_arguments
 from hooked_whisper.reports.attention import AttentionPage, attention_page
 from hooked_whisper.reports.circuit import CircuitPage, circuit_page
 from hooked_whisper.reports.features import FeaturePage, feature_page
@@ -16,3 +17,5 @@ __all__ = [
     "page_styles",
     "sound_page",
 ]
+
+explain_arguments(globals())

@@ -1,6 +1,7 @@
 """Sparse autoencoders: trained, loaded, saved and judged; `model.add_sae` splices them in."""
 
 from hooked_whisper.analysis.selectivity import selectivity
+from hooked_whisper.arguments import explain_arguments
 from hooked_whisper.hooks.splice_site import SpliceSite
 from hooked_whisper.hooks.splicing import splice_site
 from hooked_whisper.sae.architectures import ARCHITECTURES, make_sae
@@ -101,3 +102,5 @@ __all__ = [
     "Clip",
     "top_clips",
 ]
+
+explain_arguments(globals())

@@ -1,5 +1,6 @@
 """Activations of many recordings, stored, read and probed."""
 
+from hooked_whisper.arguments import explain_arguments
 from hooked_whisper.store.dataset import ActivationDataset, Epochs
 from hooked_whisper.store.fingerprint import model_identity
 from hooked_whisper.store.manifest import verify_store
@@ -21,3 +22,5 @@ __all__ = [
     "probe",
     "verify_store",
 ]
+
+explain_arguments(globals())

@@ -11,6 +11,7 @@ from hooked_whisper.data.loading import ReadingRules
 from hooked_whisper.data.recordings import Recordings
 from hooked_whisper.errors import InputError, StoreError, StoreMismatchError, shown
 from hooked_whisper.io import checksum_of_model
+from hooked_whisper.model.whisper import HookedWhisper
 
 FORMAT = "hooked_whisper.activations/1"
 
@@ -113,7 +114,7 @@ def make_identity(
     }
 
 
-def model_identity(model: Any) -> dict[str, Any]:
+def model_identity(model: HookedWhisper) -> dict[str, Any]:
     """Which model it is, ready for JSON: its name, configuration, dtype and checksum."""
     return {
         "name": model.cfg.model_name,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hooked_whisper.data.hook_rows import SECONDS_PER_ROW, RowKind
 from hooked_whisper.display import box, count, facts, fold, size, table
-from hooked_whisper.errors import StoreError, shown
-from hooked_whisper.hooks.names import NamesFilter, match_names
+from hooked_whisper.errors import HookNameError, StoreError, shown
+from hooked_whisper.hooks.names import NamesFilter, explain_miss, match_names
 from hooked_whisper.io import as_path
 from hooked_whisper.speech.labels import values_at
 from hooked_whisper.store.manifest import read_manifest
@@ -145,7 +145,13 @@ class ActivationStore:
         return self.manifest["rows"][self.kind(hook_names)]
 
     def row_shape(self, hook_name: str) -> tuple[int, ...]:
-        """The axes of one row of a hook."""
+        """The axes of one row of a hook.
+
+        Raises:
+            HookNameError: It was not harvested.
+        """
+        if hook_name not in self.hook_names:
+            raise HookNameError(explain_miss(hook_name, self.hook_names))
         return tuple(self._shards.open(0).tensors[hook_name].shape[1:])
 
     # Rows

@@ -27,6 +27,7 @@ from hooked_whisper.distributed import ProcessGroup
 from hooked_whisper.errors import RecordingsError, StoreError
 from hooked_whisper.hooks.names import NamesFilter
 from hooked_whisper.io import as_path, lock_folder, make_folder, remove_parts, write_json
+from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.tokens import get_tokenizer
 from hooked_whisper.store import manifest
 from hooked_whisper.store.fingerprint import (
@@ -43,7 +44,7 @@ from hooked_whisper.store.shards import record_name, shard_name
 
 
 def harvest(
-    model: Any,
+    model: HookedWhisper,
     recordings: Any,
     hooks: NamesFilter,
     folder: str | Path,

@@ -23,7 +23,7 @@ LINES = [
     {"model"},
     {"weights", "hooks", "speech", "analysis", "figures", "digits"},
     {"distributed", "io", "display", "device", "interrupts"},
-    {"config"},
+    {"config", "arguments"},
     {"errors", "harvest", "pages"},  # the latter two are former names, whose names are elsewhere
     {"moved"},
 ]

@@ -41,6 +41,7 @@ ERRORS = {
     "MelError": ("InputError",),
     "LabelError": ("InputError",),
     "TokenError": ("InputError",),
+    "ArgumentError": ("InputError", "TypeError"),
     "InterventionError": ("HookedWhisperError", "ValueError"),
     "SiteError": ("InterventionError",),
     "AlignmentError": ("InterventionError",),

@@ -17,7 +17,7 @@ import pytest
 import hooked_whisper
 
 STUDY = Path(hooked_whisper.__file__).parent / "study"
-SUPPORT = {"config", "display", "errors", "io"}
+SUPPORT = {"arguments", "config", "display", "errors", "io"}
 ROOMS = {module.name for module in pkgutil.iter_modules(hooked_whisper.__path__) if module.ispkg}
 
 

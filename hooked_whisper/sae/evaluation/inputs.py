@@ -1,6 +1,6 @@
 """What autoencoders are judged on: windows of recordings and what is said in them, in batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from hooked_whisper.data.batches import (
 from hooked_whisper.data.recordings import Recording, reason_of
 from hooked_whisper.data.sources import as_recordings
 from hooked_whisper.data.windows import AudioWindow, SkippedRecording, each_window, with_texts
-from hooked_whisper.errors import AudioLengthError, InputError, NoDecoderError
+from hooked_whisper.errors import AudioLengthError, InputError, NoDecoderError, shown
 from hooked_whisper.model.language import find_languages
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.speech.mel import Mel
@@ -258,6 +258,8 @@ def own_rows(
 
 
 def _token_rows(model: HookedWhisper, tokens: Any, n: int) -> tuple[list[int], ...]:
+    if not isinstance(tokens, Iterable):
+        raise InputError(f"tokens are {shown(tokens)}; give a row of tokens for each recording.")
     rows = tuple(row.tolist() if isinstance(row, Tensor) else list(row) for row in tokens)
     if len(rows) != n:
         raise InputError(f"{len(rows)} rows of tokens and {n} recordings do not match.")

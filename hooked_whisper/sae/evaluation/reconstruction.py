@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hooked_whisper.analysis.massive_activations import SumsByNorm
 from hooked_whisper.analysis.moments import Histogram, RunningMoments
-from hooked_whisper.errors import InputError, SpliceError
+from hooked_whisper.errors import InputError, SpliceError, describe
 
 ALWAYS_ON = 0.9
 """Share of the vectors above which a latent counts as always on."""
@@ -222,6 +222,8 @@ def judge_reconstruction(sae: Any, activations: Iterable[Any]) -> Reconstruction
         InputError: No vectors.
         SpliceError: A result of another shape, or not finite.
     """
+    if not (hasattr(sae, "encode") and hasattr(sae, "decode")):
+        raise SpliceError(f"{describe(sae)} is no autoencoder: it has no encode and decode.")
     meter = ReconstructionMeter()
     for i, batch in enumerate(activations):
         x, target = batch if isinstance(batch, tuple | list) else (batch, batch)

@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_whisper.analysis.selectivity import (
@@ -165,7 +165,9 @@ def latents_by_speech(
     )
 
 
-def frame_labels(recordings: Any, n_positions: Sequence[int] | Tensor) -> list[Labels]:
+def frame_labels(
+    recordings: Any, n_positions: Sequence[int] | Int[Tensor, "recording"]
+) -> list[Labels]:
     """What is known about each encoder position, of all recordings one after the other.
 
     Args:

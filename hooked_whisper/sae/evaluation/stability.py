@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from hooked_whisper.errors import InputError, SpliceError
+from hooked_whisper.errors import InputError, SpliceError, shown
 from hooked_whisper.sae.evaluation.reconstruction import decoder_directions
 
 
@@ -160,7 +160,10 @@ def _chosen(sae: Any, used: Any, name: str) -> Tensor:
     if not bool(torch.isfinite(directions).all()):
         raise SpliceError("the decoder holds values that are not finite. Check its weights.")
     if used is not None:
-        used = torch.as_tensor(used)
+        try:
+            used = torch.as_tensor(used)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{name} is {shown(used)}; it must hold bools.") from error
         if used.dtype != torch.bool or used.shape != directions.shape[:1]:
             raise InputError(
                 f"{name} is {used.dtype} of shape {tuple(used.shape)}; it must be a bool for each "

@@ -6,6 +6,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from hooked_whisper.data.batches import heard_rows, recording_row, text_row, written_rows
@@ -60,7 +61,7 @@ class ModelActivations:
         recordings: Any,
         *,
         texts: Sequence[str] | None = None,
-        tokens: Sequence[Tensor] | Tensor | None = None,
+        tokens: Sequence[Tensor] | Int[Tensor, "recording pos"] | None = None,
         all_frames: bool = False,
         buffer_size: int = 65_536,
         n_together: int = 4,

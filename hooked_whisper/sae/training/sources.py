@@ -79,6 +79,8 @@ class MemoryActivations:
             raise TrainingError(
                 f"no activations of {missing[0]!r} are held; there are {', '.join(self.tensors)}."
             )
+        if not hook_names:
+            raise TrainingError(f"no hook is named; there are {', '.join(self.tensors)}.")
         groups: dict[int, list[str]] = {}
         for name in hook_names:
             groups.setdefault(len(self.tensors[name]), []).append(name)
