@@ -139,6 +139,9 @@ def _frames(container: "InputContainer", stream: "AudioStream") -> Iterator["Aud
         except (av.error.InvalidDataError, av.error.EOFError):
             yield None
             continue
+        except IndexError:  # of a stream that turns up behind the header, which PyAV does not know
+            packets = container.demux(stream)
+            continue
         if frames is None:
             return
         yield from frames

@@ -30,7 +30,7 @@ from hooked_whisper.store.shards import file_size, record_name, shard_name
 MANIFEST_FILE = "manifest.json"
 
 Json = dict[str, Any]
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, Meta(ge=0)]
 
 

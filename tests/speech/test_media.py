@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,38 @@ from .encoding import KINDS, RATE_HZ, encode, sweep
 from .test_audio_files import outcome
 
 pytest.importorskip("av", reason="needs the extra `audio`")
+
+
+def test_packets_of_a_stream_behind_the_header_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyAV has an IndexError of its own for them; the sound around them is whole."""
+    from av.container import InputContainer
+
+    from hooked_whisper.speech import media
+
+    (tmp_path / "a.m4a").write_bytes(encode(sweep(0.5), **KINDS["m4a"]))
+    whole, n_begun = load_audio(tmp_path / "a.m4a"), 0
+
+    class Later:
+        """A container in which every third packet is of another stream."""
+
+        def __init__(self, container: InputContainer) -> None:
+            self.container = container
+
+        def demux(self, stream: Any) -> Any:
+            nonlocal n_begun
+            n_begun += 1
+            for i, packet in enumerate(self.container.demux(stream)):
+                yield packet
+                if i == 2:
+                    raise IndexError("list index out of range")
+
+    frames = media._frames
+    monkeypatch.setattr(media, "_frames", lambda found, stream: frames(Later(found), stream))
+    assert torch.equal(load_audio(tmp_path / "a.m4a"), whole)
+    assert n_begun > 2
+
 
 DELAYS = {"aac": 1024, "ts": 1024, "flv": 1024, "mp4 in fragments": 1024, "mpg": 481}
 """Samples that an encoder puts in front, in files that do not say so: ffmpeg plays them too."""

@@ -219,6 +219,17 @@ def test_a_missing_shard_is_told(store: ActivationStore, tmp_path: Path) -> None
         ActivationStore(tmp_path).rows(NAMES, slice(None))
 
 
+def test_a_number_that_no_tensor_holds_is_damage(store: ActivationStore, tmp_path: Path) -> None:
+    for path in store.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / "shard-000000.json"
+    record = json.loads(path.read_text())
+    record["recordings"][0]["index"] = 10**30
+    path.write_text(json.dumps(record))
+    with pytest.raises(StoreDamagedError, match=r"shard-000000\.json"):
+        ActivationStore(tmp_path).recording(0)
+
+
 def test_other_programs_can_read_the_shards(
     store: ActivationStore, everything: dict[str, torch.Tensor]
 ) -> None:
