@@ -129,6 +129,7 @@ def run(function: Any, arguments: dict[str, Any]) -> Any:
     return found
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # whisper's files
 def test_every_outcome_is_none_of_pythons_errors(
     valid: Any,
     tmp_path: Path,
