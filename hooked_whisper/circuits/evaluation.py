@@ -13,6 +13,7 @@ from hooked_whisper.circuits.circuit import Circuit
 from hooked_whisper.circuits.circuit_run import CircuitRun
 from hooked_whisper.circuits.find import refuse_hooks, runs_of
 from hooked_whisper.circuits.graph import EdgeGraph
+from hooked_whisper.circuits.latents import LatentGraph
 from hooked_whisper.display import count, progress_bar
 from hooked_whisper.errors import InterventionError
 from hooked_whisper.interventions.examples import Example
@@ -156,6 +157,13 @@ def evaluate_circuits(
     if not many:
         raise InterventionError("no circuits; pass scores.top(n), or several in a list.")
     for each in many:
+        if isinstance(each.graph, LatentGraph):
+            raise InterventionError(
+                "a circuit with latents cannot be run by itself: what comes along edges is "
+                "exchanged between the model's own parts. Judge its edges by "
+                'find_latent_circuit(..., method="exact") on other pairs, or evaluate a circuit of '
+                "find_circuit."
+            )
         if each.graph != graph:
             raise InterventionError(
                 f"a circuit has the graph {each.graph}; this model's is {graph}."

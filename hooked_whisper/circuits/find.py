@@ -1,7 +1,7 @@
 """find_circuit: every edge of the graph scored, exactly or from gradients."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any, get_args
@@ -108,7 +108,32 @@ def find_circuit(
                 "of logits here, and the other to evaluate_circuits."
             )
         each.check(1, base.n_pos, model.cfg.d_vocab)
-    result = _empty_result(model, runs, metrics, method, direction, n_steps)
+    steps = n_steps if method.startswith("eap-ig") else 1
+    graph = EdgeGraph.of(model.cfg)
+    result = empty_result(model, graph, runs, metrics, method, direction, steps=steps)
+    scorer = _exact if method == "exact" else partial(_estimated, method, n_steps)
+    fill(
+        model, result, runs, metrics, [partial(scorer, model)], max_bytes, progress, resume, save_to
+    )
+    return result
+
+
+Scorer = Callable[[Example, Example | WhisperCache, Metric, Tensor, int], Iterator[Any]]
+"""From a pair, its metric, the edges to be done and memory to numbers of edges and values."""
+
+
+def fill(
+    model: HookedWhisper,
+    result: EdgeScores,
+    runs: Sequence[tuple[Example, Example | WhisperCache]],
+    metrics: Sequence[Metric],
+    stages: Iterable[Scorer],
+    max_bytes: int,
+    progress: bool,
+    resume: EdgeScores | None,
+    save_to: str | os.PathLike[str] | None,
+) -> None:
+    """Let each of some scorers do the edges of each pair that are not there; see `find_circuit`."""
     for number, (each, (base, source)) in enumerate(zip(metrics, runs, strict=True)):
         result.set_baselines(number, *baselines(model, base, source, each, number))
     with (
@@ -123,17 +148,16 @@ def find_circuit(
             total=result.n_cells, initial=result.n_done, desc="edges", show=progress
         ) as bar,
     ):
-        for number, (each, run) in enumerate(zip(metrics, runs, strict=True)):
-            todo = result.values[number].isnan()
-            if not todo.any():
-                continue
-            base, source, read = cut_text(*run, each)
-            scorer = _exact if method == "exact" else partial(_estimated, method, n_steps)
-            for numbers, values in scorer(model, base, source, read, todo, max_bytes):
-                result.values[number, numbers] = values.float().cpu()
-                bar.update(len(numbers))
-                keep()
-    return result
+        for scorer in stages:
+            bar.update(result.n_done - bar.n)
+            for number, (each, run) in enumerate(zip(metrics, runs, strict=True)):
+                todo = result.values[number].isnan()
+                if not todo.any():
+                    continue
+                for numbers, values in scorer(*cut_text(*run, each), todo, max_bytes):
+                    result.values[number, numbers] = values.float().cpu()
+                    bar.update(len(numbers))
+                    keep()
 
 
 def _check(model: HookedWhisper, method: Any, n_steps: Any, max_bytes: Any) -> None:
@@ -254,23 +278,20 @@ def logits_of_means(model: HookedWhisper, base: Example, means: WhisperCache) ->
     return model.decoder.finish(of_base[last] + changes)
 
 
-def _empty_result(
+def empty_result(
     model: HookedWhisper,
+    graph: EdgeGraph,
     runs: Sequence[Any],
     metrics: Sequence[Metric],
     method: Method,
     direction: Direction,
-    n_steps: int,
+    **conditions: Any,
 ) -> EdgeScores:
     """The table to fill."""
-    graph, nan = EdgeGraph.of(model.cfg), torch.full((len(runs),), torch.nan)
+    nan = torch.full((len(runs),), torch.nan)
     names = sorted({metric_name(each) for each in metrics})
     put_in = [each if isinstance(each, Example) else dict(each.items()) for _, each in runs]
-    conditions = {
-        "graph": list(astuple(graph)),
-        "method": method,
-        "steps": n_steps if method.startswith("eap-ig") else 1,
-    }
+    conditions = {"graph": list(astuple(graph)), "method": method} | conditions
     return EdgeScores(
         torch.full((len(runs), len(graph.edges)), torch.nan),
         {"pair": list(range(len(runs))), "edge": [str(edge) for edge in graph.edges]},

@@ -8,7 +8,10 @@ Source: Marks et al. 2024 "Sparse Feature Circuits", section 3: latents and erro
 by attribution patching and integrated gradients.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,18 +20,25 @@ from torch import Tensor
 
 from hooked_whisper.circuits.contributions import Differences, read_by
 from hooked_whisper.circuits.exact import EdgeRuns
-from hooked_whisper.circuits.find import _KEPT, baselines, refuse_hooks, runs_of
+from hooked_whisper.circuits.find import (
+    _KEPT,
+    Scorer,
+    empty_result,
+    fill,
+    refuse_hooks,
+    runs_of,
+)
 from hooked_whisper.circuits.gradients import EMBEDDED, EdgeGradients
 from hooked_whisper.circuits.graph import EdgeGraph, Latent, ReadSite
-from hooked_whisper.circuits.latents import LatentGraph, block_of_hook
+from hooked_whisper.circuits.latents import LatentGraph, block_of_hook, numbers_of
 from hooked_whisper.circuits.scores import EdgeScores, Method
 from hooked_whisper.config import Stack
-from hooked_whisper.display import progress_bar
 from hooked_whisper.errors import InterventionError, check_count
-from hooked_whisper.metrics.base import metric_name
+from hooked_whisper.metrics.base import Metric
 from hooked_whisper.model.whisper import HookedWhisper
 from hooked_whisper.patching.grid import Direction, metric_for_each
 from hooked_whisper.patching.partial_forward import DEFAULT_MAX_BYTES
+from hooked_whisper.patching.partial_result import fingerprint
 from hooked_whisper.patching.resume_point import StreamPosition
 from hooked_whisper.sae.base import SAE
 
@@ -49,6 +59,8 @@ def find_latent_circuit(
     n_steps: int = 5,
     max_bytes: int = DEFAULT_MAX_BYTES,
     progress: bool = True,
+    resume: EdgeScores | None = None,
+    save_to: str | os.PathLike[str] | None = None,
 ) -> EdgeScores:
     """What each edge does to a metric where latents of autoencoders are nodes of the graph.
 
@@ -69,6 +81,9 @@ def find_latent_circuit(
         n_steps: Points on the way between the runs, for integrated gradients.
         max_bytes: About how much memory runs side by side may take.
         progress: Show a progress bar on stderr.
+        resume: Unfinished scores of the same call, to go on with. They are not changed.
+        save_to: A file that keeps what is done as it goes, and that is gone on from where
+            it is there.
 
     Returns:
         Scores whose graph is a `LatentGraph`: choose, save and draw circuits as of any others.
@@ -79,7 +94,7 @@ def find_latent_circuit(
         AlignmentError: Runs of other lengths.
         MetricError: A metric that is the same in both runs of a pair, or without gradients.
     """
-    _check(model, saes, method)
+    _check(model, saes, method, max_bytes)
     for name, count, least in (("n_latents", n_latents, 1), ("n_exact", n_exact, 0)):
         check_count(name, count, least, InterventionError)
     check_count("n_steps", n_steps, 1, InterventionError)
@@ -96,31 +111,57 @@ def find_latent_circuit(
     for (stack, layer), effect in sorted(effects.items(), key=lambda x: (x[0][0] != "encoder", x)):
         best = effect.abs().argsort(descending=True, stable=True)[:n_latents]
         chosen.append((stack, layer, tuple(sorted(best.tolist()))))
-    graph = LatentGraph(*_sizes(model), latents=tuple(chosen))
-    result = _empty(graph, len(runs), metrics, method, direction, n_exact)
-    n_all = len(graph.edges)
-    with progress_bar(total=len(runs) * n_all, desc="edges", show=progress) as bar:
-        for number, (each, (base, source)) in enumerate(zip(metrics, runs, strict=True)):
-            result.set_baselines(number, *baselines(model, base, source, each, number))
-            pair = _Pair(model, by_block, graph, each, base, source, max_bytes)
-            if method == "exact":
-                for numbers, values in pair.exact(torch.ones(n_all, dtype=torch.bool)):
-                    result.values[number, numbers] = values.float().cpu()
-            else:
-                result.values[number] = pair.estimated(1 if method == "eap" else n_steps)
-            bar.update(n_all)
-    if n_exact and method != "exact":
-        best = result.scores().abs().argsort(descending=True)[:n_exact]
-        for number, (each, (base, source)) in enumerate(zip(metrics, runs, strict=True)):
-            todo = torch.zeros(n_all, dtype=torch.bool)
-            todo[best] = True
-            pair = _Pair(model, by_block, graph, each, base, source, max_bytes)
-            for numbers, values in pair.exact(todo):
-                result.values[number, numbers] = values.float().cpu()
+    graph = LatentGraph(*astuple(EdgeGraph.of(model.cfg)), latents=tuple(chosen))
+    result = empty_result(
+        model,
+        graph,
+        runs,
+        metrics,
+        method,
+        direction,
+        steps=n_steps if method == "eap-ig-inputs" else 1,
+        n_exact=n_exact,
+        autoencoders=fingerprint([list(sae.parameters()) for sae in by_block.values()]),
+    )
+    stages = _stages(model, by_block, result, n_steps, n_exact)
+    fill(model, result, runs, metrics, stages, max_bytes, progress, resume, save_to)
     return result
 
 
-def _check(model: HookedWhisper, saes: Any, method: Any) -> None:
+_MEASURED = "measured"
+"""Which edges are patched for true behind estimates of all."""
+
+
+def _stages(
+    model: HookedWhisper,
+    saes: Mapping[tuple[Stack, int], SAE],
+    result: EdgeScores,
+    n_steps: int,
+    n_exact: int,
+) -> Iterator[Scorer]:
+    """Estimates of all edges first, then exact values of the greatest; or exact values alone."""
+
+    def score(
+        is_exact: bool, base: Any, source: Any, metric: Metric, todo: Tensor, max_bytes: int
+    ) -> Iterator[Any]:
+        pair = _Pair(model, saes, result.graph, metric, base, source, max_bytes)
+        if is_exact:
+            yield from pair.exact(todo.clone())
+        else:
+            found = pair.estimated(1 if result.method == "eap" else n_steps)
+            yield list(range(len(found))), found
+
+    if result.method != "exact" and _MEASURED not in result.held:
+        yield partial(score, False)
+        measured = torch.zeros(len(result.edges), dtype=torch.bool)
+        measured[result.scores().abs().argsort(descending=True)[:n_exact]] = True
+        result.values[:, measured] = torch.nan
+        result.held[_MEASURED] = measured
+    yield partial(score, True)
+
+
+def _check(model: HookedWhisper, saes: Any, method: Any, max_bytes: Any) -> None:
+    check_count("max_bytes", max_bytes, 1, InterventionError)
     if method not in _METHODS:
         known = ", ".join(map(repr, _METHODS))
         raise InterventionError(f"method is {method!r}; with latents it can be {known}.")
@@ -138,28 +179,6 @@ def _check(model: HookedWhisper, saes: Any, method: Any) -> None:
                 f"the autoencoder for {hook} is of width {sae.cfg.d_in} or a transcoder; it must "
                 f"reconstruct the stream, of width {model.cfg.d_model}."
             )
-
-
-def _sizes(model: HookedWhisper) -> tuple[int, int, int, int]:
-    cfg = model.cfg
-    return cfg.n_audio_layers, cfg.n_audio_heads, cfg.n_text_layers, cfg.n_text_heads
-
-
-def _empty(
-    graph: LatentGraph, n: int, metrics: Sequence[Any], method: Method, direction: str, n_exact: int
-) -> EdgeScores:
-    nan = torch.full((n,), torch.nan)
-    return EdgeScores(
-        torch.full((n, len(graph.edges)), torch.nan),
-        {"pair": list(range(n)), "edge": [str(edge) for edge in graph.edges]},
-        nan,
-        nan.clone(),
-        direction,
-        ", ".join(sorted({metric_name(each) for each in metrics})),
-        graph,
-        method,
-        conditions={"graph": graph.to_list(), "method": method, "n_exact": n_exact},
-    )
 
 
 def writes_of(
@@ -230,7 +249,7 @@ class _Pair:
         if isinstance(graph, LatentGraph):
             for block, (ours, theirs) in self.streams.items():
                 nodes = graph.nodes_behind(*block)
-                numbers = [int(node.which) for node in nodes[:-2]]
+                numbers = numbers_of(nodes)
                 changes = writes_of(saes[block], theirs, numbers)
                 changes = changes - writes_of(saes[block], ours, numbers)
                 self.differences.add(nodes, changes)
@@ -334,7 +353,7 @@ class _Gradients(EdgeGradients):
         name = "resid_post" if last else "resid_pre"
         stream = tensors[f"{site.stack}.blocks.{site.layer + (not last)}.hook_{name}"]
         behind = self._behind((site.stack, site.layer), found)
-        numbers = [int(node.which) for node in site.receivers[:-2]]  # type: ignore[union-attr]
+        numbers = numbers_of(site.receivers)
         with torch.enable_grad():
             x = stream.detach().float().requires_grad_()
             writes = writes_of(self.saes[site.stack, site.layer], x, numbers)
@@ -353,7 +372,7 @@ class _Runs(EdgeRuns):
         """The streams behind an autoencoder one of whose nodes reads something else."""
         stream = self._behind(site.stack, site.layer)
         sae = self.saes[site.stack, site.layer]
-        numbers = [int(node.which) for node in site.receivers[:-2]]  # type: ignore[union-attr]
+        numbers = numbers_of(site.receivers)
         base = writes_of(sae, stream, numbers)
         rows, n = [], len(site.receivers)
         for sender in sorted({number // n for number in chosen}):

@@ -29,10 +29,6 @@ class LatentGraph(EdgeGraph):
 
     latents: tuple[tuple[Stack, int, tuple[int, ...]], ...] = ()
 
-    def to_list(self) -> list[Any]:
-        """The arguments, in values that JSON has."""
-        return [*self.size, [[stack, layer, list(which)] for stack, layer, which in self.latents]]
-
     def nodes_behind(self, stack: Stack, layer: int) -> list[Latent]:
         """The nodes of the autoencoder behind a block; none where there is none."""
         for each, block, numbers in self.latents:
@@ -85,6 +81,11 @@ def graph_from(arguments: Iterable[Any]) -> EdgeGraph:
         return EdgeGraph(*sizes)
     latents = tuple((stack, layer, tuple(which)) for stack, layer, which in sizes.pop())
     return LatentGraph(sizes[0], sizes[1], sizes[2], sizes[3], latents)
+
+
+def numbers_of(nodes: Iterable[Any]) -> list[int]:
+    """Those latents that are nodes of their own."""
+    return [int(node.which) for node in nodes if node.which.isdecimal()]
 
 
 def _layer_of(node: Any) -> int:

@@ -1,6 +1,7 @@
 """Circuits with latents: the plain loop's numbers on openai-whisper, and sums that must hold."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hooked_whisper.circuits import (
     Latent,
     LatentGraph,
     draw_circuit,
+    evaluate_circuits,
     find_circuit,
     find_latent_circuit,
 )
@@ -179,6 +181,30 @@ def test_the_greatest_can_be_measured(
     found = find_latent_circuit(small_model, saes, pair, difference, "eap", n_exact=15, **QUIET)
     same = (found.values - exact.values).abs()[0] < 1e-6
     assert found.edges == exact.edges and 15 <= int(same.sum()) < 100
+
+
+def test_goes_on_where_it_stopped(
+    small_model: Any, saes: Any, pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "scores.safetensors"
+    options: dict[str, Any] = {"n_exact": 9, **QUIET}
+    whole = find_latent_circuit(small_model, saes, pair, difference, "eap", **options)
+    measured = whole.held["measured"].nonzero().flatten()
+    assert len(measured) == 9
+    part = replace(whole, values=whole.values.clone())
+    part.values[0, measured[4:]] = torch.nan
+    part.save(path)
+    monkeypatch.setattr("hooked_whisper.circuits.latent_find._Pair.estimated", None)
+    found = find_latent_circuit(small_model, saes, pair, difference, "eap", save_to=path, **options)
+    torch.testing.assert_close(found.values, whole.values, atol=1e-6, rtol=0)
+    assert EdgeScores.load(path).complete
+
+
+def test_a_circuit_with_latents_is_not_evaluated(
+    small_model: Any, pair: Any, exact: EdgeScores
+) -> None:
+    with pytest.raises(InterventionError, match="with latents cannot be run by itself"):
+        evaluate_circuits(small_model, exact.top(60), pair, difference)
 
 
 def test_kept_and_drawn(exact: EdgeScores, tmp_path: Path) -> None:
