@@ -121,7 +121,9 @@ def find_latent_circuit(
         direction,
         steps=n_steps if method == "eap-ig-inputs" else 1,
         n_exact=n_exact,
-        autoencoders=fingerprint([list(sae.parameters()) for sae in by_block.values()]),
+        autoencoders=fingerprint(
+            [(sae.cfg, list(sae.parameters())) for _, sae in sorted(by_block.items())]
+        ),
     )
     stages = _stages(model, by_block, result, n_steps, n_exact)
     fill(model, result, runs, metrics, stages, max_bytes, progress, resume, save_to)
@@ -248,8 +250,7 @@ class _Pair:
         }  # fmt: skip
         if isinstance(graph, LatentGraph):
             for block, (ours, theirs) in self.streams.items():
-                nodes = graph.nodes_behind(*block)
-                numbers = numbers_of(nodes)
+                numbers = numbers_of(nodes := graph.nodes_behind(*block))
                 changes = writes_of(saes[block], theirs, numbers)
                 changes = changes - writes_of(saes[block], ours, numbers)
                 self.differences.add(nodes, changes)
