@@ -10,7 +10,7 @@ by attribution patching and integrated gradients.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -111,7 +111,7 @@ def find_latent_circuit(
     for (stack, layer), effect in sorted(effects.items(), key=lambda x: (x[0][0] != "encoder", x)):
         best = effect.abs().argsort(descending=True, stable=True)[:n_latents]
         chosen.append((stack, layer, tuple(sorted(best.tolist()))))
-    graph = LatentGraph(*astuple(EdgeGraph.of(model.cfg)), latents=tuple(chosen))
+    graph = LatentGraph(**asdict(EdgeGraph.of(model.cfg)), latents=tuple(chosen))
     result = empty_result(
         model,
         graph,
