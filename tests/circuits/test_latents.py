@@ -238,3 +238,33 @@ def test_errors(
 ) -> None:
     with pytest.raises(InterventionError, match=re.escape(message)):
         find_latent_circuit(small_model, saes_of(saes), pair, difference, **options)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize(
+    ("method", "n_exact"), [("exact", 0), ("eap-ig-inputs", 0), ("eap-ig-inputs", 9)]
+)
+def test_what_was_done_is_kept_and_gone_on_with(
+    small_model: Any, saes: Any, pair: Any, method: Any, n_exact: int, tmp_path: Path
+) -> None:
+    left = [0]
+
+    def metric(logits: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return difference(logits)
+
+    def find(n_calls: int, **more: Any) -> EdgeScores:
+        left[0] = n_calls
+        options = {**QUIET, "n_exact": n_exact, "max_bytes": 2**14, **more}
+        return find_latent_circuit(small_model, saes, [pair, pair[::-1]], metric, method, **options)
+
+    whole = find(-1)
+    path = tmp_path / "scores.safetensors"
+    stopped = find((-left[0] - 1) * 9 // 10, save_to=path)
+    assert 0 < stopped.n_done < whole.n_cells
+    again = find(-1, save_to=path)
+    assert torch.equal(again.values, whole.values) and again.complete
+    with pytest.raises(InterventionError, match="n_exact"):
+        find(-1, save_to=path, n_exact=n_exact + 1)
