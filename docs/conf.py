@@ -1,6 +1,7 @@
 """How Sphinx builds these pages: `make docs`, into build/docs. It needs no network."""
 
 import importlib
+import inspect
 import os
 import pkgutil
 import re
@@ -103,13 +104,18 @@ ELSEWHERE = {
 """Pages whose text lies elsewhere in the repository."""
 
 
+def identity(thing: Any) -> int:
+    """What tells an object from others: a function that explains its arguments is the function."""
+    return id(inspect.unwrap(thing))
+
+
 def public_names() -> dict[int, str]:
-    """The documented name of each public object, by the object's id."""
+    """The documented name of each public object, by its identity."""
     found = {}
     for room in ROOMS:
         module = importlib.import_module(room)
         for name in module.__all__:
-            found.setdefault(id(getattr(module, name)), f"{room}.{name}")
+            found.setdefault(identity(getattr(module, name)), f"{room}.{name}")
     return found
 
 
@@ -123,7 +129,7 @@ def find_public(app: Sphinx, env: Any, node: pending_xref, contnode: nodes.Eleme
         thing = getattr(importlib.import_module(path), name)
     except (ImportError, AttributeError):
         return None
-    public = public_names().get(id(thing))
+    public = public_names().get(identity(thing))
     if public is None or public == target:
         return None
     entry = env.domains["py"].objects.get(public)
@@ -139,7 +145,7 @@ def unnamed(env: Any) -> list[str]:
     for room in ROOMS:
         module = importlib.import_module(room)
         for name in module.__all__:
-            key = id(getattr(module, name))
+            key = identity(getattr(module, name))
             if f"{room}.{name}" in documented:
                 found.add(key)
             missing[f"{room}.{name}"] = key
