@@ -45,8 +45,9 @@ def explained(public: Any) -> Any:
 
 
 def _explain_methods(part: type) -> None:
+    is_module = hasattr(part, "register_forward_hook")  # hook points are called all the time
     for name, value in [*vars(part).items()]:
-        if name.startswith("_") and name not in _CALLS:
+        if name.startswith("_") and (name not in _CALLS or (name == "__call__" and is_module)):
             continue
         if isinstance(value, FunctionType):
             setattr(part, name, _explained(value))
