@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hooked_whisper.errors import ReportError
+from hooked_whisper.errors import ReportError, StoreBusyError
 from hooked_whisper.io import write_whole
 from hooked_whisper.study import Study, study
 from hooked_whisper.study import folder as folders
@@ -133,6 +133,15 @@ def test_what_the_new_one_does_not_leave_is_gone(tmp_path: Path) -> None:
         write(place, "old", "activations/shard")
     make(tmp_path, "new")
     assert files(tmp_path) == expected("new")
+
+
+def test_a_folder_has_one_study_at_a_time(tmp_path: Path) -> None:
+    with study_folder(tmp_path, TRAINED, overwrite=False):
+        with (
+            pytest.raises(StoreBusyError, match="another study writes into"),
+            study_folder(tmp_path, TRAINED, overwrite=True),
+        ):
+            pass
 
 
 def test_what_one_that_broke_off_left_is_gone(tmp_path: Path) -> None:
