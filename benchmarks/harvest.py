@@ -66,11 +66,12 @@ def run_bare(model: Any, paths: list[Path], size: int) -> None:
 
 
 def run_harvest(
-    model: Any, paths: list[Path], size: int, folder: Path, n_workers: int | None
+    model: Any, paths: list[Path], size: int, folder: Path, n_workers: int | None, **options: Any
 ) -> ActivationStore:
     """Ours, into a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
-    return harvest(model, paths, HOOKS, folder, dtype="fp16", batch_size=size, n_workers=n_workers)
+    options |= {"dtype": "fp16", "batch_size": size, "n_workers": n_workers}
+    return harvest(model, paths, HOOKS, folder, **options)
 
 
 def run_loop(model: Any, paths: list[Path], size: int, folder: Path, n_mels: int) -> None:
