@@ -10,6 +10,7 @@ import functools
 import inspect
 import numbers
 import re
+import sys
 import typing
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from types import FunctionType, NoneType, SimpleNamespace, UnionType
@@ -35,7 +36,11 @@ def explain_arguments(room: dict[str, Any]) -> None:
 def explained(public: Any) -> Any:
     """A function that explains, or a class whose methods do; anything else as it is."""
     if isinstance(public, FunctionType):
-        return _explained(public)
+        home, name = vars(sys.modules[public.__module__]), public.__name__
+        found = _explained(public)
+        if home.get(name) is public:  # where pickle looks for it
+            home[name] = found
+        return found
     if isinstance(public, type):
         package = public.__module__.partition(".")[0]
         for part in public.__mro__:
@@ -56,8 +61,8 @@ def _explain_methods(part: type) -> None:
 
 
 def _explained(function: Any) -> Any:
-    if hasattr(function, "explains_arguments"):
-        return function
+    if "explains_arguments" in vars(function):
+        return function.explains_arguments
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -80,7 +85,7 @@ def _explained(function: Any) -> Any:
                 raise wrong from error
             raise
 
-    call.explains_arguments = True  # type: ignore[attr-defined]
+    vars(function)["explains_arguments"] = vars(call)["explains_arguments"] = call
     return call
 
 

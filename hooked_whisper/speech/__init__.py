@@ -3,6 +3,7 @@
 Nothing here knows a model; sizes come in as numbers or as a configuration.
 """
 
+from hooked_whisper.arguments import explain_arguments
 from hooked_whisper.speech.audio import load_audio
 from hooked_whisper.speech.labels import TimedLabel
 from hooked_whisper.speech.mel import Mel, check_mel, to_mel
@@ -35,3 +36,5 @@ __all__ = [
     "to_tokens",
     "word_error_rate",
 ]
+
+explain_arguments(globals())

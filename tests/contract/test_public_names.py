@@ -4,6 +4,7 @@ A change of these lists belongs into the documentation and the changelog too.
 """
 
 import importlib
+import pickle
 import types
 
 import pytest
@@ -239,3 +240,13 @@ def test_the_tree_in_the_docstring_names_every_error() -> None:
 def test_an_error_reads_as_its_sentence() -> None:
     """A KeyError would show the quoted repr of its message."""
     assert str(errors.HookNameError("no hook 'a'.")) == "no hook 'a'."
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_other_processes_can_be_given_what_is_public(room: str) -> None:
+    """Pickle looks for a function or a class where it was written, and wants the same one."""
+    module = importlib.import_module(f"hooked_whisper.{room}")
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if isinstance(thing, types.FunctionType | type):
+            assert pickle.loads(pickle.dumps(thing)) is thing
