@@ -121,11 +121,25 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise _explain(error, path) from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, the same bytes for the same value, as `write_whole` does."""
+def write_json(path: Path, value: Any, then: Callable[[], object] | None = None) -> None:
+    """Write a value as JSON, the same bytes for the same value, as `write_whole` does.
+
+    Args:
+        path: What the file is to be called.
+        value: What is in it.
+        then: Called when all is written, before the file has its name.
+    """
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    # Half of a surrogate pair, as in names of files that are no UTF-8, becomes JSON's own escape.
-    write_whole(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+
+    def write(file: IO[bytes]) -> None:
+        # Half of a surrogate pair, as in names of files that are no UTF-8, becomes JSON's own
+        # escape.
+        file.write(text.encode("utf-8", "backslashreplace"))
+        if then is not None:
+            file.flush()
+            then()
+
+    write_whole(path, write)
 
 
 @contextmanager

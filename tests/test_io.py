@@ -12,12 +12,14 @@ import torch
 from safetensors import safe_open
 
 from hooked_whisper import io
+from hooked_whisper.errors import StoreWriteError
 from hooked_whisper.io import (
     lock_file,
     lock_folder,
     remove_parts,
     replacing,
     save_tensors,
+    write_json,
     write_whole,
 )
 
@@ -129,3 +131,18 @@ def test_others_may_read_what_the_user_lets_them_read(tmp_path: Path, umask: int
         os.umask(before)
     modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == {0o666 & ~umask}
+
+
+def test_what_is_done_before_a_file_has_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.json"
+    path.write_text("old")
+    seen: list[str] = []
+
+    def full() -> None:
+        raise OSError("full")
+
+    with pytest.raises(StoreWriteError):
+        write_json(path, {"a": 1}, full)
+    assert path.read_text() == "old"
+    write_json(path, {"a": 1}, lambda: seen.append(path.read_text()))
+    assert seen == ["old"] and path.read_text() == '{\n "a": 1\n}\n'

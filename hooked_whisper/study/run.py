@@ -226,11 +226,14 @@ def study(
                 "skipped": found.skipped,
                 "sections": {section.name: section.to_dict() for section in sections},
             }
-            write_json(place / NUMBERS, json_value(numbers))
-        if not keep_activations:
-            remove(place / STORE)
-        for path in (place / SAE_FOLDER).glob("checkpoint*"):  # nothing is to go on any more
-            path.unlink()
+
+        def clean_up() -> None:
+            """Nothing is to go on once the numbers have their name."""
+            remove(*(place / SAE_FOLDER).glob("checkpoint*"))
+            if not keep_activations:
+                remove(place / STORE)
+
+        write_json(place / NUMBERS, json_value(numbers), clean_up)
     return Study(folder, sections, found.skipped, seconds)
 
 

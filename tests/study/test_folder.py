@@ -71,6 +71,22 @@ def test_what_breaks_off_leaves_the_earlier_one_and_goes_on(
     assert not any(UNFINISHED.encode() in content for content in files(tmp_path).values())
 
 
+def test_nothing_is_left_to_be_removed_once_it_is_done(
+    small_model: Any, noise: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill behind the numbers would leave it for ever: the study is not made again."""
+    done: list[bool] = []
+
+    def remove(*paths: Path) -> None:
+        done.extend((tmp_path / folders.NUMBERS).exists() for _ in paths)
+        folders.remove(*paths)
+
+    monkeypatch.setattr("hooked_whisper.study.run.remove", remove)
+    study(small_model, noise, tmp_path, **OPTIONS)
+    assert done == [False, False]  # the checkpoint and the activations
+    assert not list(tmp_path.rglob("checkpoint*")) and not (tmp_path / "activations").exists()
+
+
 @pytest.mark.parametrize("n_moves", range(9))
 def test_a_move_that_breaks_off_goes_on(
     n_moves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
